@@ -1,0 +1,224 @@
+"""The `eco-fast` command: a verb per command. Heavy modules are imported when a command runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SCALES = (2, 3, 4, 8)
+ROUNDINGS = ("uint8", "im2double")
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+Arguments = argparse.Namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C."""
+    parsed = parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except ValueError as error:
+        print(f"eco-fast: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:  # a full or read-only disk, a missing permission
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"eco-fast: {what}{error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        again = "go on with --resume" if parsed.command == "train" else "run the same command again to go on"
+        print(f"\neco-fast: interrupted; {again}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="eco-fast", description="Fast, exact, resumable training of image super-resolution networks (ECO)."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    train = command(
+        "train",
+        "Run a recipe: prepare, teacher, centroids, training, table. Without arguments: the quick start.",
+        """eco-fast train edsr_baseline_x2_eco --run runs/mine --set data.train='["DIV2K_train_HR"]'""",
+    )
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of a shipped recipe, or a .toml file")
+    train.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run folder (runs/RECIPE)")
+    train.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    train.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the recipe"
+    )
+    train.set_defaults(run=_train)
+
+    prepare = command("prepare", "Decode pictures once into a store.", "eco-fast prepare DIV2K_train_HR --store stores/div2k")
+    prepare.add_argument("sources", nargs="+", metavar="SRC", help="folder, picture, or builtin:train")
+    prepare.add_argument("--store", type=Path, required=True, metavar="DIR", help="the store")
+    prepare.add_argument("--convert-16bit", action="store_true", help="keep the upper 8 of 16 bits instead of refusing")
+    prepare.set_defaults(run=_prepare)
+
+    teach = command(
+        "teach",
+        "Make the centroids: a teacher's output over every picture of a store.",
+        "eco-fast teach --store stores/div2k --teacher edsr_baseline_x2-1bc95232.pt --scale 2",
+    )
+    teach.add_argument("--store", type=Path, required=True, metavar="DIR", help="made by eco-fast prepare")
+    teach.add_argument("--teacher", type=Path, required=True, metavar="CHECKPOINT", help="the teacher's weights")
+    _add_scale(teach)
+    _add_rounding(teach)
+    _add_device(teach)
+    teach.set_defaults(run=_teach)
+
+    evaluate = command(
+        "evaluate",
+        "Score a checkpoint over HR folders, or existing SR pictures: PSNR and SSIM.",
+        "eco-fast evaluate runs/mine/checkpoints/best.safetensors --data Set5/HR Set14/HR --scale 2",
+    )
+    evaluate.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="the network")
+    evaluate.add_argument("--data", nargs="+", metavar="HR_DIR", help="HR folders, a set each; LR is made on the fly")
+    evaluate.add_argument("--sr", metavar="SR_DIR", help="score these pictures instead of a checkpoint")
+    evaluate.add_argument("--hr", metavar="HR_DIR", help="their HR pictures; NAME pairs with NAME, NAMEx2, NAME_...")
+    _add_scale(evaluate)
+    _add_rounding(evaluate)
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the scores as JSON")
+    evaluate.add_argument("--save-images", type=Path, metavar="DIR", help="write the SR pictures")
+    _add_device(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    upscale = command(
+        "upscale",
+        "Upscale pictures of any size with a checkpoint.",
+        "eco-fast upscale runs/mine/checkpoints/best.safetensors holiday.jpg holiday_x2.png",
+    )
+    upscale.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the network")
+    upscale.add_argument("source", type=Path, metavar="SRC", help="picture or folder")
+    upscale.add_argument("out", type=Path, metavar="OUT", help="PNG file or folder")
+    _add_device(upscale)
+    upscale.set_defaults(run=_upscale)
+
+    downsample = command(
+        "downsample",
+        "Write LR pictures exactly as MATLAB's imresize makes them, as PNG files of the same names.",
+        "eco-fast downsample DIV2K_train_HR DIV2K_train_LR_bicubic/X2 --scale 2",
+    )
+    downsample.add_argument("source", type=Path, metavar="SRC", help="picture or folder")
+    downsample.add_argument("out", type=Path, metavar="OUT", help="PNG file or folder")
+    _add_scale(downsample)
+    _add_rounding(downsample)
+    downsample.set_defaults(run=_downsample)
+    return top
+
+
+def _add_scale(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--scale", type=int, required=True, choices=SCALES, help="upscaling factor")
+
+
+def _add_rounding(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--rounding", choices=ROUNDINGS, default="uint8", help="MATLAB's convention of the LR pictures (%(default)s)"
+    )
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    command.add_argument(
+        "--tile", type=int, default=256, metavar="N", help="LR pixels a side of a tile; bounds the memory (%(default)s)"
+    )
+
+
+def _train(arguments: Arguments) -> None:
+    from eco_fast import config
+    from eco_fast.pipeline import run_recipe
+
+    recipe = arguments.recipe or "quickstart"
+    folder = arguments.folder or Path("runs") / Path(recipe).stem
+    saved = folder / "config.toml"
+    # The recipe of a resumed run is the one in its folder, unless the command line names another, which is then checked.
+    named = arguments.recipe is not None or arguments.overrides
+    recipe = str(saved) if arguments.resume and saved.is_file() and not named else recipe
+    run_recipe(config.load(recipe, arguments.overrides), folder, resume=arguments.resume)
+
+
+def _prepare(arguments: Arguments) -> None:
+    from eco_fast.prepare import prepare
+
+    store = prepare(arguments.sources, arguments.store, convert_16bit=arguments.convert_16bit)
+    print(f"{arguments.store}: {len(store)} pictures")
+
+
+def _teach(arguments: Arguments) -> None:
+    from eco_fast.teach import teach
+
+    tile = _checked_tile(arguments)
+    out = teach(
+        arguments.store,
+        arguments.teacher,
+        arguments.scale,
+        rounding=arguments.rounding,
+        tile=tile,
+        device=arguments.device,
+    )
+    print(f"centroids: {out}")
+
+
+def _evaluate(arguments: Arguments) -> None:
+    from eco_fast import evaluate
+
+    pictures = arguments.sr is not None and arguments.hr is not None
+    checkpoint = arguments.checkpoint is not None and arguments.data is not None
+    if pictures == checkpoint or (arguments.sr is None) != (arguments.hr is None):
+        raise ValueError("evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR")
+    if pictures:
+        results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
+        facts = {"sr": arguments.sr, "hr": arguments.hr}
+    else:
+        results = evaluate.evaluate_checkpoint(
+            arguments.checkpoint,
+            arguments.data,
+            arguments.scale,
+            rounding=arguments.rounding,
+            save_images=arguments.save_images,
+            tile=_checked_tile(arguments),
+            device=arguments.device,
+        )
+        facts = {"checkpoint": str(arguments.checkpoint), "rounding": arguments.rounding}
+    evaluate.show(results)
+    if arguments.json:
+        evaluate.write_results(arguments.json, results, scale=arguments.scale, **facts)
+
+
+def _upscale(arguments: Arguments) -> None:
+    from eco_fast.upscale import upscale
+
+    written = upscale(
+        arguments.checkpoint,
+        arguments.source,
+        arguments.out,
+        tile=_checked_tile(arguments),
+        device=arguments.device,
+    )
+    print(f"{len(written)} written to {arguments.out}")
+
+
+def _downsample(arguments: Arguments) -> None:
+    from eco_fast.downsample import downsample
+
+    written = downsample(arguments.source, arguments.out, arguments.scale, rounding=arguments.rounding)
+    print(f"{len(written)} written to {arguments.out}")
+
+
+def _checked_tile(arguments: Arguments) -> int:
+    tile: int = arguments.tile
+    if tile < 1:
+        raise ValueError(f"--tile: expected at least 1 pixel, got {tile}")
+    return tile

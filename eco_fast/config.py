@@ -1,0 +1,265 @@
+"""The typed recipe: every key, its unit and its default; TOML files and `key=value` overrides.
+
+An unknown key or a wrong type is an error that names the key and suggests the nearest one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Scale = Literal[2, 3, 4, 8]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Common behaviour of all sections: immutable, strictly typed, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """Where the pictures come from and what a sample is."""
+
+    train: tuple[str, ...] = ()
+    """Folders or files of HR pictures, or "builtin:train"; prepared into `store`. Empty: use `store` as it is."""
+    store: str = ""
+    """Folder of the decoded pictures and their centroids; empty means a folder inside the run."""
+    validation: tuple[str, ...] = ()
+    """HR pictures scored during training; no benchmark, for they choose best.safetensors. Empty: no validation."""
+    test: tuple[str, ...] = ()
+    """HR pictures of the final table; empty means the validation pictures."""
+    rounding: Literal["uint8", "im2double"] = "uint8"
+    """MATLAB's convention of the LR pictures: on 8-bit images (EDSR, RCAN, ECO) or after im2double (BasicSR)."""
+    patch: Positive = 48
+    """Side of an LR patch, in pixels; the HR patch is `scale` times as large."""
+    small_images: Literal["refuse", "skip"] = "refuse"
+    """What to do about a training picture that no HR patch fits into."""
+    prefetch: NonNegative = 2
+    """Batches that are assembled ahead of the step, by a thread."""
+
+
+class Model(Section):
+    """The network."""
+
+    name: Literal["edsr"] = "edsr"
+    """Architecture."""
+    features: Positive = 64
+    """Channels of the body."""
+    blocks: Positive = 16
+    """Residual blocks."""
+    residual_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on each residual branch (EDSR's 0.1 for 256 features)."""
+    start_from: str = ""
+    """Checkpoint whose matching weights start the run (x2 for an x3, x4 or x8 run); empty means from scratch."""
+
+
+class Teacher(Section):
+    """The frozen network whose outputs are the centroids."""
+
+    checkpoint: str = "self"
+    """A checkpoint of the same scale, or "self": first train the same architecture on real pairs alone."""
+    steps: Positive = 300_000
+    """Length of the "self" teacher's training. A teacher weaker than what the student would reach alone does harm."""
+
+
+class Objective(Section):
+    """What the network is fitted to (paper, Eq. 4, 9, 11 and 14)."""
+
+    name: Literal["vanilla", "kd", "noise_free", "eco"] = "eco"
+    """vanilla: real pairs; kd: real LR, centroid target; noise_free: centroid pairs; eco: from centroid to real pairs."""
+    alpha: Literal["sigmoid", "linear", "constant"] = "sigmoid"
+    """Course of the real pair's weight under eco."""
+    alpha_shift: float = 0.0
+    """Sigmoid only: delays the change by a tenth of the training per unit."""
+    alpha_value: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Constant only: the weight."""
+    alpha_sample: bool = False
+    """Choose the real pair per sample with probability alpha, instead of blending."""
+    loss: Literal["l1", "l2", "charbonnier"] = "l1"
+    """On the 0..255 scale."""
+
+
+class Optimizer(Section):
+    """The optimizer and the course of its learning rate."""
+
+    name: Literal["adam", "adamw", "lamb"] = "adam"
+    """adam and adamw are torch's; lamb is the authors' form (weight norm clamped at 10, no bias correction)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Base learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moments."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up."""
+    halve_every: Positive = 200_000
+    """Step schedule only: the learning rate is halved every so many steps."""
+    clip_value: Annotated[float, Field(ge=0)] = 0.0
+    """Bound of each gradient element (the authors use 0.1); 0 means no clipping."""
+    spike_factor: Annotated[float, Field(ge=0)] = 0.0
+    """Skip a step whose loss exceeds this factor times the last accepted loss (the authors use 5); 0 means never."""
+
+
+class Train(Section):
+    """The length of the run and what it reports."""
+
+    steps: Positive = 300_000
+    """Optimizer steps."""
+    batch: Positive = 16
+    """Patches per step."""
+    log_every: Positive = 100
+    """Steps between progress lines and rows of metrics.jsonl."""
+    validate_every: Positive = 1000
+    """Steps between validations."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    compile: bool = True
+    """torch.compile the model and the loss."""
+    device: str = "auto"
+    """"auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1"."""
+    vanilla_twin: bool = False
+    """Also train a twin on real pairs alone (same steps, samples and initial weights) to compare with."""
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    description: str = ""
+    """One line for people."""
+    scale: Scale = 2
+    """Upscaling factor."""
+    seed: NonNegative = 0
+    """Decides the samples and the initial weights."""
+    data: Data = Data()
+    model: Model = Model()
+    teacher: Teacher = Teacher()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+
+    @property
+    def needs_centroids(self) -> bool:
+        """Whether any step of the objective reads the teacher's outputs."""
+        constant_one = self.objective.alpha == "constant" and self.objective.alpha_value == 1
+        return self.objective.name in ("kd", "noise_free") or (self.objective.name == "eco" and not constant_one)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that are shipped with the package."""
+    files = resources.files("eco_fast").joinpath("recipes").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a shipped recipe by name or a TOML file by path, and apply `section.key=value` overrides.
+
+    Raises:
+        ValueError: unknown recipe, key or type; the message names it.
+    """
+    values = parse(recipe)
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, recipe)
+
+
+def parse(recipe: str) -> dict[str, Any]:
+    """The raw values of a shipped recipe or a TOML file."""
+    if recipe.endswith(".toml"):
+        path = Path(recipe)
+        if not path.is_file():
+            raise ValueError(f"{recipe}: there is no such file")
+        text = path.read_text(encoding="utf-8")
+    elif recipe in recipe_names():
+        text = resources.files("eco_fast").joinpath("recipes", f"{recipe}.toml").read_text(encoding="utf-8")
+    else:
+        raise ValueError(
+            f"there is no recipe {recipe!r}{_suggest(recipe, recipe_names())}; "
+            f"give one of {', '.join(recipe_names())}, or a .toml file"
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{recipe}: not valid TOML: {error}") from error
+
+
+def validate(values: dict[str, Any], source: str) -> Config:
+    """Check raw values against the types.
+
+    Raises:
+        ValueError: the first thing that is wrong, in one sentence.
+    """
+    try:
+        return Config.model_validate(_tuples(values))
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_sentence(error)}") from error
+
+
+def dump(config: Config) -> str:
+    """The resolved recipe as TOML; `load` of it gives the same config."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def differences(first: Config, second: Config) -> list[str]:
+    """Dotted keys in which two configs differ."""
+    left, right = dict(_leaves(first.model_dump())), dict(_leaves(second.model_dump()))
+    return [key for key in left if left[key] != right[key]]
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"--set takes key=value, for example train.steps=300; got {override!r}")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: --set train.device=cpu needs no quotes
+    section = values
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"--set {key}: {parent} is a value, not a section")
+    section[leaf] = value
+
+
+def _tuples(value: Any) -> Any:
+    """TOML has arrays where the config has tuples; strict validation tells them apart."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [name for name, _ in _leaves(Config().model_dump())]
+        return f"unknown key {key}{_suggest(key, known)}"
+    expected = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}: {expected}, got {first['input']!r}"
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close and "." not in word:  # a bare key that belongs to a section
+        close = [name for name in known if name.rpartition(".")[2] == word]
+    return f" (did you mean {close[0]}?)" if close else ""

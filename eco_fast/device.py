@@ -1,0 +1,51 @@
+"""The one place that asks what the machine can do."""
+
+import os
+import shutil
+import sys
+
+import torch
+
+
+def pick_device(wanted: str) -> str:
+    """Resolve "auto", and refuse a device that is not there.
+
+    Raises:
+        ValueError: unknown device, or none such on this machine.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"train.device: {wanted} is asked for, but this machine shows {torch.cuda.device_count()} GPUs")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}")
+    return wanted
+
+
+def why_not_compile(device: str) -> str | None:
+    """The reason why torch.compile cannot work here, or None."""
+    if sys.platform == "win32":
+        return "torch.compile is not set up on Windows"
+    if device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")) and not shutil.which("clang++"):
+        return "no C++ compiler was found (g++, clang++ or $CXX)"
+    return None
+
+
+def device_name(device: str) -> str:
+    """For people and for environment.json."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device file, not a path to handle
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else "unknown processor"

@@ -1,0 +1,160 @@
+"""`eco-fast evaluate`: PSNR and SSIM of a checkpoint over HR folders, or of pictures that exist."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from eco_fast.bicubic import downsample_image, modcrop, upsample_image
+from eco_fast.config import Scale
+from eco_fast.device import pick_device
+from eco_fast.files import write_json
+from eco_fast.images import Pixels, find_images, read_image, write_png
+from eco_fast.metrics import Scores, average, score
+from eco_fast.models import Network, load_network_of_scale
+from eco_fast.progress import progress
+from eco_fast.tiles import TILE, super_resolve
+from eco_fast_kernels import Rounding
+
+Results = dict[str, dict[str, Scores]]
+"""Scores by set and picture."""
+
+
+def score_network(
+    network: Network, images: Mapping[str, Pixels], rounding: Rounding = "uint8", *, device: str = "cpu"
+) -> dict[str, Scores]:
+    """Score a network on HR pictures (uint8 [H, W, 3] by name); LR is made on the fly, the border is the scale."""
+    network.eval()
+    scores = {}
+    for name, image in images.items():
+        hr = modcrop(image, network.scale)
+        lr = downsample_image(hr, network.scale, rounding)
+        scores[name] = score(super_resolve(network, lr, device=device), hr, network.scale)
+    return scores
+
+
+def score_bicubic(images: Mapping[str, Pixels], scale: int, rounding: Rounding = "uint8") -> dict[str, Scores]:
+    """The tables' baseline: LR upscaled by MATLAB's bicubic."""
+    scores = {}
+    for name, image in images.items():
+        hr = modcrop(image, scale)
+        scores[name] = score(upsample_image(downsample_image(hr, scale, rounding), scale, rounding), hr, scale)
+    return scores
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    sets: Sequence[str],
+    scale: Scale,
+    *,
+    rounding: Rounding = "uint8",
+    save_images: Path | None = None,
+    tile: int = TILE,
+    device: str = "auto",
+) -> Results:
+    """Score a checkpoint on HR folders.
+
+    Args:
+        checkpoint: the network.
+        sets: one folder (or "builtin:..." set) each.
+        scale: must be the network's.
+        rounding: MATLAB's convention of the LR pictures.
+        save_images: where to write the SR pictures, as SET/NAME.png.
+        tile: LR pixels a side of a tile.
+        device: "auto", "cpu", "cuda", ...
+
+    Raises:
+        ValueError: a bad checkpoint, scale, folder or picture; names it.
+    """
+    where = pick_device(device)
+    network = load_network_of_scale(checkpoint, scale).to(where)
+    results: Results = {}
+    for source in sets:
+        scores = {}
+        for name, path in progress(find_images([source]).items(), f"evaluate {source}"):
+            hr = _cropped(path, scale)
+            sr = super_resolve(network, downsample_image(hr, scale, rounding), tile=tile, device=where)
+            scores[name] = _score(path, sr, hr, scale)
+            if save_images is not None:
+                write_png((save_images / name).with_suffix(".png"), sr)
+        results[source] = scores
+    return results
+
+
+def evaluate_pictures(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
+    """Score existing SR pictures against HR; NAME pairs with NAME, or with a longer name that begins with it.
+
+    Raises:
+        ValueError: a picture has no partner, or their sizes do not match; names it.
+    """
+    hr_pictures = {Path(name).stem: path for name, path in find_images([hr_folder]).items()}
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for name, path in find_images([sr_folder]).items():
+        stem = Path(name).stem
+        candidates = [known for known in hr_pictures if stem == known or _extends(stem, known)]
+        if not candidates:
+            raise ValueError(f"{path}: no HR picture of that name in {hr_folder}")
+        partner = max(candidates, key=len)
+        if partner in pairs:
+            raise ValueError(f"{path} and {pairs[partner][0]} both pair with {hr_pictures[partner]}")
+        pairs[partner] = (path, hr_pictures[partner])
+    if missing := sorted(hr_pictures.keys() - pairs.keys()):
+        raise ValueError(f"{sr_folder}: no SR picture for {hr_pictures[missing[0]]} ({len(missing)} are missing)")
+    scores = {}
+    for stem, (sr_path, hr_path) in progress(sorted(pairs.items()), "evaluate"):
+        scores[stem] = _score(sr_path, _cropped(sr_path, scale), _cropped(hr_path, scale), scale)
+    return {sr_folder: scores}
+
+
+def show(results: Results) -> None:
+    """Print one table: every picture, and the mean of each set."""
+    table = Table("set", "picture", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB")
+    for source, scores in results.items():
+        for name, one in scores.items():
+            table.add_row(source, Path(name).name, *_cells(one))
+        table.add_row(source, "mean", *_cells(average(list(scores.values()))), style="bold", end_section=True)
+    Console().print(table)
+
+
+def write_results(path: Path, results: Results, **facts: Any) -> None:
+    """Write JSON: facts, and per set the mean and every picture. A PSNR of null means identical pictures."""
+    sets = {
+        source: {
+            "mean": finite(average(list(scores.values()))),
+            "images": {name: finite(one) for name, one in scores.items()},
+        }
+        for source, scores in results.items()
+    }
+    write_json(path, {**facts, "sets": sets})
+
+
+def finite(scores: Scores) -> dict[str, float | None]:
+    """Scores for JSON, which knows no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in scores.as_dict().items()}
+
+
+def _cells(scores: Scores) -> list[str]:
+    return [f"{scores.psnr_y:.3f}", f"{scores.ssim_y:.4f}", f"{scores.psnr_rgb:.3f}", f"{scores.ssim_rgb:.4f}"]
+
+
+def _extends(stem: str, known: str) -> bool:
+    """Whether `stem` is `known` and a suffix: babyx2, baby_x2, baby-SR."""
+    return stem.startswith(known) and re.fullmatch(r"(x\d+)?([-_. ].*)?", stem[len(known) :]) is not None
+
+
+def _cropped(path: Path, scale: int) -> Pixels:
+    try:
+        return modcrop(read_image(path), scale)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def _score(path: Path, sr: Pixels, hr: Pixels, scale: int) -> Scores:
+    try:
+        return score(sr, hr, scale)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

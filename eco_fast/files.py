@@ -1,0 +1,81 @@
+"""Writing so that a reader never sees half a file: write beside, flush to the disk, rename."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+CHUNK_BYTES = 1 << 20
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call `write` with a file beside `path`, then put it in place of `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden, and with the process in its name: two processes never write into the same file.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically replace a text file."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically replace a JSON file."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Say how much will be written to `folder` (bytes) and refuse if it cannot fit.
+
+    Raises:
+        ValueError: too little space, or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    print(f"{purpose}: {size_in_words(needed)} needed, {size_in_words(free)} free in {folder}", flush=True)
+    if needed > free:
+        raise ValueError(
+            f"{folder}: {purpose} needs {size_in_words(needed)}, but only {size_in_words(free)} are free; "
+            "make room or choose another folder"
+        )
+
+
+def size_in_words(count: int) -> str:
+    """Bytes for people: 1.5 GB."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

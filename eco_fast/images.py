@@ -1,0 +1,161 @@
+"""Reading pictures as 8-bit RGB, finding them, and writing PNG.
+
+An image in this program is uint8 [H, W, 3] RGB, 0..255. Greyscale is replicated, palettes are expanded, transparent
+pixels are composited on white, EXIF orientation is applied.
+"""
+
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from eco_fast.files import write_atomically
+
+Pixels = npt.NDArray[np.uint8]
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))
+EIGHT_BIT_MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa"))
+
+# Photographs in scikit-image's wheel, split so that no picture (nor its stereo twin) is on two sides.
+BUILTIN = {
+    "train": (
+        "motorcycle_left.png",
+        "motorcycle_right.png",
+        "rocket.jpg",
+        "ihc.png",
+        "retina.jpg",
+        "hubble_deep_field.jpg",
+        "brick.png",
+        "grass.png",
+        "gravel.png",
+        "coins.png",
+        "moon.png",
+    ),
+    "validation": ("camera.png",),
+    "test": ("astronaut.png", "chelsea.png", "coffee.png"),
+}
+
+Image.MAX_IMAGE_PIXELS = None  # the user's own pictures: a large one is no attack
+
+
+def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
+    """Decode one picture.
+
+    Args:
+        path: any format that Pillow reads.
+        convert_16bit: keep the upper 8 of 16 bits instead of refusing.
+
+    Returns:
+        uint8 [H, W, 3], 0..255, RGB.
+
+    Raises:
+        ValueError: not a picture, damaged, or of a kind that would lose information; names the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow warns where a file is damaged but partly readable
+            with Image.open(path) as image:
+                if (reason := _refusal(image)) and not (convert_16bit and _is_16bit(image)):
+                    raise ValueError(f"{path}: {reason}")
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a picture, or of a kind that cannot be read") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, SyntaxError, Warning, EOFError) as error:  # Pillow's ways of saying "damaged"
+        raise ValueError(f"{path}: damaged picture ({error})") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width from the header alone (before EXIF orientation); raises as `read_image`."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a picture, or of a kind that cannot be read") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Write uint8 [H, W, 3] as PNG, atomically."""
+    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
+
+
+def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
+    """All pictures in folders (with their sub-folders), single files and built-in sets, in a fixed order.
+
+    Returns:
+        A mapping from names ("FOLDER/sub/file.png") to paths.
+
+    Raises:
+        ValueError: a source is missing or empty, or two pictures have the same name.
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        for name, path in _find_in(str(source)):
+            if name in found and found[name] != path:
+                raise ValueError(f"{path} and {found[name]} would both be called {name}; rename one of their folders")
+            found[name] = path
+    return found
+
+
+def _find_in(source: str) -> list[tuple[str, Path]]:
+    if source.startswith("builtin:"):
+        return builtin_images(source.removeprefix("builtin:"))
+    path = Path(source)
+    if path.is_file():
+        return [(f"{path.resolve().parent.name}/{path.name}", path)]
+    if not path.is_dir():
+        raise ValueError(f"{source}: there is no such file or folder")
+    root = path.resolve().name
+    found = [
+        (f"{root}/{file.relative_to(path).as_posix()}", file)
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    ]
+    if not found:
+        raise ValueError(f"{source}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def builtin_images(group: str) -> list[tuple[str, Path]]:
+    """The built-in photographs of a group: train, validation or test."""
+    if group not in BUILTIN:
+        raise ValueError(f"builtin:{group}: the built-in sets are {', '.join('builtin:' + name for name in BUILTIN)}")
+    package = find_spec("skimage")
+    assert package is not None, "scikit-image is a dependency"  # noqa: S101 - an invariant of the installation
+    assert package.origin is not None  # noqa: S101
+    folder = Path(package.origin).parent / "data"
+    return [(f"builtin/{name}", folder / name) for name in BUILTIN[group]]
+
+
+def _is_16bit(image: Image.Image) -> bool:
+    if image.mode.startswith("I;16"):
+        return True
+    bits = image.tag_v2.get(258, (8,)) if hasattr(image, "tag_v2") else ()  # TIFF's BitsPerSample
+    raw_modes = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in image.tile]
+    return 16 in bits or any("16" in str(mode) for mode in raw_modes)  # PNG: Pillow would drop 8 bits in silence
+
+
+def _refusal(image: Image.Image) -> str | None:
+    if _is_16bit(image):
+        return "16 bits a channel, but training works on 8; --convert-16bit keeps the upper 8 bits"
+    if image.mode not in EIGHT_BIT_MODES:
+        return f"colour mode {image.mode}, expected 8-bit RGB, greyscale or palette; convert it first"
+    return None
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"))

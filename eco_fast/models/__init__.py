@@ -1,0 +1,134 @@
+"""Networks: building them from a recipe, and loading them from anybody's checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from eco_fast.config import Model
+from eco_fast.files import write_atomically
+from eco_fast.models.edsr import EDSR
+
+WRAPPERS = ("params_ema", "params", "state_dict")  # BasicSR, KAIR and rcan-it put the weights under these
+
+Network = EDSR
+
+
+def build(model: Model, scale: int) -> Network:
+    """A network with fresh weights, drawn from torch's global random state."""
+    return EDSR(scale, model.features, model.blocks, model.residual_scale)
+
+
+def save_network(path: Path, network: Network, **facts: str | int) -> None:
+    """Write the weights as safetensors, with what is needed to build the network in the metadata."""
+    values = {"architecture": "edsr", "scale": network.scale, **network.hyperparameters, **facts}
+    metadata = {key: str(value) for key, value in values.items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    write_atomically(path, lambda file: file.write(save(state, metadata)))
+
+
+def load_network(path: Path) -> Network:
+    """Load a checkpoint: our safetensors, or a .pt/.pth file with EDSR-PyTorch's keys in any usual wrapper.
+
+    Returns:
+        The network in evaluation mode, frozen, on the CPU.
+
+    Raises:
+        ValueError: the file is missing, damaged or of a network that eco-fast does not know.
+    """
+    state, metadata = read_state(path)
+    stored = metadata.get("residual_scale")
+    network = EDSR.recognise(state, float(stored) if stored else None)
+    if network is None:
+        raise ValueError(f"{path}: not a checkpoint of a known network (EDSR); its first keys are {_first_keys(state)}")
+    _check_mean_shift(path, state)
+    _match(path, state, network.state_dict())
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def load_network_of_scale(path: Path, scale: int) -> Network:
+    """`load_network`, refusing a network of another scale."""
+    network = load_network(path)
+    if network.scale != scale:
+        raise ValueError(f"{path}: a network for x{network.scale}, but x{scale} is asked for")
+    return network
+
+
+def warm_start(network: Network, path: Path) -> list[str]:
+    """Copy all weights of a checkpoint whose shapes match, the authors' way to start x3, x4 and x8 from x2.
+
+    Returns:
+        Keys that kept their fresh weights.
+
+    Raises:
+        ValueError: a mismatch outside the tail, that is, another network.
+    """
+    state, _ = read_state(path)
+    own = network.state_dict()
+    matching = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    kept = sorted(own.keys() - matching.keys())
+    outside = [key for key in kept if not key.startswith("tail.")]
+    outside += [key for key in state if key not in own and not key.startswith("tail.")]
+    if outside:
+        raise ValueError(
+            f"{path}: cannot start this network from it, {outside[0]} does not match; "
+            "the checkpoint must be of the same features and blocks"
+        )
+    network.load_state_dict(matching, strict=False)
+    return kept
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights of a checkpoint file, unwrapped and with plain names, and its metadata."""
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such checkpoint")
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises a dozen types on a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights ({reason})") from error
+    return _unwrap(path, content), metadata
+
+
+def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    tensors = content if isinstance(content, Mapping) else {}
+    state = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path}: holds no weights")
+    return state
+
+
+def _match(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong += [key for key in state if key not in own]
+    if wrong:
+        raise ValueError(f"{path}: not a complete EDSR checkpoint, {wrong[0]} is missing, of another shape or unknown")
+
+
+def _check_mean_shift(path: Path, state: Mapping[str, Tensor]) -> None:
+    for name in ("sub_mean", "add_mean"):
+        weight = state.get(f"{name}.weight")
+        if weight is None or weight.shape != (3, 3, 1, 1) or not torch.equal(weight[:, :, 0, 0].float(), torch.eye(3)):
+            raise ValueError(f"{path}: {name}.weight is not EDSR's identity; the file is of another network")
+
+
+def _first_keys(state: Mapping[str, Tensor]) -> str:
+    return ", ".join(list(state)[:3])

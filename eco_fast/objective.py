@@ -1,0 +1,56 @@
+"""What the network is fitted to at each step: the weight alpha of the real pair, in the input and in the target.
+
+| objective | input | target | paper |
+|---|---|---|---|
+| vanilla | D(HR) | HR | Eq. 4 |
+| kd | D(HR) | SR | Eq. 9 |
+| noise_free | D(SR) | SR | Eq. 11 |
+| eco | alpha D(HR) + (1 - alpha) D(SR) | alpha HR + (1 - alpha) SR | Eq. 14 |
+"""
+
+import math
+from dataclasses import dataclass
+
+from eco_fast.config import Objective
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Weights of the real pair at one step, 0..1."""
+
+    input: float
+    target: float
+
+    @property
+    def reads_hr(self) -> bool:
+        """Whether any part of the batch comes from HR."""
+        return max(self.input, self.target) > 0
+
+    @property
+    def reads_sr(self) -> bool:
+        """Whether any part of the batch comes from the centroid."""
+        return min(self.input, self.target) < 1
+
+
+def mix_at(objective: Objective, step: int, steps: int) -> Mix:
+    """The mix of a step, counted from 0, in a run of `steps`."""
+    if objective.name == "kd":
+        return Mix(input=1.0, target=0.0)
+    alpha = {"vanilla": 1.0, "noise_free": 0.0}.get(objective.name)
+    if alpha is None:
+        alpha = alpha_at(objective, step / steps)
+    return Mix(input=alpha, target=alpha)
+
+
+def alpha_at(objective: Objective, progress: float) -> float:
+    """Weight of the real pair under eco at a share of the training, 0..1.
+
+    The sigmoid is the authors' (`DefaultTrainer._update_mixup_alpha` in their code): exactly 0 up to 26 % of the
+    training, exactly 1 from 74 %.
+    """
+    if objective.alpha == "constant":
+        return objective.alpha_value
+    if objective.alpha == "linear":
+        return min(max(progress, 0.0), 1.0)
+    sigmoid = 1 / (1 + math.exp(-(10 * (progress - 0.5) - objective.alpha_shift)))
+    return min(max(1.2 * (sigmoid - 0.5) + 0.5, 0.0), 1.0)

@@ -1,0 +1,128 @@
+"""Optimizers, the course of the learning rate, and the rule that skips bad steps."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from eco_fast_kernels import lamb_step
+from torch import Tensor
+from torch.nn import Parameter
+
+from eco_fast.config import Optimizer
+
+
+def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
+    """Learning rate of a step, counted from 0, in a run of `steps`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "step":
+        return config.learning_rate * 0.5 ** (step // config.halve_every)
+    return config.learning_rate
+
+
+class Lamb(torch.optim.Optimizer):
+    """The authors' LAMB over `eco_fast_kernels.lamb_step`; the formula and its options are there.
+
+    `learning_rate` and `skip` are tensors on the parameters' device.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], config: Optimizer, learning_rate: Tensor) -> None:
+        super().__init__(parameters, {"lr": learning_rate})
+        self.config = config
+
+    @torch.no_grad()
+    def step(self, skip: Tensor) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient, unless `skip` (bool []) is true."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+                    self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
+            lamb_step(
+                parameters,
+                [parameter.grad for parameter in parameters],
+                [self.state[parameter]["exp_avg"] for parameter in parameters],
+                [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+                learning_rate=group["lr"],
+                skip=skip,
+                betas=self.config.betas,
+                epsilon=self.config.epsilon,
+                weight_decay=self.config.weight_decay,
+                clip_value=self.config.clip_value or None,
+            )
+
+
+class Updater:
+    """Gradient clipping, the skip rule and the optimizer's step; reads nothing back to the host.
+
+    A step is skipped if its loss or a gradient is not finite, or its loss exceeds `spike_factor` times the last
+    accepted one (the authors' rule; they start it at 100, in grey levels).
+
+    Args:
+        parameters: trainable, on `device`.
+        config: the recipe's optimizer.
+        device: where the parameters are.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], config: Optimizer, device: str) -> None:
+        self.config = config
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.learning_rate = torch.tensor(config.learning_rate, device=device)
+        self.last_accepted = torch.tensor(100.0, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)
+        if config.name == "lamb":
+            self.optimizer: torch.optim.Optimizer = Lamb(self.parameters, config, self.learning_rate)
+        else:
+            kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+            self.optimizer = kind(
+                self.parameters,
+                lr=self.learning_rate,
+                betas=config.betas,
+                eps=config.epsilon,
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
+
+    def step(self, loss: Tensor, learning_rate: float) -> Tensor:
+        """Apply the gradients of `loss` (float32 []); returns whether the step was skipped (bool [])."""
+        self.learning_rate.fill_(learning_rate)
+        skip = self._is_bad(loss.detach())
+        if isinstance(self.optimizer, Lamb):
+            self.optimizer.step(skip)
+        else:
+            if self.config.clip_value:
+                torch.nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
+            # torch's fused optimizers leave everything as it is where found_inf is 1, without asking the host
+            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.last_accepted = torch.where(skip, self.last_accepted, loss.detach())
+        self.skipped += skip
+        self.skipped_in_row = (self.skipped_in_row + 1) * skip
+        return skip
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything that the next step depends on."""
+        counters = {"last_accepted": self.last_accepted, "skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
+        return {"optimizer": self.optimizer.state_dict(), **counters}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate  # the loaded copy would never change again
+        for name in ("last_accepted", "skipped", "skipped_in_row"):
+            setattr(self, name, state[name].to(self.learning_rate.device))
+
+    def _is_bad(self, loss: Tensor) -> Tensor:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norms = torch._foreach_norm(gradients)  # noqa: SLF001 - as torch.nn.utils does; a NaN or inf shows in the norm
+        bad = ~torch.stack([loss, *norms]).isfinite().all()
+        if self.config.spike_factor:
+            bad |= loss > self.config.spike_factor * self.last_accepted
+        return bad

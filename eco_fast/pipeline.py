@@ -1,0 +1,162 @@
+"""`eco-fast train`: from pictures to a table, stage by stage; every finished stage is reused.
+
+    prepare -> teacher (a vanilla run, or a given checkpoint) -> teach -> student -> vanilla twin -> evaluate
+
+    RUN/            the student's run folder, and the results
+    RUN/store/      the decoded pictures and centroids, unless data.store names a folder
+    RUN/teacher/    the run folder of teacher.checkpoint = "self"
+    RUN/vanilla/    the run folder of the twin
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from eco_fast.config import Config
+from eco_fast.device import device_name, pick_device
+from eco_fast.evaluate import finite, score_bicubic, score_network
+from eco_fast.files import write_json
+from eco_fast.images import Pixels, find_images, read_image
+from eco_fast.metrics import average
+from eco_fast.models import load_network, load_network_of_scale
+from eco_fast.prepare import prepare
+from eco_fast.report import draw_curves, draw_samples, show_summary
+from eco_fast.run_folder import RunFolder
+from eco_fast.store import Store, open_centroids
+from eco_fast.teach import teach
+from eco_fast.train import train_network
+
+
+def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Run or continue a recipe; returns what summary.json holds.
+
+    Raises:
+        ValueError: bad pictures, a bad teacher, a taken folder: one sentence that names what is wrong.
+    """
+    device = pick_device(config.train.device)
+    validation, test = read_pictures(config.data.validation), read_pictures(config.data.test)
+    test = test or validation
+    if config.teacher.checkpoint != "self" and config.needs_centroids:
+        load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
+    run = RunFolder(folder, config, resume=resume)
+    print(f"{folder} on {device_name(device)}", flush=True)
+    stages = Stages(folder / "stages.json")
+
+    with stages.timed("prepare"):
+        store = open_store(config, folder)
+        hr = usable(store, config)
+    sr, teacher_path = None, None
+    if config.needs_centroids:
+        with stages.timed("teacher"):
+            teacher_path = obtain_teacher(config, folder, hr, validation, resume=resume)
+        with stages.timed("teach"):
+            made = teach(
+                store.folder, teacher_path, config.scale, rounding=config.data.rounding, device=config.train.device
+            )
+            sr = usable(open_centroids(store, made, config.scale), config)
+    with stages.timed("train"):
+        student = train_network(run, hr, sr, validation, "student")
+    twin, curves = None, {"student": run}
+    if config.train.vanilla_twin:
+        with stages.timed("vanilla"):
+            curves["vanilla twin"] = RunFolder(folder / "vanilla", vanilla(config), resume=resume)
+            twin = train_network(curves["vanilla twin"], hr, None, validation, "vanilla twin")
+
+    summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)}
+    with stages.timed("evaluate"):
+        networks = {"teacher": teacher_path and load_network(teacher_path), "vanilla": twin, "student": student}
+        if test:
+            results = {"bicubic": score_bicubic(test, config.scale, config.data.rounding)}
+            for name, network in networks.items():
+                if network is not None:
+                    results[name] = score_network(network.to(device), test, config.data.rounding, device=device)
+            summary |= {name: finite(average(list(scores.values()))) for name, scores in results.items()}
+            draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], config.data.rounding)
+        draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
+    summary["seconds"] = stages.seconds
+    write_json(folder / "summary.json", summary)
+    show_summary(summary, folder)
+    return summary
+
+
+def open_store(config: Config, folder: Path) -> Store:
+    """Prepare the recipe's pictures, or open the store as it is.
+
+    Raises:
+        ValueError: neither pictures nor a store are named, or they cannot be used.
+    """
+    if config.data.train:
+        return prepare(config.data.train, Path(config.data.store) if config.data.store else folder / "store")
+    if not config.data.store:
+        raise ValueError("""data.train is empty: name your HR pictures, for example --set data.train='["DIV2K_HR"]'""")
+    return Store(Path(config.data.store))
+
+
+def usable(store: Store, config: Config) -> Store:
+    """The store without the pictures that no patch fits into, which are refused unless the recipe skips them.
+
+    Raises:
+        ValueError: a picture is smaller than a patch; names the first.
+    """
+    side = config.scale * config.data.patch
+    small = [entry for entry in store.entries if min(entry.height, entry.width) // config.scale < config.data.patch]
+    if small and config.data.small_images == "refuse":
+        raise ValueError(
+            f"{small[0].name} is {small[0].width}x{small[0].height} pixels, smaller than an HR patch of {side}x{side} "
+            f"({len(small)} such pictures); remove it, lower data.patch, or --set data.small_images=skip"
+        )
+    if len(small) == len(store):
+        raise ValueError(f"{store.folder}: all pictures are smaller than an HR patch of {side}x{side}")
+    if small and store.attributes["kind"] == "hr":
+        print(f"{len(small)} of {len(store)} pictures are smaller than an HR patch of {side}x{side} and left out", flush=True)
+    return store.select([entry.name for entry in store.entries if entry not in small])
+
+
+def obtain_teacher(
+    config: Config, folder: Path, hr: Store, validation: Mapping[str, Pixels], *, resume: bool
+) -> Path:
+    """The teacher's checkpoint: the one that is named, or the end of a vanilla run of the same architecture."""
+    if config.teacher.checkpoint != "self":
+        return Path(config.teacher.checkpoint)
+    run = RunFolder(folder / "teacher", self_teacher(config), resume=resume)
+    train_network(run, hr, None, validation, "teacher")
+    return run.checkpoint("last")
+
+
+def vanilla(config: Config) -> Config:
+    """The same recipe on real pairs alone: same steps, samples and initial weights."""
+    objective = config.objective.model_copy(update={"name": "vanilla"})
+    return config.model_copy(update={"objective": objective})
+
+
+def self_teacher(config: Config) -> Config:
+    """The recipe of teacher = "self": vanilla, with a length and a random sequence of its own."""
+    train = config.train.model_copy(update={"steps": config.teacher.steps})
+    return vanilla(config).model_copy(update={"train": train, "seed": config.seed + 1})
+
+
+def read_pictures(sources: tuple[str, ...]) -> dict[str, Pixels]:
+    """Decode the validation or test pictures, which are few."""
+    return {name: read_image(path) for name, path in find_images(sources).items()} if sources else {}
+
+
+class Stages:
+    """Seconds spent in each stage, kept in a file so that they add up over interruptions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the stage, also where the block fails."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+            write_json(self.path, self.seconds)
+

@@ -1,0 +1,136 @@
+"""The run folder: what a training writes, and how it continues after any interruption.
+
+    config.toml         the resolved recipe
+    environment.json    versions, machine, commit, of each start
+    metrics.jsonl       loss, alpha, learning rate, validation scores; depends on the recipe alone, never on the clock
+    events.*            the same and the speed, for TensorBoard
+    checkpoints/        last.safetensors and best.safetensors, and last.state.pt and best.state.pt beside them
+    samples/ curves.png summary.json
+"""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eco_fast import __version__, config
+from eco_fast.config import Config
+from eco_fast.device import device_name
+from eco_fast.files import write_atomically, write_json, write_text
+from eco_fast.models import Network, save_network
+
+PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
+
+
+class RunFolder:
+    """One training's folder.
+
+    Args:
+        folder: its path.
+        resolved: the recipe; a folder that already holds a run must hold this one.
+        resume: whether such a run is to be continued.
+
+    Raises:
+        ValueError: the folder is taken, or holds another recipe; names the first key that differs.
+    """
+
+    def __init__(self, folder: Path, resolved: Config, *, resume: bool) -> None:
+        self.folder, self.config = folder, resolved
+        saved = folder / "config.toml"
+        if saved.exists():
+            if not resume:
+                raise ValueError(
+                    f"{folder}: already holds a run; continue it with --resume, or choose another folder with --run"
+                )
+            if changed := config.differences(config.load(str(saved)), resolved):
+                raise ValueError(
+                    f"{folder}: holds a run with another {changed[0]}; resume with the same recipe, "
+                    "or choose another folder with --run"
+                )
+        elif folder.is_dir() and any(folder.iterdir()) and not resume:
+            raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
+        write_text(saved, config.dump(resolved))
+        conditions = folder / "environment.json"  # one entry per start: a resumed run may have moved
+        starts = json.loads(conditions.read_text(encoding="utf-8")) if conditions.is_file() else []
+        write_json(conditions, [*starts, environment(resolved)])
+
+    @property
+    def metrics(self) -> Path:
+        """The rows that belong to the recipe."""
+        return self.folder / "metrics.jsonl"
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of the weights called `name`: last or best."""
+        return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def save(self, name: str, network: Network, step: int, state: dict[str, Any]) -> None:
+        """Write the weights and, after them, the training state that continues from them.
+
+        The state holds the weights too: one rename decides, so no kill can leave a pair that does not match.
+        """
+        save_network(self.checkpoint(name), network, step=step)
+        full = {"step": step, "network": network.state_dict(), "config": config.dump(self.config), **state}
+        write_atomically(self._state(name), lambda file: torch.save(full, file))
+
+    def load(self, device: str) -> dict[str, Any] | None:
+        """The training state of the last checkpoint, or None where there is none yet.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        path = self._state("last")
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # torch.load raises a dozen types on a damaged file
+            raise ValueError(f"{path}: the training state is damaged; put best.state.pt in its place") from error
+        return state
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`, which a resumed run is about to write again."""
+        if self.metrics.is_file():
+            rows = [line for line in self.rows() if line["step"] <= step]
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+        if not self.metrics.is_file():
+            return []
+        whole, _, _ = self.metrics.read_text(encoding="utf-8").rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def _state(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.state.pt"
+
+
+def environment(resolved: Config) -> dict[str, Any]:
+    """Versions, machine and commit: the conditions of every number in the run."""
+    device = "cuda" if torch.cuda.is_available() and resolved.train.device != "cpu" else "cpu"
+    return {
+        "eco_fast": __version__,
+        "commit": _commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of an editable installation, or None."""
+    answer = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or None

@@ -1,0 +1,224 @@
+"""The store: every picture decoded once, as memory-mapped uint8 arrays with a verified manifest.
+
+    STORE/manifest.json           format, attributes, one entry per picture
+    STORE/images/HASH.npy         uint8 [H, W, 3]
+    STORE/centroids/x2-uint8-HASH/  the same again: the outputs of one teacher, at one scale
+
+Files are named after what they were made from and never overwritten. The manifest is put in place last, in one step;
+until then a journal records the finished pictures, so an interrupted run continues where it was and a reader never sees
+half a store.
+"""
+
+import contextlib
+import copy
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from eco_fast.files import sync_folder, write_atomically, write_json
+from eco_fast.images import Pixels
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One picture of a store."""
+
+    name: str
+    file: str
+    """Path of the array, relative to the store."""
+    height: int
+    width: int
+    sha256: str
+    """Of the pixels."""
+    origin: str
+    """SHA-256 of what it was made from: the source file, or the HR pixels of a centroid."""
+    stamp: str = ""
+    """Size and modification time of the source file: equal means unchanged, without reading it."""
+
+
+class Store:
+    """A finished store, opened for reading.
+
+    Raises:
+        ValueError: missing, unfinished, of another format, or with a damaged file; names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            unfinished = (folder / JOURNAL).exists()
+            state = "an unfinished store; run the same command again to finish it" if unfinished else "not a store"
+            raise ValueError(f"{folder}: {state} (no {MANIFEST})")
+        self.attributes: dict[str, Any] = manifest["attributes"]
+        self.entries = [Entry(**entry) for entry in manifest["entries"]]
+        self.images = [_map(folder, entry) for entry in self.entries]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def select(self, names: Sequence[str]) -> Self:
+        """The same store with these pictures alone, in this order."""
+        index = {entry.name: place for place, entry in enumerate(self.entries)}
+        chosen = copy.copy(self)
+        chosen.entries = [self.entries[index[name]] for name in names]
+        chosen.images = [self.images[index[name]] for name in names]
+        return chosen
+
+
+class Writer:
+    """Builds or updates a store; what is already there and unchanged is kept.
+
+    Args:
+        folder: the store.
+        attributes: what the whole store has in common, recorded in its manifest.
+    """
+
+    def __init__(self, folder: Path, attributes: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.attributes = dict(attributes)
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        manifest = _read_manifest(folder)
+        self.finished_names = {entry["name"] for entry in manifest["entries"]} if manifest else set()
+        known = [*(manifest["entries"] if manifest else []), *_read_journal(folder)]
+        self.known = {entry["name"]: Entry(**entry) for entry in known}
+        self.entries: list[Entry] = []
+
+    def keep(self, name: str, *, origin: str, stamp: str = "") -> bool:
+        """Keep the picture of this name if it was made from `origin` and its pixels are intact."""
+        entry = self.known.get(name)
+        if entry is None or entry.origin != origin or not _intact(self.folder, entry):
+            return False
+        self._record(Entry(**{**asdict(entry), "stamp": stamp}))
+        return True
+
+    def add(self, name: str, pixels: Pixels, *, origin: str, stamp: str = "") -> None:
+        """Write one picture and note it in the journal."""
+        file = f"images/{hashlib.sha256(f'{name} {origin}'.encode()).hexdigest()[:24]}.npy"
+        pixels = np.ascontiguousarray(pixels)
+        write_atomically(self.folder / file, lambda handle: np.save(handle, pixels))
+        entry = Entry(
+            name=name,
+            file=file,
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            sha256=hashlib.sha256(pixels).hexdigest(),
+            origin=origin,
+            stamp=stamp,
+        )
+        self._record(entry)
+
+    def finish(self) -> None:
+        """Put the manifest in place and remove what it no longer names."""
+        manifest = {"format": FORMAT, "attributes": self.attributes, "entries": [asdict(one) for one in self.entries]}
+        if _read_manifest(self.folder) != manifest:
+            write_json(self.folder / MANIFEST, manifest)
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        named = {self.folder / entry.file for entry in self.entries}
+        for file in (self.folder / "images").iterdir():
+            if file not in named:
+                file.unlink()
+        sync_folder(self.folder)
+
+    def _record(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        if self.known.get(entry.name) == entry:
+            return
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(asdict(entry)) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a store for writing; the lock ends with the process, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another eco-fast process is writing to this store; wait for it") from None
+        yield
+
+
+def centroid_folder(store: Path, scale: int, rounding: str, teacher_hash: str) -> Path:
+    """Where a teacher's outputs over a store are kept."""
+    return store / "centroids" / f"x{scale}-{rounding}-{teacher_hash[:16]}"
+
+
+def open_centroids(store: Store, folder: Path, scale: int) -> Store:
+    """Open centroids and check that they were made from the store as it is now.
+
+    Raises:
+        ValueError: they were not; names the first picture that differs.
+    """
+    centroids = Store(folder)
+    made_from = {entry.name: entry for entry in centroids.entries}
+    for entry in store.entries:
+        centroid = made_from.get(entry.name)
+        if centroid is None or centroid.origin != entry.sha256:
+            raise ValueError(
+                f"{store.folder}: {entry.name} has changed since the centroids were made; run `eco-fast teach` again"
+            )
+        expected = (entry.height // scale * scale, entry.width // scale * scale)
+        if (centroid.height, centroid.width) != expected:
+            raise ValueError(f"{folder}: the centroid of {entry.name} does not have the size of its HR picture")
+    return centroids.select([entry.name for entry in store.entries])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the manifest of a store") from error
+    if version != FORMAT:
+        raise ValueError(f"{path}: store format {version}, this version reads {FORMAT}; run `eco-fast prepare` anew")
+    return manifest
+
+
+def _read_journal(folder: Path) -> list[dict[str, Any]]:
+    path = folder / JOURNAL
+    if not path.is_file():
+        return []
+    # A kill can cut the last line short: what is not a whole line was never finished.
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _map(folder: Path, entry: Entry) -> Pixels:
+    path = folder / entry.file
+    try:
+        pixels: Pixels = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: the stored {entry.name} is missing or damaged; run the same command again") from error
+    if pixels.shape != (entry.height, entry.width, 3) or pixels.dtype != np.uint8:
+        raise ValueError(f"{path}: the stored {entry.name} does not match the manifest; run `eco-fast prepare` again")
+    return pixels
+
+
+def _intact(folder: Path, entry: Entry) -> bool:
+    try:
+        pixels = _map(folder, entry)
+    except ValueError:
+        return False
+    return hashlib.sha256(pixels).hexdigest() == entry.sha256

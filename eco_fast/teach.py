@@ -1,0 +1,51 @@
+"""`eco-fast teach`: the teacher's output over every picture of a store, the empirical centroids (paper, section 4)."""
+
+from pathlib import Path
+
+from eco_fast.bicubic import downsample_image, modcrop
+from eco_fast.config import Scale
+from eco_fast.device import pick_device
+from eco_fast.files import require_space, sha256_of
+from eco_fast.models import load_network_of_scale
+from eco_fast.progress import progress
+from eco_fast.store import Store, Writer, centroid_folder, locked
+from eco_fast.tiles import TILE, super_resolve
+from eco_fast_kernels import Rounding
+
+
+def teach(
+    folder: Path, checkpoint: Path, scale: Scale, *, rounding: Rounding = "uint8", tile: int = TILE, device: str = "auto"
+) -> Path:
+    """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
+
+    Continues an interrupted run; makes again only what changed; a no-op where all is there.
+
+    Args:
+        folder: a store made by `prepare`.
+        checkpoint: the teacher's weights; their hash is part of the centroids' identity.
+        scale: must be the teacher's.
+        rounding: MATLAB's convention of D.
+        tile: LR pixels a side of a tile, bounds the memory.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The folder of the centroids.
+
+    Raises:
+        ValueError: no store, not a teacher, another scale, or too little space.
+    """
+    store = Store(folder)
+    where = pick_device(device)
+    network = load_network_of_scale(checkpoint, scale).to(where)
+    teacher_hash = sha256_of(checkpoint)
+    out = centroid_folder(folder, scale, rounding, teacher_hash)
+    with locked(out):
+        writer = Writer(out, {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": teacher_hash})
+        new = [entry for entry in store.entries if entry.name not in writer.known]
+        require_space(out, sum(3 * entry.height * entry.width for entry in new), "centroids")
+        for entry, hr in progress(list(zip(store.entries, store.images, strict=True)), "teach"):
+            if not writer.keep(entry.name, origin=entry.sha256):
+                lr = downsample_image(modcrop(hr, scale), scale, rounding)
+                writer.add(entry.name, super_resolve(network, lr, tile=tile, device=where), origin=entry.sha256)
+        writer.finish()
+    return out

@@ -1,0 +1,54 @@
+"""`eco-fast upscale`: apply a checkpoint to pictures of any size."""
+
+from pathlib import Path
+
+from eco_fast.device import pick_device
+from eco_fast.images import find_images, read_image, write_png
+from eco_fast.models import load_network
+from eco_fast.progress import progress
+from eco_fast.tiles import TILE, super_resolve
+
+
+def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int = TILE, device: str = "auto") -> list[Path]:
+    """Upscale a picture, or all pictures of a folder with its sub-folders, into PNG files.
+
+    Args:
+        checkpoint: the network.
+        source: a picture or a folder.
+        out: the PNG to write for a picture (or a folder to put it in), the folder for a folder.
+        tile: LR pixels a side of a tile, bounds the memory.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: a bad checkpoint, picture or output; names it.
+    """
+    where = pick_device(device)
+    network = load_network(checkpoint).to(where)
+    targets = outputs(source, out)
+    for path, target in progress(list(targets.items()), "upscale"):
+        write_png(target, super_resolve(network, read_image(path), tile=tile, device=where))
+    return list(targets.values())
+
+
+def outputs(source: Path, out: Path) -> dict[Path, Path]:
+    """The PNG file that each picture of the source becomes.
+
+    Raises:
+        ValueError: no pictures, or two would become the same file.
+    """
+    found = find_images([source]).values()
+    if source.is_file():
+        one = next(iter(found))
+        return {one: out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{one.stem}.png"}
+    if out.is_file():
+        raise ValueError(f"{out}: a file, but the pictures of a folder need a folder to go to")
+    targets = {path: (out / path.relative_to(source)).with_suffix(".png") for path in found}
+    seen: dict[Path, Path] = {}
+    for path, target in targets.items():
+        if target in seen:
+            raise ValueError(f"{path} and {seen[target]} would both become {target}; rename one of them")
+        seen[target] = path
+    return targets

@@ -1,0 +1,287 @@
+"""The ops in plain torch: their definition, and the path that CPU tensors take.
+
+| op | formula |
+|---|---|
+| `downsample` | D, MATLAB's `imresize(A, 1/scale, "bicubic")` of windows that carry a margin |
+| `downsample_blend` | (D(sr) + alpha * (D(hr) - D(sr))) / 255 |
+| `blended_loss` | mean of l(255 * prediction - (sr + alpha * (hr - sr))) |
+| `lamb_step` | LAMB with a clamped weight norm, for all tensors at once |
+
+**Why D is exact.** For whole scales MATLAB's antialiased bicubic weights are rationals with a small common denominator
+(`STENCILS`), the same for every output pixel. Pixels are centred by subtracting 128, so each partial sum of
+weight * pixel is a whole number below 2**24 for one pass (2**53 for two): float32 (float64) holds all of them, in any
+order of summation, with or without fused multiply-add. The division is exact for powers of two; at scale 3 no sum lies
+nearer than 1/162 to a rounding tie. So every implementation of this formula gives the same bytes.
+
+Sources: MATLAB's `imresize` (kernel a = -0.5, antialiasing, symmetric border, rows first, 8-bit images are rounded half
+up after each of the two passes); Lee and Heo, AAAI 2024, Eq. 14; LAMB: You et al., ICLR 2020, in the form of
+`torch_optimizer.Lamb` that rcan-it and the authors of ECO train with.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Rounding = Literal["uint8", "im2double"]
+LossKind = Literal["l1", "l2", "charbonnier"]
+
+ROUNDINGS: tuple[Rounding, ...] = ("uint8", "im2double")
+LOSS_KINDS: tuple[LossKind, ...] = ("l1", "l2", "charbonnier")
+CHARBONNIER_EPSILON = 0.255  # LapSRN's 1e-3 on 0..1 images, on the 0..255 scale
+
+# Left half of the symmetric stencil (scale 3 ends with its centre tap), and the denominator that all weights share.
+STENCILS: dict[int, tuple[tuple[int, ...], int]] = {
+    2: ((-3, -9, 29, 111), 256),
+    3: ((-1, -2, 0, 9, 21, 27), 81),
+    4: ((-7, -45, -75, -49, 93, 399, 745, 987), 4096),
+    8: (
+        (-15, -117, -275, -441, -567, -605, -507, -225, 317, 1263, 2505, 3899, 5301, 6567, 7553, 8115),
+        65536,
+    ),
+}
+
+
+def margin_of(scale: int) -> int:
+    """HR pixels that a window needs beyond each side, so that D inside it needs nothing else: 2 * scale."""
+    return 2 * scale
+
+
+def symmetric_indices(start: int, stop: int, size: int) -> npt.NDArray[np.int64]:
+    """Where positions `start..stop-1` fall in an axis of `size` pixels under MATLAB's symmetric border (edge repeated)."""
+    folded = np.arange(start, stop, dtype=np.int64) % (2 * size)
+    return np.where(folded < size, folded, 2 * size - 1 - folded)
+
+
+def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
+    """D of windows that carry a margin of `2 * scale` pixels on each side.
+
+    Args:
+        windows: uint8 [N, scale*h + 4*scale, scale*w + 4*scale, C].
+        scale: 2, 3, 4 or 8.
+        rounding: "uint8" rounds after each pass (MATLAB on 8-bit images), "im2double" once at the end.
+        transposed: bool [N], the samples whose rows and columns the loader has swapped. MATLAB rounds between the two
+            passes, so those are downsampled columns first; needs square windows.
+
+    Returns:
+        uint8 [N, h, w, C], equal to the same crop of D of the whole image.
+    """
+    _check_windows("downsample", windows, scale, rounding)
+    if transposed is not None and windows.shape[1] != windows.shape[2]:
+        raise ValueError(f"downsample: transposed samples need square windows, got {tuple(windows.shape)}")
+    if transposed is not None:
+        windows = torch.where(transposed.view(-1, 1, 1, 1), windows.transpose(1, 2), windows)
+    centred = windows.to(torch.float32 if rounding == "uint8" else torch.float64) - 128
+    rows = _downsample_rows(centred, scale)
+    if rounding == "uint8":
+        rows = _round(rows, scale, passes=1)
+    # The second pass works along the first axis too, on contiguous memory: a strided walk over C=3 values is slow.
+    both = _downsample_rows(rows.transpose(1, 2).contiguous(), scale)
+    both = _round(both, scale, passes=1 if rounding == "uint8" else 2)
+    out = (both + 128).to(torch.uint8).transpose(1, 2)
+    if transposed is not None:
+        out = torch.where(transposed.view(-1, 1, 1, 1), out.transpose(1, 2), out)
+    return out.contiguous()
+
+
+def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor:
+    """MATLAB's `imresize(A, 1/scale, "bicubic")` of whole images of any size.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        scale: 2, 3, 4 or 8.
+        rounding: see `downsample`.
+
+    Returns:
+        uint8 [N, ceil(H / scale), ceil(W / scale), C].
+    """
+    for axis in (1, 2):
+        size = images.shape[axis]
+        covered = -(-size // scale) * scale
+        indices = symmetric_indices(-margin_of(scale), covered + margin_of(scale), size)
+        images = images.index_select(axis, torch.from_numpy(indices).to(images.device))
+    return downsample(images, scale, rounding)
+
+
+def downsample_blend(
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    scale: int,
+    rounding: Rounding = "uint8",
+    *,
+    transposed: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The network's input: the LR images of both windows, blended.
+
+    Args:
+        hr: uint8 [N, scale*h + 4*scale, scale*w + 4*scale, 3], or None where `alpha` is 0 throughout.
+        sr: the centroid's windows, of the same shape, or None where `alpha` is 1 throughout.
+        alpha: float32 [] or [N], weight of `hr`, 0..1.
+        scale: 2, 3, 4 or 8.
+        rounding: see `downsample`.
+        transposed: see `downsample`.
+        dtype: of the result; the blend itself is float32, rounded once.
+
+    Returns:
+        dtype [N, 3, h, w] in 0..1, channels_last.
+    """
+    first, second = _present("downsample_blend", hr, sr)
+    lr_of_hr = downsample(first, scale, rounding, transposed)
+    lr_of_sr = lr_of_hr if second is first else downsample(second, scale, rounding, transposed)
+    return (_blend(lr_of_hr, lr_of_sr, alpha) / 255).to(dtype).permute(0, 3, 1, 2)
+
+
+def blended_loss(
+    prediction: Tensor, hr: Tensor | None, sr: Tensor | None, alpha: Tensor, kind: LossKind = "l1", *, margin: int = 0
+) -> Tensor:
+    """Mean loss between the prediction and the blended target, on the 0..255 scale.
+
+    Args:
+        prediction: floating point [N, C, H, W], 0..1.
+        hr: uint8 [N, H + 2*margin, W + 2*margin, C], or None where `alpha` is 0 throughout.
+        sr: as `hr`, the centroid; None where `alpha` is 1 throughout.
+        alpha: float32 [] or [N], weight of `hr`, 0..1.
+        kind: l1 = |d|, l2 = d**2, charbonnier = sqrt(d**2 + 0.255**2), with d in grey levels.
+        margin: pixels on each side of hr and sr that are not part of the target.
+
+    Returns:
+        float32 [].
+    """
+    if kind not in LOSS_KINDS:
+        raise ValueError(f"blended_loss: the kind is one of {', '.join(LOSS_KINDS)}, got {kind!r}")
+    first, second = (_interior(windows, margin) for windows in _present("blended_loss", hr, sr))
+    target = _blend(first, second, alpha).permute(0, 3, 1, 2)
+    if target.shape != prediction.shape:
+        raise ValueError(
+            f"blended_loss: with a margin of {margin} the targets are {tuple(target.shape)} (NCHW), "
+            f"but the prediction is {tuple(prediction.shape)}"
+        )
+    difference = prediction.float() * 255 - target
+    if kind == "l1":
+        return difference.abs().mean()
+    if kind == "l2":
+        return difference.square().mean()
+    return (difference.square() + CHARBONNIER_EPSILON**2).sqrt().mean()
+
+
+@torch.no_grad()
+def lamb_step(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    *,
+    learning_rate: Tensor,
+    skip: Tensor,
+    betas: tuple[float, float] = (0.9, 0.99),
+    epsilon: float = 1e-6,
+    weight_decay: float = 0.0,
+    norm_clamp: float = 10.0,
+    clip_value: float | None = None,
+) -> None:
+    """One LAMB update in place; per tensor, with g clipped to +-clip_value element by element:
+
+        m = b1*m + (1-b1)*g,  v = b2*v + (1-b2)*g*g,  u = m / (sqrt(v) + epsilon) + weight_decay*p
+        p -= learning_rate * min(|p|, norm_clamp) / |u| * u       (ratio 1 where either norm is 0)
+
+    No bias correction and no global-norm clipping: the form that ECO was trained with.
+
+    Args:
+        parameters: float32 tensors of any shape.
+        gradients: same shapes; not changed.
+        exp_avg: m, same shapes.
+        exp_avg_sq: v, same shapes.
+        learning_rate: float32 [].
+        skip: bool []; where true nothing changes, whatever the gradients hold.
+        betas: decay of m and v.
+        epsilon: added to sqrt(v).
+        weight_decay: decoupled from the moments, inside the trust ratio.
+        norm_clamp: upper bound of |p|.
+        clip_value: bound of each gradient element, or None.
+    """  # noqa: D415, D400 - the formula is the summary
+    # A skipped step multiplies the moments by 1, adds 0 to them and moves the weights by 0: no branch on the device.
+    zero, one = skip.new_zeros((), dtype=torch.float32), skip.new_ones((), dtype=torch.float32)
+    grads = [torch.where(skip, zero, gradient) for gradient in gradients]
+    beta1, beta2 = (torch.where(skip, one, one * beta) for beta in betas)
+    rate = torch.where(skip, zero, learning_rate)
+    if clip_value is not None:
+        torch._foreach_clamp_min_(grads, -clip_value)  # noqa: SLF001 - torch's public optimizers use the same calls
+        torch._foreach_clamp_max_(grads, clip_value)  # noqa: SLF001
+    torch._foreach_mul_(exp_avg, beta1)  # noqa: SLF001
+    torch._foreach_add_(exp_avg, grads, alpha=1 - betas[0])  # noqa: SLF001
+    torch._foreach_mul_(exp_avg_sq, beta2)  # noqa: SLF001
+    torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - betas[1])  # noqa: SLF001
+    root = torch._foreach_sqrt(exp_avg_sq)  # noqa: SLF001
+    torch._foreach_add_(root, epsilon)  # noqa: SLF001
+    update = torch._foreach_div(exp_avg, root)  # noqa: SLF001
+    if weight_decay:
+        torch._foreach_add_(update, parameters, alpha=weight_decay)  # noqa: SLF001
+    weight_norm = torch.stack(torch._foreach_norm(parameters)).clamp(max=norm_clamp)  # noqa: SLF001
+    update_norm = torch.stack(torch._foreach_norm(update))  # noqa: SLF001
+    trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
+    torch._foreach_mul_(update, (-rate * trust).unbind())  # noqa: SLF001
+    torch._foreach_add_(parameters, update)  # noqa: SLF001
+
+
+def _downsample_rows(centred: Tensor, scale: int) -> Tensor:
+    """Weighted sums (before the division) along axis 1 of [N, scale*h + 4*scale, ...]: [N, h, ...]."""
+    half, _ = STENCILS[scale]
+    taps = 4 * scale if scale % 2 == 0 else 4 * scale - 1
+    first = scale // 2 if scale % 2 == 0 else 2
+    reach = centred.shape[1] - 4 * scale - scale + 1  # distance from the first to the last output's tap, plus 1
+
+    def tap(index: int) -> Tensor:
+        return centred[:, first + index : first + index + reach : scale]
+
+    total = torch.zeros_like(tap(0))
+    for index, weight in enumerate(half):
+        mirrored = taps - 1 - index
+        total.add_(tap(index) if mirrored == index else tap(index) + tap(mirrored), alpha=weight)
+    return total
+
+
+def _round(total: Tensor, scale: int, passes: int) -> Tensor:
+    """Divide by the stencil's denominator and round half up, as whole grey levels centred on 128, clipped."""
+    return (total / STENCILS[scale][1] ** passes + 0.5).floor().clamp(-128, 127)
+
+
+def _blend(hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
+    """sr + alpha * (hr - sr) in float32, 0..255; this form returns hr and sr themselves at 1 and 0."""
+    weight = alpha.view(-1, 1, 1, 1) if alpha.ndim else alpha
+    real, centroid = hr.float(), sr.float()
+    return centroid + weight * (real - centroid)
+
+
+def _interior(windows: Tensor, margin: int) -> Tensor:
+    return windows[:, margin : windows.shape[1] - margin, margin : windows.shape[2] - margin]
+
+
+def _present(op: str, hr: Tensor | None, sr: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both images; an absent one (its weight is 0) is replaced by the other, which leaves the blend unchanged."""
+    first = hr if hr is not None else sr
+    second = sr if sr is not None else hr
+    if first is None or second is None:
+        raise ValueError(f"{op}: expected hr, sr or both, got neither")
+    if first.shape != second.shape:
+        raise ValueError(f"{op}: hr is {tuple(first.shape)} but sr is {tuple(second.shape)}")
+    return first, second
+
+
+def _check_windows(op: str, windows: Tensor, scale: int, rounding: str) -> None:
+    if scale not in STENCILS:
+        raise ValueError(f"{op}: the scale is one of {', '.join(map(str, STENCILS))}, got {scale}")
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"{op}: the rounding is one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if windows.dtype != torch.uint8 or windows.ndim != 4:
+        raise ValueError(f"{op}: expected uint8 [N, H, W, C], got {windows.dtype} {tuple(windows.shape)}")
+    for size in windows.shape[1:3]:
+        if size % scale or size < 5 * scale:
+            raise ValueError(
+                f"{op}: a window with its margin has scale * (n + 4) pixels a side (scale {scale}, n >= 1), "
+                f"got {tuple(windows.shape)}"
+            )
