@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    prepare = command("prepare", "Decode pictures once into a store.", "eco-fast prepare DIV2K_train_HR --store stores/div2k")
+    prepare = command(
+        "prepare", "Decode pictures once into a store.", "eco-fast prepare DIV2K_train_HR --store stores/div2k"
+    )
     prepare.add_argument("sources", nargs="+", metavar="SRC", help="folder, picture, or builtin:train")
     prepare.add_argument("--store", type=Path, required=True, metavar="DIR", help="the store")
     prepare.add_argument("--convert-16bit", action="store_true", help="keep the upper 8 of 16 bits instead of refusing")
@@ -143,7 +145,7 @@ def _train(arguments: Arguments) -> None:
     recipe = arguments.recipe or "quickstart"
     folder = arguments.folder or Path("runs") / Path(recipe).stem
     saved = folder / "config.toml"
-    # The recipe of a resumed run is the one in its folder, unless the command line names another, which is then checked.
+    # The recipe of a resumed run is the one in its folder; if the command line names one too, it is checked against it.
     named = arguments.recipe is not None or arguments.overrides
     recipe = str(saved) if arguments.resume and saved.is_file() and not named else recipe
     run_recipe(config.load(recipe, arguments.overrides), folder, resume=arguments.resume)

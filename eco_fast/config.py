@@ -73,7 +73,7 @@ class Objective(Section):
     """What the network is fitted to (paper, Eq. 4, 9, 11 and 14)."""
 
     name: Literal["vanilla", "kd", "noise_free", "eco"] = "eco"
-    """vanilla: real pairs; kd: real LR, centroid target; noise_free: centroid pairs; eco: from centroid to real pairs."""
+    """vanilla: real pairs; kd: real LR and centroid; noise_free: centroid pairs; eco: from centroid to real pairs."""
     alpha: Literal["sigmoid", "linear", "constant"] = "sigmoid"
     """Course of the real pair's weight under eco."""
     alpha_shift: float = 0.0
@@ -229,7 +229,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ValueError(f"--set {key}: {parent} is a value, not a section")
+            raise ValueError(f"--set {key}: {parent} is a value, not a section")  # noqa: TRY004 - the user's input
     section[leaf] = value
 
 

@@ -20,7 +20,9 @@ def pick_device(wanted: str) -> str:
     except RuntimeError as error:
         raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"train.device: {wanted} is asked for, but this machine shows {torch.cuda.device_count()} GPUs")
+        raise ValueError(
+            f"train.device: {wanted} is asked for, but this machine shows {torch.cuda.device_count()} GPUs"
+        )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}")
     return wanted

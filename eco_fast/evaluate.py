@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eco_fast_kernels import Rounding
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,6 @@ from eco_fast.metrics import Scores, average, score
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.progress import progress
 from eco_fast.tiles import TILE, super_resolve
-from eco_fast_kernels import Rounding
 
 Results = dict[str, dict[str, Scores]]
 """Scores by set and picture."""

@@ -138,7 +138,7 @@ def _is_16bit(image: Image.Image) -> bool:
     if image.mode.startswith("I;16"):
         return True
     bits = image.tag_v2.get(258, (8,)) if hasattr(image, "tag_v2") else ()  # TIFF's BitsPerSample
-    raw_modes = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in image.tile]
+    raw_modes = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())]
     return 16 in bits or any("16" in str(mode) for mode in raw_modes)  # PNG: Pillow would drop 8 bits in silence
 
 

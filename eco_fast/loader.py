@@ -8,11 +8,12 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from eco_fast_kernels import margin_of, symmetric_indices
 from torch import Tensor
@@ -42,11 +43,9 @@ class Batch:
 
     def to(self, device: str) -> "Batch":
         """A copy on the device."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in vars(self).items()
-        }
-        return Batch(**moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
 
 
 class PlainLoader:
@@ -63,7 +62,10 @@ class PlainLoader:
         self.config, self.hr, self.sr = config, hr, sr
         self.waited = 0.0
         """Seconds that the consumer has spent waiting for batches."""
-        sizes = [(image.shape[0] // config.scale * config.scale, image.shape[1] // config.scale * config.scale) for image in hr]
+        sizes = [
+            (image.shape[0] // config.scale * config.scale, image.shape[1] // config.scale * config.scale)
+            for image in hr
+        ]
         self.sampler = Sampler(
             sizes, scale=config.scale, patch=config.data.patch, batch=config.train.batch, seed=config.seed
         )
@@ -155,7 +157,7 @@ class PlainLoader:
 
 def cut_window(image: Pixels, top: int, left: int, inner: int, margin: int, scale: int) -> Pixels:
     """A window of `inner` pixels a side at (top, left), with its margin; [inner + 2*margin, inner + 2*margin, C]."""
-    axes = []
+    axes: list[tuple[int, int, npt.NDArray[np.int64] | None]] = []
     for start, size in ((top, image.shape[0]), (left, image.shape[1])):
         cropped = size // scale * scale  # the border of D is that of the picture cropped to a multiple of the scale
         first, last = start - margin, start + inner + margin

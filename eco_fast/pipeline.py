@@ -1,11 +1,11 @@
 """`eco-fast train`: from pictures to a table, stage by stage; every finished stage is reused.
 
-    prepare -> teacher (a vanilla run, or a given checkpoint) -> teach -> student -> vanilla twin -> evaluate
+prepare -> teacher (a vanilla run, or a given checkpoint) -> teach -> student -> vanilla twin -> evaluate
 
-    RUN/            the student's run folder, and the results
-    RUN/store/      the decoded pictures and centroids, unless data.store names a folder
-    RUN/teacher/    the run folder of teacher.checkpoint = "self"
-    RUN/vanilla/    the run folder of the twin
+RUN/            the student's run folder, and the results
+RUN/store/      the decoded pictures and centroids, unless data.store names a folder
+RUN/teacher/    the run folder of teacher.checkpoint = "self"
+RUN/vanilla/    the run folder of the twin
 """
 
 import json
@@ -67,14 +67,20 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[st
 
     summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)}
     with stages.timed("evaluate"):
-        networks = {"teacher": teacher_path and load_network(teacher_path), "vanilla": twin, "student": student}
+        networks = {
+            "teacher": load_network(teacher_path) if teacher_path else None,
+            "vanilla": twin,
+            "student": student,
+        }
         if test:
             results = {"bicubic": score_bicubic(test, config.scale, config.data.rounding)}
             for name, network in networks.items():
                 if network is not None:
                     results[name] = score_network(network.to(device), test, config.data.rounding, device=device)
             summary |= {name: finite(average(list(scores.values()))) for name, scores in results.items()}
-            draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], config.data.rounding)
+            draw_samples(
+                folder / "samples", student, test, results["student"], results["bicubic"], config.data.rounding
+            )
         draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
     summary["seconds"] = stages.seconds
     write_json(folder / "summary.json", summary)
@@ -111,13 +117,14 @@ def usable(store: Store, config: Config) -> Store:
     if len(small) == len(store):
         raise ValueError(f"{store.folder}: all pictures are smaller than an HR patch of {side}x{side}")
     if small and store.attributes["kind"] == "hr":
-        print(f"{len(small)} of {len(store)} pictures are smaller than an HR patch of {side}x{side} and left out", flush=True)
+        print(
+            f"{len(small)} of {len(store)} pictures are smaller than an HR patch of {side}x{side} and left out",
+            flush=True,
+        )
     return store.select([entry.name for entry in store.entries if entry not in small])
 
 
-def obtain_teacher(
-    config: Config, folder: Path, hr: Store, validation: Mapping[str, Pixels], *, resume: bool
-) -> Path:
+def obtain_teacher(config: Config, folder: Path, hr: Store, validation: Mapping[str, Pixels], *, resume: bool) -> Path:
     """The teacher's checkpoint: the one that is named, or the end of a vanilla run of the same architecture."""
     if config.teacher.checkpoint != "self":
         return Path(config.teacher.checkpoint)
@@ -159,4 +166,3 @@ class Stages:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
             write_json(self.path, self.seconds)
-

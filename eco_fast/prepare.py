@@ -10,7 +10,7 @@ from eco_fast.store import Store, Writer, locked
 
 
 def prepare(sources: Sequence[str], folder: Path, *, convert_16bit: bool = False) -> Store:
-    """Decode all pictures of the sources into the store; continues an interrupted run, and is a no-op on a finished one.
+    """Decode all pictures of the sources; continues an interrupted run, and is a no-op on a finished one.
 
     Every picture that is already stored is verified against its hash; a damaged one, and one whose source has changed,
     is decoded again.

@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from eco_fast_kernels import Rounding
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +27,9 @@ MAX_SAMPLES = 8
 
 def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the final table, and where the pictures are."""
-    table = Table("", "PSNR-Y (dB)", "SSIM-Y", title=f"x{summary['scale']} on {len(summary['images'])} held-out pictures")
+    table = Table(
+        "", "PSNR-Y (dB)", "SSIM-Y", title=f"x{summary['scale']} on {len(summary['images'])} held-out pictures"
+    )
     for name in ROWS:
         if name in summary:
             table.add_row(name, f"{summary[name]['psnr_y']:.3f}", f"{summary[name]['ssim_y']:.4f}")
@@ -56,7 +57,7 @@ def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    _save(figure, path)
 
 
 def draw_samples(
@@ -82,13 +83,16 @@ def draw_samples(
             "HR": hr[at_hr],
         }
         figure = Figure(figsize=(12, 3.6), layout="constrained")
-        axes: Axes
         for axes, (label, pixels) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             axes.imshow(pixels, interpolation="nearest")
             axes.set_title(label)
             axes.axis("off")
         path = folder / (Path(name).with_suffix("").as_posix().replace("/", "_") + ".png")
-        write_atomically(path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=120))
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def _most_detailed(hr: Pixels, scale: int) -> tuple[int, int]:

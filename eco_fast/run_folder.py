@@ -1,11 +1,11 @@
 """The run folder: what a training writes, and how it continues after any interruption.
 
-    config.toml         the resolved recipe
-    environment.json    versions, machine, commit, of each start
-    metrics.jsonl       loss, alpha, learning rate, validation scores; depends on the recipe alone, never on the clock
-    events.*            the same and the speed, for TensorBoard
-    checkpoints/        last.safetensors and best.safetensors, and last.state.pt and best.state.pt beside them
-    samples/ curves.png summary.json
+config.toml         the resolved recipe
+environment.json    versions, machine, commit, of each start
+metrics.jsonl       loss, alpha, learning rate, validation scores; depends on the recipe alone, never on the clock
+events.*            the same and the speed, for TensorBoard
+checkpoints/        last.safetensors and best.safetensors, and last.state.pt and best.state.pt beside them
+samples/ curves.png summary.json
 """
 
 import importlib.metadata

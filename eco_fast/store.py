@@ -113,7 +113,7 @@ class Writer:
             file=file,
             height=pixels.shape[0],
             width=pixels.shape[1],
-            sha256=hashlib.sha256(pixels).hexdigest(),
+            sha256=hashlib.sha256(pixels.data).hexdigest(),
             origin=origin,
             stamp=stamp,
         )
@@ -210,7 +210,9 @@ def _map(folder: Path, entry: Entry) -> Pixels:
     try:
         pixels: Pixels = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: the stored {entry.name} is missing or damaged; run the same command again") from error
+        raise ValueError(
+            f"{path}: the stored {entry.name} is missing or damaged; run the same command again"
+        ) from error
     if pixels.shape != (entry.height, entry.width, 3) or pixels.dtype != np.uint8:
         raise ValueError(f"{path}: the stored {entry.name} does not match the manifest; run `eco-fast prepare` again")
     return pixels
@@ -221,4 +223,4 @@ def _intact(folder: Path, entry: Entry) -> bool:
         pixels = _map(folder, entry)
     except ValueError:
         return False
-    return hashlib.sha256(pixels).hexdigest() == entry.sha256
+    return hashlib.sha256(pixels.data).hexdigest() == entry.sha256

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from eco_fast_kernels import Rounding
+
 from eco_fast.bicubic import downsample_image, modcrop
 from eco_fast.config import Scale
 from eco_fast.device import pick_device
@@ -10,11 +12,16 @@ from eco_fast.models import load_network_of_scale
 from eco_fast.progress import progress
 from eco_fast.store import Store, Writer, centroid_folder, locked
 from eco_fast.tiles import TILE, super_resolve
-from eco_fast_kernels import Rounding
 
 
 def teach(
-    folder: Path, checkpoint: Path, scale: Scale, *, rounding: Rounding = "uint8", tile: int = TILE, device: str = "auto"
+    folder: Path,
+    checkpoint: Path,
+    scale: Scale,
+    *,
+    rounding: Rounding = "uint8",
+    tile: int = TILE,
+    device: str = "auto",
 ) -> Path:
     """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
 
@@ -40,7 +47,9 @@ def teach(
     teacher_hash = sha256_of(checkpoint)
     out = centroid_folder(folder, scale, rounding, teacher_hash)
     with locked(out):
-        writer = Writer(out, {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": teacher_hash})
+        writer = Writer(
+            out, {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": teacher_hash}
+        )
         new = [entry for entry in store.entries if entry.name not in writer.known]
         require_space(out, sum(3 * entry.height * entry.width for entry in new), "centroids")
         for entry, hr in progress(list(zip(store.entries, store.images, strict=True)), "teach"):

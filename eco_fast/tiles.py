@@ -4,6 +4,7 @@ The image is cut into tiles, each is given a halo as wide as the network's recep
 thrown away: every output pixel sees exactly what it would see in the whole image, so there are no seams to hide.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -50,4 +51,4 @@ def _spans(size: int, tile: int) -> Iterator[tuple[int, int]]:
     """Cut an axis into nearly equal spans of at most `tile`, so that no sliver is left."""
     count = -(-size // tile)
     edges = [index * size // count for index in range(count + 1)]
-    return zip(edges, edges[1:], strict=False)
+    return itertools.pairwise(edges)

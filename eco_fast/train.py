@@ -60,7 +60,7 @@ def train_network(
     if config.model.start_from:
         kept = warm_start(network, Path(config.model.start_from))
         print(f"{label} starts from {config.model.start_from}; fresh weights: {', '.join(kept) or 'none'}", flush=True)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     updater = Updater(network.parameters(), config.optimizer, device)
     start, best, saved = 0, float("-inf"), run.load(device)
     if saved is not None:
@@ -96,7 +96,9 @@ def train_network(
             if validation and (last or done % config.train.validate_every == 0):
                 scores = average(list(score_network(network, validation, config.data.rounding, device=device).values()))
                 telemetry.write(done, {"psnr_y": scores.psnr_y, "ssim_y": scores.ssim_y})
-                print(f"{label} step {done}/{steps}  validation {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}", flush=True)
+                print(
+                    f"{label} step {done}/{steps}  validation {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}", flush=True
+                )
                 improved, best = scores.psnr_y > best, max(scores.psnr_y, best)
                 network.train()
             if improved or last or done % config.train.checkpoint_every == 0:

@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, features, h, w] to the same shape."""
-        residual = self.body(x)
+        residual: Tensor = self.body(x)
         return x + (residual if self.residual_scale == 1 else residual * self.residual_scale)
 
 
@@ -79,7 +79,8 @@ class EDSR(nn.Module):
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1."""
         x = self.head(self.sub_mean(lr * 255))
         x = x + self.body(x)
-        return self.add_mean(self.tail(x)) / 255
+        sr: Tensor = self.add_mean(self.tail(x))
+        return sr / 255
 
     @classmethod
     def recognise(cls, state: Mapping[str, Tensor], residual_scale: float | None = None) -> "EDSR | None":
@@ -103,7 +104,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _upsampler(scale: int, features: int) -> nn.Sequential:
-    """Sub-pixel upsampling: one step of 3, or log2(scale) steps of 2; convolutions are .0, .2, .4 as in the original."""
+    """Sub-pixel upsampling: one step of 3, or log2(scale) steps of 2; its convolutions are .0, .2, .4."""
     factors = [3] if scale == 3 else [2] * int(math.log2(scale))
     layers: list[nn.Module] = []
     for factor in factors:

@@ -18,7 +18,6 @@ up after each of the two passes); Lee and Heo, AAAI 2024, Eq. 14; LAMB: You et a
 `torch_optimizer.Lamb` that rcan-it and the authors of ECO train with.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,7 +50,7 @@ def margin_of(scale: int) -> int:
 
 
 def symmetric_indices(start: int, stop: int, size: int) -> npt.NDArray[np.int64]:
-    """Where positions `start..stop-1` fall in an axis of `size` pixels under MATLAB's symmetric border (edge repeated)."""
+    """Where positions `start..stop-1` fall in an axis of `size` pixels: MATLAB's symmetric border, edge repeated."""
     folded = np.arange(start, stop, dtype=np.int64) % (2 * size)
     return np.where(folded < size, folded, 2 * size - 1 - folded)
 
@@ -171,10 +170,10 @@ def blended_loss(
 
 @torch.no_grad()
 def lamb_step(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_sq: Sequence[Tensor],
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
     *,
     learning_rate: Tensor,
     skip: Tensor,
@@ -203,29 +202,29 @@ def lamb_step(
         weight_decay: decoupled from the moments, inside the trust ratio.
         norm_clamp: upper bound of |p|.
         clip_value: bound of each gradient element, or None.
-    """  # noqa: D415, D400 - the formula is the summary
+    """  # noqa: D415 - the formula is the summary
     # A skipped step multiplies the moments by 1, adds 0 to them and moves the weights by 0: no branch on the device.
     zero, one = skip.new_zeros((), dtype=torch.float32), skip.new_ones((), dtype=torch.float32)
     grads = [torch.where(skip, zero, gradient) for gradient in gradients]
     beta1, beta2 = (torch.where(skip, one, one * beta) for beta in betas)
     rate = torch.where(skip, zero, learning_rate)
     if clip_value is not None:
-        torch._foreach_clamp_min_(grads, -clip_value)  # noqa: SLF001 - torch's public optimizers use the same calls
-        torch._foreach_clamp_max_(grads, clip_value)  # noqa: SLF001
-    torch._foreach_mul_(exp_avg, beta1)  # noqa: SLF001
-    torch._foreach_add_(exp_avg, grads, alpha=1 - betas[0])  # noqa: SLF001
-    torch._foreach_mul_(exp_avg_sq, beta2)  # noqa: SLF001
-    torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - betas[1])  # noqa: SLF001
+        torch._foreach_clamp_min_(grads, -clip_value)
+        torch._foreach_clamp_max_(grads, clip_value)
+    torch._foreach_mul_(exp_avg, beta1)
+    torch._foreach_add_(exp_avg, grads, alpha=1 - betas[0])
+    torch._foreach_mul_(exp_avg_sq, beta2)
+    torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - betas[1])
     root = torch._foreach_sqrt(exp_avg_sq)  # noqa: SLF001
-    torch._foreach_add_(root, epsilon)  # noqa: SLF001
+    torch._foreach_add_(root, epsilon)
     update = torch._foreach_div(exp_avg, root)  # noqa: SLF001
     if weight_decay:
-        torch._foreach_add_(update, parameters, alpha=weight_decay)  # noqa: SLF001
+        torch._foreach_add_(update, parameters, alpha=weight_decay)
     weight_norm = torch.stack(torch._foreach_norm(parameters)).clamp(max=norm_clamp)  # noqa: SLF001
     update_norm = torch.stack(torch._foreach_norm(update))  # noqa: SLF001
     trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
-    torch._foreach_mul_(update, (-rate * trust).unbind())  # noqa: SLF001
-    torch._foreach_add_(parameters, update)  # noqa: SLF001
+    torch._foreach_mul_(update, (-rate * trust).unbind())
+    torch._foreach_add_(parameters, update)
 
 
 def _downsample_rows(centred: Tensor, scale: int) -> Tensor:
@@ -247,11 +246,12 @@ def _downsample_rows(centred: Tensor, scale: int) -> Tensor:
 
 def _round(total: Tensor, scale: int, passes: int) -> Tensor:
     """Divide by the stencil's denominator and round half up, as whole grey levels centred on 128, clipped."""
-    return (total / STENCILS[scale][1] ** passes + 0.5).floor().clamp(-128, 127)
+    _, denominator = STENCILS[scale]
+    return (total / float(denominator**passes) + 0.5).floor().clamp(-128, 127)
 
 
 def _blend(hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
-    """sr + alpha * (hr - sr) in float32, 0..255; this form returns hr and sr themselves at 1 and 0."""
+    """The blend sr + alpha * (hr - sr) in float32, 0..255; this form returns hr and sr themselves at 1 and 0."""
     weight = alpha.view(-1, 1, 1, 1) if alpha.ndim else alpha
     real, centroid = hr.float(), sr.float()
     return centroid + weight * (real - centroid)
