@@ -55,16 +55,16 @@ def training_step(recipe: Config, batches: list[Batch], device: str, *, fast: bo
     if not fast:
         compiled = compute_loss
 
-        def compute_loss(lr: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        def compute_loss(lr: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return compiled(lr.contiguous(), *rest)
 
     updater = Updater(network.parameters(), recipe.optimizer, device)
     endless = _repeat(batches)
 
     def step() -> float:
-        loss = batch_loss(compute_loss, next(endless).to(device), recipe)
-        loss.backward()  # type: ignore[no-untyped-call]
-        updater.step(loss, recipe.optimizer.learning_rate)
+        loss, finite = batch_loss(compute_loss, next(endless).to(device), recipe)
+        loss.backward()
+        updater.step(loss, finite, recipe.optimizer.learning_rate)
         return loss.item()
 
     return step
@@ -73,7 +73,8 @@ def training_step(recipe: Config, batches: list[Batch], device: str, *, fast: bo
 def bare_convolution(recipe: Config, device: str) -> Step:
     """Forward and backward of one 3x3 convolution of the body, at the batch's size."""
     features, patch = recipe.model.features, recipe.data.patch
-    layer = nn.Conv2d(features, features, 3, padding=1).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer = nn.Conv2d(features, features, 3, padding=1).to(device)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(recipe.train.batch, features, patch, patch, device=device)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     y = torch.randn_like(x.detach())

@@ -1,4 +1,4 @@
-"""The plain loader: windows of the store, flipped and transposed, as contiguous uint8 batches, assembled ahead.
+"""The plain loader: windows of the store, flipped and transposed, as uint8 batches, assembled ahead.
 
 Every window carries a margin of 2 * scale HR pixels a side, so that its LR image equals the crop of the whole image's;
 beyond the picture's edge the margin is MATLAB's symmetric extension.
@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from eco_fast_kernels import margin_of, symmetric_indices
+from eco_fast_kernels import empty_windows, margin_of, move_windows, symmetric_indices
 from torch import Tensor
 
 from eco_fast.config import Config
@@ -30,7 +30,7 @@ class Batch:
 
     step: int
     hr: Tensor | None
-    """uint8 [N, P, P, 3] with P = scale * (patch + 4), or None where the mix does not read it."""
+    """uint8 [N, P, P, 3] with P = scale * (patch + 4), as `eco_fast_kernels.windows` lays it out; None if not read."""
     sr: Tensor | None
     """The centroid's windows, likewise."""
     transposed: Tensor
@@ -43,9 +43,14 @@ class Batch:
 
     def to(self, device: str) -> "Batch":
         """A copy on the device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        return replace(self, **moved)
+        return replace(
+            self,
+            hr=None if self.hr is None else move_windows(self.hr, device),
+            sr=None if self.sr is None else move_windows(self.sr, device),
+            transposed=self.transposed.to(device, non_blocking=True),
+            input_alpha=self.input_alpha.to(device, non_blocking=True),
+            target_alpha=self.target_alpha.to(device, non_blocking=True),
+        )
 
 
 class PlainLoader:
@@ -94,11 +99,11 @@ class PlainLoader:
         began = time.perf_counter()
         item = self._ready.get() if self._thread is not None else self._next_made()
         self.waited += time.perf_counter() - began
-        if item is None:
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        if isinstance(item, Batch):
+            return item
+        if self._thread is not None:
+            self._ready.put(item)  # the thread has ended: whoever asks again gets the same answer
+        raise StopIteration if item is None else item
 
     def batch_at(self, step: int) -> Batch:
         """Assemble the batch of any step."""
@@ -144,7 +149,8 @@ class PlainLoader:
         margin = margin_of(self.config.scale)
         inner = self.config.scale * self.config.data.patch
         side = inner + 2 * margin
-        out = np.empty((len(plan.image), side, side, 3), dtype=np.uint8)
+        windows = empty_windows(len(plan.image), side, margin)
+        out = windows.numpy()
         for index, image in enumerate(plan.image):
             window = cut_window(images[image], plan.top[index], plan.left[index], inner, margin, self.config.scale)
             if plan.flip_rows[index]:
@@ -152,7 +158,7 @@ class PlainLoader:
             if plan.flip_columns[index]:
                 window = window[:, ::-1]
             out[index] = window.transpose(1, 0, 2) if plan.transpose[index] else window
-        return torch.from_numpy(out)
+        return windows
 
 
 def cut_window(image: Pixels, top: int, left: int, inner: int, margin: int, scale: int) -> Pixels:

@@ -35,7 +35,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, skip: Tensor) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient, unless `skip` (bool []) is true."""
+        """Update all parameters, unless `skip` (bool []) is true or becomes so by a gradient that is not finite."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
@@ -88,13 +88,22 @@ class Updater:
                 fused=True,
             )
 
-    def step(self, loss: Tensor, learning_rate: float) -> Tensor:
-        """Apply the gradients of `loss` (float32 []); returns whether the step was skipped (bool [])."""
+    def step(self, loss: Tensor, finite: Tensor, learning_rate: float) -> Tensor:
+        """Apply the gradients of `loss` (float32 []) if it is `finite` (bool []).
+
+        Returns:
+            Whether the step was skipped, bool [].
+        """
         self.learning_rate.fill_(learning_rate)
-        skip = self._is_bad(loss.detach())
+        skip = ~finite
+        if self.config.spike_factor:
+            skip |= loss.detach() > self.config.spike_factor * self.last_accepted
         if isinstance(self.optimizer, Lamb):
-            self.optimizer.step(skip)
+            self.optimizer.step(skip)  # adds gradients that are not finite to `skip`
         else:
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            norms = torch._foreach_norm(gradients, float("inf"))  # noqa: SLF001 - shows any NaN or inf
+            skip |= ~torch.stack(norms).isfinite().all()
             if self.config.clip_value:
                 torch.nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
             # torch's fused optimizers leave everything as it is where found_inf is 1, without asking the host
@@ -118,11 +127,3 @@ class Updater:
             group["lr"] = self.learning_rate  # the loaded copy would never change again
         for name in ("last_accepted", "skipped", "skipped_in_row"):
             setattr(self, name, state[name].to(self.learning_rate.device))
-
-    def _is_bad(self, loss: Tensor) -> Tensor:
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norms = torch._foreach_norm(gradients)  # noqa: SLF001 - as torch.nn.utils does; a NaN or inf shows in the norm
-        bad = ~torch.stack([loss, *norms]).isfinite().all()
-        if self.config.spike_factor:
-            bad |= loss > self.config.spike_factor * self.last_accepted
-        return bad

@@ -32,8 +32,8 @@ class RunFolder:
 
     Args:
         folder: its path.
-        resolved: the recipe; a folder that already holds a run must hold this one.
-        resume: whether such a run is to be continued.
+        resolved: the recipe; where training has begun, the folder must hold this one.
+        resume: whether a training that has begun is to be continued.
 
     Raises:
         ValueError: the folder is taken, or holds another recipe; names the first key that differs.
@@ -42,7 +42,8 @@ class RunFolder:
     def __init__(self, folder: Path, resolved: Config, *, resume: bool) -> None:
         self.folder, self.config = folder, resolved
         saved = folder / "config.toml"
-        if saved.exists():
+        # A run that stopped before its first step, for a bad picture say, may begin again with another recipe.
+        if self.metrics.exists() or (folder / "checkpoints").exists():
             if not resume:
                 raise ValueError(
                     f"{folder}: already holds a run; continue it with --resume, or choose another folder with --run"
@@ -52,7 +53,7 @@ class RunFolder:
                     f"{folder}: holds a run with another {changed[0]}; resume with the same recipe, "
                     "or choose another folder with --run"
                 )
-        elif folder.is_dir() and any(folder.iterdir()) and not resume:
+        elif folder.is_dir() and any(folder.iterdir()) and not saved.exists():
             raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
         write_text(saved, config.dump(resolved))
         conditions = folder / "environment.json"  # one entry per start: a resumed run may have moved

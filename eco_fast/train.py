@@ -31,7 +31,7 @@ from eco_fast.telemetry import Telemetry
 
 MAX_SKIPPED_IN_ROW = 100
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def train_network(
@@ -81,9 +81,9 @@ def train_network(
             telemetry.load_state_dict(saved["telemetry"])
         for batch in loader:
             learning_rate = learning_rate_at(config.optimizer, batch.step, steps)
-            loss = batch_loss(compute_loss, batch.to(device), config)
+            loss, finite = batch_loss(compute_loss, batch.to(device), config)
             loss.backward()  # type: ignore[no-untyped-call]
-            skip = updater.step(loss, learning_rate)
+            skip = updater.step(loss, finite, learning_rate)
             telemetry.add(loss, skip)
 
             done = batch.step + 1
@@ -103,17 +103,20 @@ def train_network(
                 network.train()
             if improved or last or done % config.train.checkpoint_every == 0:
                 state: dict[str, Any] = {"updater": updater.state_dict(), "telemetry": telemetry.state_dict()}
-                for name in ("last", "best") if improved else ("last",):
+                for name in ("best", "last") if improved else ("last",):  # a run stopped between them writes both anew
                     run.save(name, network, done, {"best": best, **state})
                 telemetry.restart_clock(done)
     return network.eval()
 
 
 def loss_function(network: Network, config: Config, device: str) -> LossFunction:
-    """Network and loss as one function of (input, hr, sr, alpha), compiled where that is possible and wanted."""
+    """Network and loss as one function of (input, hr, sr, alpha), compiled where that is possible and wanted.
+
+    It returns the loss, float32 [], and whether it is finite, bool [].
+    """
     margin = margin_of(config.scale)
 
-    def compute(lr: Tensor, hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
+    def compute(lr: Tensor, hr: Tensor, sr: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         return blended_loss(network(lr), hr, sr, alpha, config.objective.loss, margin=margin)
 
     if not config.train.compile:
@@ -125,8 +128,8 @@ def loss_function(network: Network, config: Config, device: str) -> LossFunction
     return torch.compile(compute, fullgraph=True, dynamic=False)
 
 
-def batch_loss(compute_loss: LossFunction, batch: Batch, config: Config) -> Tensor:
-    """Blend the network's input and compute the loss of one batch: float32 []."""
+def batch_loss(compute_loss: LossFunction, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
+    """Blend the network's input and compute one batch's loss, float32 [], and whether it is finite, bool []."""
     lr = downsample_blend(
         batch.hr if batch.mix.input > 0 else None,
         batch.sr if batch.mix.input < 1 else None,

@@ -1,19 +1,16 @@
-"""The ops that eco-fast is built on; `reference` defines them in plain torch."""
+"""The ops that eco-fast is built on: defined by `reference`, fused in Triton by `fused`, chosen by device in `ops`."""
 
+from eco_fast_kernels.ops import blended_loss, downsample, downsample_blend, imresize, lamb_step
 from eco_fast_kernels.reference import (
     LOSS_KINDS,
     ROUNDINGS,
     STENCILS,
     LossKind,
     Rounding,
-    blended_loss,
-    downsample,
-    downsample_blend,
-    imresize,
-    lamb_step,
     margin_of,
     symmetric_indices,
 )
+from eco_fast_kernels.windows import empty_windows, move_windows
 
 __all__ = [
     "LOSS_KINDS",
@@ -24,8 +21,10 @@ __all__ = [
     "blended_loss",
     "downsample",
     "downsample_blend",
+    "empty_windows",
     "imresize",
     "lamb_step",
     "margin_of",
+    "move_windows",
     "symmetric_indices",
 ]

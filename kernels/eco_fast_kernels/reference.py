@@ -68,7 +68,7 @@ def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transp
     Returns:
         uint8 [N, h, w, C], equal to the same crop of D of the whole image.
     """
-    _check_windows("downsample", windows, scale, rounding)
+    check_windows("downsample", windows, scale, rounding)
     if transposed is not None and windows.shape[1] != windows.shape[2]:
         raise ValueError(f"downsample: transposed samples need square windows, got {tuple(windows.shape)}")
     if transposed is not None:
@@ -97,12 +97,17 @@ def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor
     Returns:
         uint8 [N, ceil(H / scale), ceil(W / scale), C].
     """
+    return downsample(with_margin(images, scale), scale, rounding)
+
+
+def with_margin(images: Tensor, scale: int) -> Tensor:
+    """Whole images as windows: extended symmetrically to a multiple of the scale, and by the margin on each side."""
     for axis in (1, 2):
         size = images.shape[axis]
         covered = -(-size // scale) * scale
         indices = symmetric_indices(-margin_of(scale), covered + margin_of(scale), size)
         images = images.index_select(axis, torch.from_numpy(indices).to(images.device))
-    return downsample(images, scale, rounding)
+    return images
 
 
 def downsample_blend(
@@ -153,19 +158,36 @@ def blended_loss(
     """
     if kind not in LOSS_KINDS:
         raise ValueError(f"blended_loss: the kind is one of {', '.join(LOSS_KINDS)}, got {kind!r}")
-    first, second = (_interior(windows, margin) for windows in _present("blended_loss", hr, sr))
-    target = _blend(first, second, alpha).permute(0, 3, 1, 2)
-    if target.shape != prediction.shape:
-        raise ValueError(
-            f"blended_loss: with a margin of {margin} the targets are {tuple(target.shape)} (NCHW), "
-            f"but the prediction is {tuple(prediction.shape)}"
-        )
-    difference = prediction.float() * 255 - target
+    difference = _difference(prediction, hr, sr, alpha, margin)
     if kind == "l1":
         return difference.abs().mean()
     if kind == "l2":
         return difference.square().mean()
     return (difference.square() + CHARBONNIER_EPSILON**2).sqrt().mean()
+
+
+@torch.no_grad()
+def blended_loss_and_gradient(
+    prediction: Tensor,
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    kind: LossKind,
+    margin: int,
+    gradient_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`blended_loss`, and `gradient_scale` (or 1) times its gradient, channels_last, in closed form."""
+    difference = _difference(prediction, hr, sr, alpha, margin)
+    if kind == "l1":
+        loss, slope = difference.abs(), difference.sign()
+    elif kind == "l2":
+        loss, slope = difference.square(), 2 * difference
+    else:
+        loss = (difference.square() + CHARBONNIER_EPSILON**2).sqrt()
+        slope = difference / loss
+    of_mean = 255 / prediction.numel()
+    gradient = (slope * (of_mean if gradient_scale is None else gradient_scale * of_mean)).to(prediction.dtype)
+    return loss.mean(), gradient.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -177,16 +199,21 @@ def lamb_step(
     *,
     learning_rate: Tensor,
     skip: Tensor,
+    step_count: Tensor | None = None,
     betas: tuple[float, float] = (0.9, 0.99),
     epsilon: float = 1e-6,
     weight_decay: float = 0.0,
     norm_clamp: float = 10.0,
     clip_value: float | None = None,
+    inverse_scale: Tensor | None = None,
+    average: list[Tensor] | None = None,
+    average_decay: float = 0.999,
 ) -> None:
-    """One LAMB update in place; per tensor, with g clipped to +-clip_value element by element:
+    """One LAMB update in place; per tensor, with g = gradient * inverse_scale, clipped element by element:
 
         m = b1*m + (1-b1)*g,  v = b2*v + (1-b2)*g*g,  u = m / (sqrt(v) + epsilon) + weight_decay*p
         p -= learning_rate * min(|p|, norm_clamp) / |u| * u       (ratio 1 where either norm is 0)
+        average = average_decay * average + (1 - average_decay) * p
 
     No bias correction and no global-norm clipping: the form that ECO was trained with.
 
@@ -196,16 +223,25 @@ def lamb_step(
         exp_avg: m, same shapes.
         exp_avg_sq: v, same shapes.
         learning_rate: float32 [].
-        skip: bool []; where true nothing changes, whatever the gradients hold.
+        skip: bool []; set if a gradient is not finite. Where true nothing changes, whatever the gradients hold.
+        step_count: int64 [], counts the updates that were made.
         betas: decay of m and v.
         epsilon: added to sqrt(v).
         weight_decay: decoupled from the moments, inside the trust ratio.
         norm_clamp: upper bound of |p|.
         clip_value: bound of each gradient element, or None.
+        inverse_scale: float32 [], undoes a gradient scaler's factor.
+        average: running average of the weights, same shapes; empty or None for none.
+        average_decay: its decay.
     """  # noqa: D415 - the formula is the summary
+    skip |= ~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+    if step_count is not None:
+        step_count += ~skip
     # A skipped step multiplies the moments by 1, adds 0 to them and moves the weights by 0: no branch on the device.
     zero, one = skip.new_zeros((), dtype=torch.float32), skip.new_ones((), dtype=torch.float32)
     grads = [torch.where(skip, zero, gradient) for gradient in gradients]
+    if inverse_scale is not None:
+        torch._foreach_mul_(grads, inverse_scale)
     beta1, beta2 = (torch.where(skip, one, one * beta) for beta in betas)
     rate = torch.where(skip, zero, learning_rate)
     if clip_value is not None:
@@ -225,6 +261,10 @@ def lamb_step(
     trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
     torch._foreach_mul_(update, (-rate * trust).unbind())
     torch._foreach_add_(parameters, update)
+    if average:
+        weight = torch.where(skip, zero, one * (1 - average_decay))
+        for mean, parameter in zip(average, parameters, strict=True):
+            mean.lerp_(parameter, weight)
 
 
 def _downsample_rows(centred: Tensor, scale: int) -> Tensor:
@@ -257,6 +297,18 @@ def _blend(hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
     return centroid + weight * (real - centroid)
 
 
+def _difference(prediction: Tensor, hr: Tensor | None, sr: Tensor | None, alpha: Tensor, margin: int) -> Tensor:
+    """255 * prediction - target in float32: [N, C, H, W], in grey levels."""
+    first, second = (_interior(windows, margin) for windows in _present("blended_loss", hr, sr))
+    target = _blend(first, second, alpha).permute(0, 3, 1, 2)
+    if target.shape != prediction.shape:
+        raise ValueError(
+            f"blended_loss: with a margin of {margin} the targets are {tuple(target.shape)} (NCHW), "
+            f"but the prediction is {tuple(prediction.shape)}"
+        )
+    return prediction.float() * 255 - target
+
+
 def _interior(windows: Tensor, margin: int) -> Tensor:
     return windows[:, margin : windows.shape[1] - margin, margin : windows.shape[2] - margin]
 
@@ -272,7 +324,8 @@ def _present(op: str, hr: Tensor | None, sr: Tensor | None) -> tuple[Tensor, Ten
     return first, second
 
 
-def _check_windows(op: str, windows: Tensor, scale: int, rounding: str) -> None:
+def check_windows(op: str, windows: Tensor, scale: int, rounding: str) -> None:
+    """Refuse what no downsampling can take, with a ValueError."""
     if scale not in STENCILS:
         raise ValueError(f"{op}: the scale is one of {', '.join(map(str, STENCILS))}, got {scale}")
     if rounding not in ROUNDINGS:

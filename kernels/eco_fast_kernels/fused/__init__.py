@@ -1,0 +1,1 @@
+"""The Triton kernels; `ops` calls their `launch` functions for CUDA tensors."""

@@ -1,0 +1,232 @@
+"""Fused downsampling and blending, in Triton.
+
+    out = (D(sr) + alpha * (D(hr) - D(sr))) / 255        D: MATLAB's imresize(A, 1/scale, "bicubic"), 8-bit
+
+    hr, sr   uint8    [N, scale*h + 4*scale, scale*w + 4*scale, 3], a margin of 2*scale pixels a side, 0..255
+    alpha    float32  [] or [N], weight of hr, 0..1
+    out      float16 | bfloat16 | float32  [N, 3, h, w] channels_last, 0..1; or the uint8 of D alone, NHWC
+
+D is computed in whole numbers (int32; int64 for the second pass of "im2double"), so its bytes are those of every other
+implementation of the formula. The blend is float32, rounded once at the store. Samples flagged as transposed are
+downsampled columns first, because MATLAB rounds between the passes.
+
+Source: Lee and Heo, AAAI 2024, Eq. 14.  Reference: `reference.downsample_blend`.
+Traffic: hr and sr once, out once: 2 * scale**2 * (1 + 4/h) * (1 + 4/w) + out.element_size() bytes per output value; the
+rows that neighbouring programs share come from the cache. Rows are read 16 bytes a thread where they lie as `windows`
+lays them; a 16-bit output is written 16 bytes a thread.
+
+One program makes one output row of up to 48 pixels of one sample. Rows first: sum the weighted rows in registers,
+round, then gather each output's taps from the summed row. Columns first: the same with the gathering inside the sum.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eco_fast_kernels.reference import STENCILS, Rounding
+from eco_fast_kernels.windows import ALIGNMENT, aligned_start, row_bytes
+
+CHANNELS = 3
+PIXELS = 48  # output pixels of one program: 48 * 3 * scale bytes keep the next program's rows 16-byte aligned
+BLOCK_OUT = 256  # of which 144 are used
+
+
+@triton.jit
+def _divide(total, DENOMINATOR: tl.constexpr):
+    """Round total / DENOMINATOR half up and clip to 0..255."""
+    # Clipping first makes the dividend positive, where truncation is the floor.
+    return tl.minimum((2 * tl.maximum(total, 0) + DENOMINATOR) // (2 * DENOMINATOR), 255)
+
+
+@triton.jit
+def _gather_row(row, weights, i_tap, TAPS: tl.constexpr, WIDE: tl.constexpr):
+    """Weighted sums of a row's values at `i_tap`, `i_tap` + one pixel, ..."""
+    total = tl.zeros(i_tap.shape, tl.int64 if WIDE else tl.int32)
+    for tap in range(TAPS):
+        b_value = tl.gather(row, i_tap + 3 * tap, 0)
+        weight = tl.load(weights + tap)
+        if WIDE:
+            total += b_value.to(tl.int64) * weight.to(tl.int64)
+        else:
+            total += b_value * weight
+    return total
+
+
+@triton.jit
+def _downsample_row(
+    p_rows,  # the first of the rows that this output row needs, uint8
+    pitch,  # bytes from row to row
+    lead,  # bytes before the first pixel
+    m_in,
+    weights,
+    columns_first,
+    TAPS: tl.constexpr,
+    SCALE: tl.constexpr,
+    FIRST: tl.constexpr,
+    DENOMINATOR: tl.constexpr,
+    ROUND_BETWEEN: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
+    """One output row of D: int32 [BLOCK_OUT], 0..255."""
+    o_in = tl.arange(0, BLOCK_IN)
+    o_out = tl.arange(0, BLOCK_OUT)
+    i_tap = lead + (o_out // 3 * SCALE + FIRST) * 3 + o_out % 3
+    i_tap = tl.minimum(i_tap, BLOCK_IN - 3 * TAPS)  # lanes beyond the row gather something, and store nothing
+    if ROUND_BETWEEN and columns_first:
+        rows = tl.zeros((BLOCK_OUT,), tl.int32)
+        for tap in range(TAPS):
+            b_row = tl.load(p_rows + tap * pitch + o_in, mask=m_in, other=0).to(tl.int32)
+            b_sum = _divide(_gather_row(b_row, weights, i_tap, TAPS, False), DENOMINATOR)
+            rows += b_sum * tl.load(weights + tap)
+        value = _divide(rows, DENOMINATOR)
+    else:
+        summed = tl.zeros((BLOCK_IN,), tl.int32)
+        for tap in range(TAPS):
+            b_row = tl.load(p_rows + tap * pitch + o_in, mask=m_in, other=0).to(tl.int32)
+            summed += b_row * tl.load(weights + tap)
+        if ROUND_BETWEEN:
+            summed = _divide(summed, DENOMINATOR)
+            value = _divide(_gather_row(summed, weights, i_tap, TAPS, False), DENOMINATOR)
+        else:
+            value = _divide(_gather_row(summed, weights, i_tap, TAPS, True), DENOMINATOR * DENOMINATOR).to(tl.int32)
+    return value
+
+
+@triton.jit
+def downsample_blend_kernel(
+    hr,
+    sr,
+    alpha,
+    transposed,
+    weights,
+    out,
+    sample_pitch,  # bytes from sample to sample
+    pitch,  # bytes from row to row
+    lead,  # bytes from the start of a row to its first pixel
+    in_width,  # bytes of a row that may be read, from its start
+    out_height,
+    out_width,  # values of an output row
+    alpha_stride,  # 0: one alpha for all samples
+    HAS_HR: tl.constexpr,
+    HAS_SR: tl.constexpr,
+    HAS_TRANSPOSED: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    TAPS: tl.constexpr,
+    SCALE: tl.constexpr,
+    FIRST: tl.constexpr,
+    DENOMINATOR: tl.constexpr,
+    ROUND_BETWEEN: tl.constexpr,
+    PIXELS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)  # int64: a set of images passes 2**31 bytes
+    i_sample, i_line = i_row // out_height, i_row % out_height
+    i_chunk = tl.program_id(1)
+    in_left = i_chunk * (PIXELS * SCALE * 3)
+    out_left = i_chunk * (PIXELS * 3)
+    start = i_sample * sample_pitch + (i_line * SCALE + FIRST) * pitch + in_left
+    m_in = tl.arange(0, BLOCK_IN) < in_width - in_left
+    columns_first = tl.load(transposed + i_sample) != 0 if HAS_TRANSPOSED else False
+
+    if HAS_HR:
+        b_hr = _downsample_row(
+            hr + start, pitch, lead, m_in, weights, columns_first,
+            TAPS, SCALE, FIRST, DENOMINATOR, ROUND_BETWEEN, BLOCK_IN, BLOCK_OUT,
+        )  # fmt: skip
+    if HAS_SR:
+        b_sr = _downsample_row(
+            sr + start, pitch, lead, m_in, weights, columns_first,
+            TAPS, SCALE, FIRST, DENOMINATOR, ROUND_BETWEEN, BLOCK_IN, BLOCK_OUT,
+        )  # fmt: skip
+    if HAS_HR and HAS_SR:
+        b_alpha = tl.load(alpha + i_sample * alpha_stride)
+        b_centroid = b_sr.to(tl.float32)
+        b_out = b_centroid + b_alpha * (b_hr.to(tl.float32) - b_centroid)
+    elif HAS_HR:
+        b_out = b_hr.to(tl.float32)
+    else:
+        b_out = b_sr.to(tl.float32)
+    if NORMALISE:
+        b_out = tl.div_rn(b_out, tl.full((BLOCK_OUT,), 255.0, tl.float32))
+    o_out = tl.arange(0, BLOCK_OUT)
+    m_out = (o_out < PIXELS * 3) & (o_out < out_width - out_left)
+    tl.store(out + i_row * out_width + out_left + o_out, b_out.to(out.dtype.element_ty), mask=m_out)
+
+
+@cache
+def _weights(scale: int, device: torch.device) -> Tensor:
+    """The whole stencil as int32 on the device, made once."""
+    half, _ = STENCILS[scale]
+    mirrored = half[::-1] if scale % 2 == 0 else half[-2::-1]
+    return torch.tensor(half + mirrored, dtype=torch.int32, device=device)
+
+
+def kernel_constants(scale: int, rounding: Rounding) -> dict[str, int | bool]:
+    """The compile-time constants of a scale and a rounding."""
+    half, denominator = STENCILS[scale]
+    return {
+        "TAPS": 2 * len(half) - scale % 2,
+        "SCALE": scale,
+        "FIRST": scale // 2 if scale % 2 == 0 else 2,
+        "DENOMINATOR": denominator,
+        "ROUND_BETWEEN": rounding == "uint8",
+        "PIXELS": PIXELS,
+        "BLOCK_IN": triton.next_power_of_2((PIXELS + 4) * scale * CHANNELS + ALIGNMENT),
+        "BLOCK_OUT": BLOCK_OUT,
+    }
+
+
+WARPS = 1  # 144 outputs are 8 for each thread of one warp: 16 bytes of a 16-bit output
+
+
+def launch(
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    scale: int,
+    rounding: Rounding,
+    transposed: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Run the kernel on checked arguments; dtype uint8 returns D alone, [N, h, w, 3], else see the module."""
+    present = hr if hr is not None else sr
+    assert present is not None  # noqa: S101 - checked by the op
+    samples, height, width, channels = present.shape
+    out_height, out_width = height // scale - 4, (width // scale - 4) * channels
+    out = torch.empty((samples, out_height, out_width // channels, channels), dtype=dtype, device=present.device)
+    start, lead = aligned_start(present)
+    if hr is not None and sr is not None:
+        hr_start, lead = aligned_start(hr)
+        sr_start, sr_lead = aligned_start(sr)
+        if sr_lead != lead or hr.stride() != sr.stride():  # laid out differently: contiguous copies are alike
+            return launch(hr.contiguous(), sr.contiguous(), alpha, scale, rounding, transposed, dtype)
+    else:
+        hr_start = sr_start = start
+    grid = (samples * out_height, triton.cdiv(out_width, PIXELS * CHANNELS))
+    downsample_blend_kernel[grid](
+        hr_start,
+        sr_start,
+        alpha,
+        alpha if transposed is None else transposed.view(torch.uint8),
+        _weights(scale, present.device),
+        out,
+        present.stride(0),
+        present.stride(1),
+        lead,
+        row_bytes(present, lead),
+        out_height,
+        out_width,
+        alpha.stride(0) if alpha.ndim else 0,
+        HAS_HR=hr is not None,
+        HAS_SR=sr is not None,
+        HAS_TRANSPOSED=transposed is not None,
+        NORMALISE=dtype != torch.uint8,
+        num_warps=WARPS,
+        **kernel_constants(scale, rounding),
+    )
+    return out if dtype == torch.uint8 else out.permute(0, 3, 1, 2)
