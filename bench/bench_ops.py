@@ -15,6 +15,8 @@ from eco_fast_kernels.windows import empty_windows, move_windows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
+from bench.plain import lamb_per_tensor, rcan_shapes
+
 SAMPLES, PATCH = 16, 48
 WAYS = ("op", "reference", "compiled", "copy")
 Run = Callable[[], object]
@@ -73,28 +75,11 @@ def test_lamb_step(benchmark: BenchmarkFixture, device: str, way: str) -> None:
     skip = torch.tensor(False, device=device)
     moved = 44 * sum(parameter.numel() for parameter in parameters)
 
-    def per_tensor() -> None:
-        for p, g, m, v in zip(parameters, gradients, exp_avg, exp_avg_sq, strict=True):
-            m.mul_(0.9).add_(g, alpha=0.1)
-            v.mul_(0.99).addcmul_(g, g, value=0.01)
-            update = m / v.sqrt().add(1e-6)
-            weight_norm, update_norm = p.norm().clamp(0, 10), update.norm()
-            trust = 1.0 if weight_norm == 0 or update_norm == 0 else weight_norm / update_norm
-            p.add_(update, alpha=-1e-3 * float(trust))
-
     ways = {
         "op": lambda: lamb_step(parameters, gradients, exp_avg, exp_avg_sq, learning_rate=learning_rate, skip=skip),
-        "per tensor": per_tensor,
+        "per tensor": lambda: lamb_per_tensor(parameters, gradients, exp_avg, exp_avg_sq),
     }
     _measure(benchmark, "lamb_step, RCAN", ways, way, moved, device)
-
-
-def rcan_shapes() -> list[tuple[int, ...]]:
-    """RCAN's trainable tensors at x2: 10 groups of 20 blocks, 64 features, reduction 16."""
-    conv = [(64, 64, 3, 3), (64,)]
-    attention = [(4, 64, 1, 1), (4,), (64, 4, 1, 1), (64,)]
-    body = ((conv * 2 + attention) * 20 + conv) * 10 + conv
-    return [(64, 3, 3, 3), (64,), *body, (256, 64, 3, 3), (256,), (3, 64, 3, 3), (3,)]
 
 
 def test_rcan_shapes_add_up() -> None:
@@ -112,9 +97,9 @@ def _compiled(run: Run) -> Run:
 
 
 def _measure(
-    benchmark: BenchmarkFixture, group: str, ways: Mapping[str, Run], way: str, moved: int, device: str
+    benchmark: BenchmarkFixture, name: str, ways: Mapping[str, Run], way: str, moved: int, device: str
 ) -> None:
-    benchmark.group = group
+    benchmark.group = name
     source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     run = ways.get(way, lambda: target.copy_(source))  # reads and writes: as many bytes as the op must move

@@ -235,36 +235,25 @@ def lamb_step(
         average_decay: its decay.
     """  # noqa: D415 - the formula is the summary
     skip |= ~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+    if skip:
+        return
     if step_count is not None:
-        step_count += ~skip
-    # A skipped step multiplies the moments by 1, adds 0 to them and moves the weights by 0: no branch on the device.
-    zero, one = skip.new_zeros((), dtype=torch.float32), skip.new_ones((), dtype=torch.float32)
-    grads = [torch.where(skip, zero, gradient) for gradient in gradients]
-    if inverse_scale is not None:
-        torch._foreach_mul_(grads, inverse_scale)
-    beta1, beta2 = (torch.where(skip, one, one * beta) for beta in betas)
-    rate = torch.where(skip, zero, learning_rate)
-    if clip_value is not None:
-        torch._foreach_clamp_min_(grads, -clip_value)
-        torch._foreach_clamp_max_(grads, clip_value)
-    torch._foreach_mul_(exp_avg, beta1)
-    torch._foreach_add_(exp_avg, grads, alpha=1 - betas[0])
-    torch._foreach_mul_(exp_avg_sq, beta2)
-    torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - betas[1])
-    root = torch._foreach_sqrt(exp_avg_sq)  # noqa: SLF001
-    torch._foreach_add_(root, epsilon)
-    update = torch._foreach_div(exp_avg, root)  # noqa: SLF001
-    if weight_decay:
-        torch._foreach_add_(update, parameters, alpha=weight_decay)
-    weight_norm = torch.stack(torch._foreach_norm(parameters)).clamp(max=norm_clamp)  # noqa: SLF001
-    update_norm = torch.stack(torch._foreach_norm(update))  # noqa: SLF001
-    trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
-    torch._foreach_mul_(update, (-rate * trust).unbind())
-    torch._foreach_add_(parameters, update)
-    if average:
-        weight = torch.where(skip, zero, one * (1 - average_decay))
-        for mean, parameter in zip(average, parameters, strict=True):
-            mean.lerp_(parameter, weight)
+        step_count += 1
+    averages = average or [None] * len(parameters)
+    for p, gradient, m, v, mean in zip(parameters, gradients, exp_avg, exp_avg_sq, averages, strict=True):
+        g = gradient if inverse_scale is None else gradient * inverse_scale
+        if clip_value is not None:
+            g = g.clamp(-clip_value, clip_value)
+        m.mul_(betas[0]).add_(g, alpha=1 - betas[0])
+        v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+        update = m / v.sqrt().add_(epsilon)
+        if weight_decay:
+            update.add_(p, alpha=weight_decay)
+        weight_norm, update_norm = p.norm().clamp(max=norm_clamp), update.norm()
+        trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
+        p.sub_(update.mul_(learning_rate * trust))
+        if mean is not None:
+            mean.lerp_(p, 1 - average_decay)
 
 
 def _downsample_rows(centred: Tensor, scale: int) -> Tensor:
