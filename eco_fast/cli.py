@@ -22,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eco-fast: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:  # a full or read-only disk, a missing permission
-        what = f"{error.filename}: " if error.filename else ""
-        print(f"eco-fast: {what}{error.strerror or error}", file=sys.stderr)
+        reason = error.strerror or error
+        named = f"{error.filename}: cannot be read or written ({reason})" if error.filename else reason
+        print(f"eco-fast: {named}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         again = "go on with --resume" if parsed.command == "train" else "run the same command again to go on"
@@ -145,9 +146,9 @@ def _train(arguments: Arguments) -> None:
     recipe = arguments.recipe or "quickstart"
     folder = arguments.folder or Path("runs") / Path(recipe).stem
     saved = folder / "config.toml"
-    # The recipe of a resumed run is the one in its folder; if the command line names one too, it is checked against it.
-    named = arguments.recipe is not None or arguments.overrides
-    recipe = str(saved) if arguments.resume and saved.is_file() and not named else recipe
+    # The recipe of a resumed run is the one in its folder; what the command line names too is checked against it.
+    if arguments.resume and arguments.recipe is None and saved.is_file():
+        recipe = str(saved)
     run_recipe(config.load(recipe, arguments.overrides), folder, resume=arguments.resume)
 
 

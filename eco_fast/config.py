@@ -17,11 +17,18 @@ Scale = Literal[2, 3, 4, 8]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 
+TOML_WORDS = {  # where pydantic speaks of Python's types
+    "tuple_type": 'input should be an array, such as ["a", "b"]',
+    "model_type": "input should be a section with keys of its own",
+}
+
 
 class Section(BaseModel):
     """Common behaviour of all sections: immutable, strictly typed, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Data(Section):
@@ -139,7 +146,7 @@ class Config(Section):
     """One line for people."""
     scale: Scale = 2
     """Upscaling factor."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the samples and the initial weights."""
     data: Data = Data()
     model: Model = Model()
@@ -179,17 +186,17 @@ def parse(recipe: str) -> dict[str, Any]:
         path = Path(recipe)
         if not path.is_file():
             raise ValueError(f"{recipe}: there is no such file")
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     elif recipe in recipe_names():
-        text = resources.files("eco_fast").joinpath("recipes", f"{recipe}.toml").read_text(encoding="utf-8")
+        content = resources.files("eco_fast").joinpath("recipes", f"{recipe}.toml").read_bytes()
     else:
         raise ValueError(
             f"there is no recipe {recipe!r}{_suggest(recipe, recipe_names())}; "
             f"give one of {', '.join(recipe_names())}, or a .toml file"
         )
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(content.decode())
+    except ValueError as error:  # of either step
         raise ValueError(f"{recipe}: not valid TOML: {error}") from error
 
 
@@ -252,14 +259,22 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = [name for name, _ in _leaves(Config().model_dump())]
-        return f"unknown key {key}{_suggest(key, known)}"
-    expected = first["msg"][0].lower() + first["msg"][1:]
+        return f"unknown key {key}{_suggest_key(key)}"
+    expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
     return f"{key}: {expected}, got {first['input']!r}"
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not close and "." not in word:  # a bare key that belongs to a section
-        close = [name for name in known if name.rpartition(".")[2] == word]
+def _suggest_key(key: str) -> str:
+    """The nearest name of the same section, the same name in another one, or else what the section has."""
+    known = dict.fromkeys((*Config.model_fields, *(name for name, _ in _leaves(Config().model_dump()))))
+    section, dot, word = key.rpartition(".")
+    siblings = [name.removeprefix(section + dot) for name in known if name.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(word, siblings, n=1):
+        return f" (did you mean {section}{dot}{close[0]}?)"
+    namesakes = [name for name in known if name.rpartition(".")[2] == word]
+    return _suggest(key, namesakes, cutoff=0) or f"; the keys of {section or 'a recipe'} are {', '.join(siblings)}"
+
+
+def _suggest(word: str, known: Sequence[str], cutoff: float = 0.5) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,17 @@ def evaluate_checkpoint(
         device: "auto", "cpu", "cuda", ...
 
     Raises:
-        ValueError: a bad checkpoint, scale, folder or picture; names it.
+        ValueError: a bad checkpoint, scale, folder or picture, or two SR pictures for one file; names it.
     """
     where = pick_device(device)
     network = load_network_of_scale(checkpoint, scale).to(where)
+    found = {source: find_images([source]) for source in sets}
+    if save_images is not None:
+        _by_unique_key((str(Path(name).with_suffix("")), path) for one in found.values() for name, path in one.items())
     results: Results = {}
-    for source in sets:
+    for source, pictures in found.items():
         scores = {}
-        for name, path in progress(find_images([source]).items(), f"evaluate {source}"):
+        for name, path in progress(pictures.items(), f"evaluate {source}"):
             hr = _cropped(path, scale)
             sr = super_resolve(network, downsample_image(hr, scale, rounding), tile=tile, device=where)
             scores[name] = _score(path, sr, hr, scale)
@@ -89,9 +92,9 @@ def evaluate_pictures(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
     """Score existing SR pictures against HR; NAME pairs with NAME, or with a longer name that begins with it.
 
     Raises:
-        ValueError: a picture has no partner, or their sizes do not match; names it.
+        ValueError: a picture has no partner or several, or their sizes do not match; names it.
     """
-    hr_pictures = {Path(name).stem: path for name, path in find_images([hr_folder]).items()}
+    hr_pictures = _by_unique_key((Path(name).stem, path) for name, path in find_images([hr_folder]).items())
     pairs: dict[str, tuple[Path, Path]] = {}
     for name, path in find_images([sr_folder]).items():
         stem = Path(name).stem
@@ -139,6 +142,14 @@ def finite(scores: Scores) -> dict[str, float | None]:
 
 def _cells(scores: Scores) -> list[str]:
     return [f"{scores.psnr_y:.3f}", f"{scores.ssim_y:.4f}", f"{scores.psnr_rgb:.3f}", f"{scores.ssim_rgb:.4f}"]
+
+
+def _by_unique_key(pictures: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for key, path in pictures:
+        if found.setdefault(key, path) != path:
+            raise ValueError(f"{path} and {found[key]} are both called {key}; rename one of them")
+    return found
 
 
 def _extends(stem: str, known: str) -> bool:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,18 +14,48 @@ CHUNK_BYTES = 1 << 20
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write` with a file beside `path`, then put it in place of `path` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Hidden, and with the process in its name: two processes never write into the same file.
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with beside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        with naming(path):
+            with beside.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of writing name its file, for what the system raises on a full disk does not.
+
+    Raises:
+        OSError: the same one, with the name.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides the disk's error
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or f"not written in full ({cause}), is the disk full?"
+        raise OSError(cause.errno, reason, str(path)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents.
+
+    Raises:
+        ValueError: a file is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder}: expected a folder or room for one, but a file is in the way") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,7 +72,8 @@ def sync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -59,9 +91,9 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     """Say how much will be written to `folder` (bytes) and refuse if it cannot fit.
 
     Raises:
-        ValueError: too little space, or the folder cannot be written.
+        ValueError: too little space, or a file is in the folder's place.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     free = shutil.disk_usage(folder).free
     print(f"{purpose}: {size_in_words(needed)} needed, {size_in_words(free)} free in {folder}", flush=True)
     if needed > free:

@@ -5,7 +5,8 @@ pixels are composited on white, EXIF orientation is applied.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,30 +56,34 @@ def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
     Raises:
         ValueError: not a picture, damaged, or of a kind that would lose information; names the file.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns where a file is damaged but partly readable
-            with Image.open(path) as image:
-                if (reason := _refusal(image)) and not (convert_16bit and _is_16bit(image)):
-                    raise ValueError(f"{path}: {reason}")
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a picture, or of a kind that cannot be read") from error
-    except (FileNotFoundError, PermissionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except (OSError, SyntaxError, Warning, EOFError) as error:  # Pillow's ways of saying "damaged"
-        raise ValueError(f"{path}: damaged picture ({error})") from error
+    with _opened(path) as image:
+        refusal = None if convert_16bit and _is_16bit(image) else _refusal(image)
+        pixels = None if refusal else _to_rgb(ImageOps.exif_transpose(image))
+    if pixels is None:
+        raise ValueError(f"{path}: {refusal}")
+    return pixels
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width from the header alone (before EXIF orientation); raises as `read_image`."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; all that Pillow raises inside the block becomes a ValueError that names the file."""
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow warns where a file is damaged but partly readable
+            with Image.open(path) as image:
+                yield image
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not a picture, or of a kind that cannot be read") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # Pillow raises a dozen types on a damaged file
+        raise ValueError(f"{path}: damaged picture ({str(error) or type(error).__name__})") from error
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
@@ -88,6 +93,8 @@ def write_png(path: Path, pixels: Pixels) -> None:
 
 def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
     """All pictures in folders (with their sub-folders), single files and built-in sets, in a fixed order.
+
+    Hidden files and folders are left out.
 
     Returns:
         A mapping from names ("FOLDER/sub/file.png") to paths.
@@ -116,7 +123,7 @@ def _find_in(source: str) -> list[tuple[str, Path]]:
     found = [
         (f"{root}/{file.relative_to(path).as_posix()}", file)
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in SUFFIXES and not _is_hidden(file.relative_to(path)) and file.is_file()
     ]
     if not found:
         raise ValueError(f"{source}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
@@ -134,6 +141,11 @@ def builtin_images(group: str) -> list[tuple[str, Path]]:
     return [(f"builtin/{name}", folder / name) for name in BUILTIN[group]]
 
 
+def _is_hidden(path: Path) -> bool:
+    """Whether the file or a folder around it is hidden, as thumbnails and editors' copies are."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _is_16bit(image: Image.Image) -> bool:
     if image.mode.startswith("I;16"):
         return True
@@ -144,7 +156,7 @@ def _is_16bit(image: Image.Image) -> bool:
 
 def _refusal(image: Image.Image) -> str | None:
     if _is_16bit(image):
-        return "16 bits a channel, but training works on 8; --convert-16bit keeps the upper 8 bits"
+        return "16 bits a channel, but eco-fast works on 8; `eco-fast prepare --convert-16bit` keeps the upper 8 bits"
     if image.mode not in EIGHT_BIT_MODES:
         return f"colour mode {image.mode}, expected 8-bit RGB, greyscale or palette; convert it first"
     return None

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from eco_fast.files import sync_folder, write_atomically, write_json
+from eco_fast.files import make_folder, naming, sync_folder, write_atomically, write_json, write_text
 from eco_fast.images import Pixels
 
 FORMAT = 1
@@ -88,10 +88,10 @@ class Writer:
     def __init__(self, folder: Path, attributes: Mapping[str, Any]) -> None:
         self.folder = folder
         self.attributes = dict(attributes)
-        (folder / "images").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "images")
         manifest = _read_manifest(folder)
         self.finished_names = {entry["name"] for entry in manifest["entries"]} if manifest else set()
-        known = [*(manifest["entries"] if manifest else []), *_read_journal(folder)]
+        known = [*(manifest["entries"] if manifest else []), *_recover_journal(folder)]
         self.known = {entry["name"]: Entry(**entry) for entry in known}
         self.entries: list[Entry] = []
 
@@ -135,7 +135,8 @@ class Writer:
         self.entries.append(entry)
         if self.known.get(entry.name) == entry:
             return
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+        path = self.folder / JOURNAL
+        with naming(path), path.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(asdict(entry)) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -148,7 +149,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,12 +197,13 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _read_journal(folder: Path) -> list[dict[str, Any]]:
+def _recover_journal(folder: Path) -> list[dict[str, Any]]:
     path = folder / JOURNAL
     if not path.is_file():
         return []
-    # A kill can cut the last line short: what is not a whole line was never finished.
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
+    if torn:  # a kill cut the last line short: it was never finished, and the next one must not be glued to it
+        write_text(path, whole + newline)
     return [json.loads(line) for line in whole.splitlines()]
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from eco_fast.device import pick_device
-from eco_fast.images import find_images, read_image, write_png
+from eco_fast.images import SUFFIXES, find_images, read_image, write_png
 from eco_fast.models import load_network
 from eco_fast.progress import progress
 from eco_fast.tiles import TILE, super_resolve
@@ -37,17 +37,22 @@ def outputs(source: Path, out: Path) -> dict[Path, Path]:
     """The PNG file that each picture of the source becomes.
 
     Raises:
-        ValueError: no pictures, or two would become the same file.
+        ValueError: no pictures, no place for them, or a file that two would become or that is one of them.
     """
-    found = find_images([source]).values()
+    found = list(find_images([source]).values())
     if source.is_file():
-        one = next(iter(found))
-        return {one: out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{one.stem}.png"}
-    if out.is_file():
+        if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
+            raise ValueError(f"{out}: pictures are written as PNG; name a .png file or a folder")
+        targets = {source: out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{source.stem}.png"}
+    elif out.is_file():
         raise ValueError(f"{out}: a file, but the pictures of a folder need a folder to go to")
-    targets = {path: (out / path.relative_to(source)).with_suffix(".png") for path in found}
+    else:
+        targets = {path: (out / path.relative_to(source)).with_suffix(".png") for path in found}
+    originals = {path.resolve() for path in found}
     seen: dict[Path, Path] = {}
     for path, target in targets.items():
+        if target.resolve() in originals:
+            raise ValueError(f"{target} would be overwritten, but it is a picture to read; choose another output")
         if target in seen:
             raise ValueError(f"{path} and {seen[target]} would both become {target}; rename one of them")
         seen[target] = path

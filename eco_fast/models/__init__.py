@@ -1,5 +1,6 @@
 """Networks: building them from a recipe, and loading them from anybody's checkpoint."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from eco_fast.files import write_atomically
 from eco_fast.models.edsr import EDSR
 
 WRAPPERS = ("params_ema", "params", "state_dict")  # BasicSR, KAIR and rcan-it put the weights under these
+METADATA = "eco_fast"  # our key in the metadata of a safetensors file
 
 Network = EDSR
 
@@ -26,7 +28,7 @@ def build(model: Model, scale: int) -> Network:
 def save_network(path: Path, network: Network, **facts: str | int) -> None:
     """Write the weights as safetensors, with what is needed to build the network in the metadata."""
     values = {"architecture": "edsr", "scale": network.scale, **network.hyperparameters, **facts}
-    metadata = {key: str(value) for key, value in values.items()}
+    metadata = {METADATA: json.dumps(values)}  # one key: safetensors writes several in random order
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     write_atomically(path, lambda file: file.write(save(state, metadata)))
 
@@ -41,8 +43,7 @@ def load_network(path: Path) -> Network:
         ValueError: the file is missing, damaged or of a network that eco-fast does not know.
     """
     state, metadata = read_state(path)
-    stored = metadata.get("residual_scale")
-    network = EDSR.recognise(state, float(stored) if stored else None)
+    network = EDSR.recognise(state, json.loads(metadata.get(METADATA, "{}")).get("residual_scale"))
     if network is None:
         raise ValueError(f"{path}: not a checkpoint of a known network (EDSR); its first keys are {_first_keys(state)}")
     _check_mean_shift(path, state)

@@ -89,7 +89,8 @@ class EDSR(nn.Module):
         The residual scale leaves no trace in the weights: 0.1 is taken for EDSR's 256 features, else 1.
         """
         blocks = len({key for key in state if re.fullmatch(r"body\.\d+\.body\.0\.weight", key)})
-        if not blocks or not {"head.0.weight", "tail.0.0.weight", "tail.1.weight"} <= state.keys():
+        ends = ("head.0.weight", "tail.0.0.weight", "tail.1.weight")
+        if not blocks or any(key not in state or state[key].ndim != 4 for key in ends):
             return None
         features = state["head.0.weight"].shape[0]
         convolutions = len({key for key in state if re.fullmatch(r"tail\.0\.\d+\.weight", key)})

@@ -239,7 +239,7 @@ def lamb_step(
         return
     if step_count is not None:
         step_count += 1
-    averages = average or [None] * len(parameters)
+    averages: list[Tensor] | list[None] = average or [None] * len(parameters)
     for p, gradient, m, v, mean in zip(parameters, gradients, exp_avg, exp_avg_sq, averages, strict=True):
         g = gradient if inverse_scale is None else gradient * inverse_scale
         if clip_value is not None:
