@@ -4,6 +4,7 @@ An image in this program is uint8 [H, W, 3] RGB, 0..255. Greyscale is replicated
 pixels are composited on white, EXIF orientation is applied.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from eco_fast.files import write_atomically
 Pixels = npt.NDArray[np.uint8]
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))
+UNSIGNED_16BIT = r"(I|LA|RGBA?);16[BLN]?"  # Pillow's names of the layouts whose upper halves it, or we, can take
 EIGHT_BIT_MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa"))
 
 # Photographs in scikit-image's wheel, split so that no picture (nor its stereo twin) is on two sides.
@@ -57,7 +59,7 @@ def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
         ValueError: not a picture, damaged, or of a kind that would lose information; names the file.
     """
     with _opened(path) as image:
-        refusal = None if convert_16bit and _is_16bit(image) else _refusal(image)
+        refusal = _refusal(image, convert_16bit=convert_16bit)
         pixels = None if refusal else _to_rgb(ImageOps.exif_transpose(image))
     if pixels is None:
         raise ValueError(f"{path}: {refusal}")
@@ -146,18 +148,18 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _is_16bit(image: Image.Image) -> bool:
-    if image.mode.startswith("I;16"):
-        return True
+def _refusal(image: Image.Image, *, convert_16bit: bool) -> str | None:
+    # Pillow decodes 16-bit colour to 8 bits in silence: only the file's own layout tells.
     bits = image.tag_v2.get(258, (8,)) if hasattr(image, "tag_v2") else ()  # TIFF's BitsPerSample
-    raw_modes = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())]
-    return 16 in bits or any("16" in str(mode) for mode in raw_modes)  # PNG: Pillow would drop 8 bits in silence
-
-
-def _refusal(image: Image.Image) -> str | None:
-    if _is_16bit(image):
-        return "16 bits a channel, but eco-fast works on 8; `eco-fast prepare --convert-16bit` keeps the upper 8 bits"
-    if image.mode not in EIGHT_BIT_MODES:
+    tiles = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())]
+    if 16 in bits or any("16" in str(layout) for layout in tiles):
+        if not convert_16bit:
+            return (
+                "16 bits a channel, but eco-fast works on 8; `eco-fast prepare --convert-16bit` keeps the upper 8 bits"
+            )
+        if not all(re.fullmatch(UNSIGNED_16BIT, str(layout)) for layout in tiles):
+            return "16 bits a channel, signed or plane after plane, which eco-fast cannot convert; convert it first"
+    elif image.mode not in EIGHT_BIT_MODES:
         return f"colour mode {image.mode}, expected 8-bit RGB, greyscale or palette; convert it first"
     return None
 

@@ -20,7 +20,7 @@ from eco_fast.device import device_name, pick_device
 from eco_fast.evaluate import finite, score_bicubic, score_network
 from eco_fast.files import write_json
 from eco_fast.images import Pixels, find_images, read_image
-from eco_fast.metrics import average
+from eco_fast.metrics import WINDOW, average
 from eco_fast.models import load_network, load_network_of_scale
 from eco_fast.prepare import prepare
 from eco_fast.report import draw_curves, draw_samples, show_summary
@@ -37,7 +37,7 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[st
         ValueError: bad pictures, a bad teacher, a taken folder: one sentence that names what is wrong.
     """
     device = pick_device(config.train.device)
-    validation, test = read_pictures(config.data.validation), read_pictures(config.data.test)
+    validation, test = (read_pictures(sources, config.scale) for sources in (config.data.validation, config.data.test))
     test = test or validation
     if config.teacher.checkpoint != "self" and config.needs_centroids:
         load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
@@ -145,9 +145,21 @@ def self_teacher(config: Config) -> Config:
     return vanilla(config).model_copy(update={"train": train, "seed": config.seed + 1})
 
 
-def read_pictures(sources: tuple[str, ...]) -> dict[str, Pixels]:
-    """Decode the validation or test pictures, which are few."""
-    return {name: read_image(path) for name, path in find_images(sources).items()} if sources else {}
+def read_pictures(sources: tuple[str, ...], scale: int) -> dict[str, Pixels]:
+    """Decode the validation or test pictures, which are few.
+
+    Raises:
+        ValueError: a picture is too small to be scored; names it.
+    """
+    pictures = {name: read_image(path) for name, path in find_images(sources).items()} if sources else {}
+    least = (-(-WINDOW // scale) + 2) * scale  # the window of SSIM inside the border, after the crop to a multiple
+    for name, image in pictures.items():
+        if min(image.shape[:2]) < least:
+            raise ValueError(
+                f"{name} is {image.shape[1]}x{image.shape[0]} pixels, but a picture that is scored at x{scale} needs "
+                f"at least {least} a side; remove it from data.validation and data.test"
+            )
+    return pictures
 
 
 class Stages:

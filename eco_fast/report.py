@@ -32,7 +32,8 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     )
     for name in ROWS:
         if name in summary:
-            table.add_row(name, f"{summary[name]['psnr_y']:.3f}", f"{summary[name]['ssim_y']:.4f}")
+            psnr, ssim = summary[name]["psnr_y"], summary[name]["ssim_y"]
+            table.add_row(name, "inf" if psnr is None else f"{psnr:.3f}", f"{ssim:.4f}")
     if table.row_count:
         Console().print(table)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["seconds"].items())
@@ -56,7 +57,8 @@ def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -
                 axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else None)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend()
+    if figure.axes[0].lines:
+        figure.axes[0].legend()
     _save(figure, path)
 
 

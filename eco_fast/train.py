@@ -19,7 +19,7 @@ from torch import Tensor
 
 from eco_fast.config import Config
 from eco_fast.device import pick_device, why_not_compile
-from eco_fast.evaluate import score_network
+from eco_fast.evaluate import finite, score_network
 from eco_fast.images import Pixels
 from eco_fast.loader import Batch, PlainLoader
 from eco_fast.metrics import average
@@ -57,12 +57,12 @@ def train_network(
     device = pick_device(config.train.device)
     torch.manual_seed(config.seed)
     network = build(config.model, config.scale)
-    if config.model.start_from:
+    start, best, saved = 0, float("-inf"), run.load(device)
+    if config.model.start_from and saved is None:
         kept = warm_start(network, Path(config.model.start_from))
         print(f"{label} starts from {config.model.start_from}; fresh weights: {', '.join(kept) or 'none'}", flush=True)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     updater = Updater(network.parameters(), config.optimizer, device)
-    start, best, saved = 0, float("-inf"), run.load(device)
     if saved is not None:
         start, best = saved["step"], saved["best"]
         network.load_state_dict(saved["network"])
@@ -81,9 +81,9 @@ def train_network(
             telemetry.load_state_dict(saved["telemetry"])
         for batch in loader:
             learning_rate = learning_rate_at(config.optimizer, batch.step, steps)
-            loss, finite = batch_loss(compute_loss, batch.to(device), config)
+            loss, is_finite = batch_loss(compute_loss, batch.to(device), config)
             loss.backward()  # type: ignore[no-untyped-call]
-            skip = updater.step(loss, finite, learning_rate)
+            skip = updater.step(loss, is_finite, learning_rate)
             telemetry.add(loss, skip)
 
             done = batch.step + 1
@@ -95,7 +95,7 @@ def train_network(
             improved = False
             if validation and (last or done % config.train.validate_every == 0):
                 scores = average(list(score_network(network, validation, config.data.rounding, device=device).values()))
-                telemetry.write(done, {"psnr_y": scores.psnr_y, "ssim_y": scores.ssim_y})
+                telemetry.write(done, {name: finite(scores)[name] for name in ("psnr_y", "ssim_y")})
                 print(
                     f"{label} step {done}/{steps}  validation {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}", flush=True
                 )
