@@ -21,7 +21,7 @@ import torch
 from eco_fast import __version__, config
 from eco_fast.config import Config
 from eco_fast.device import device_name
-from eco_fast.files import write_atomically, write_json, write_text
+from eco_fast.files import naming, write_atomically, write_json, write_text
 from eco_fast.models import Network, save_network
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
@@ -95,7 +95,7 @@ class RunFolder:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rewind(self, step: int) -> None:

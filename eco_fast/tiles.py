@@ -32,7 +32,7 @@ def super_resolve(network: Network, lr: Pixels, *, tile: int = TILE, device: str
     for top, bottom in _spans(height, tile):
         for left, right in _spans(width, tile):
             above, beside = max(top - halo, 0), max(left - halo, 0)
-            window = np.ascontiguousarray(lr[above : bottom + halo, beside : right + halo])
+            window = np.array(lr[above : bottom + halo, beside : right + halo], order="C")  # torch wants it writable
             image = torch.from_numpy(window).to(device)[None].permute(0, 3, 1, 2).float() / 255
             sr = quantise(network(image.contiguous(memory_format=torch.channels_last)))[0].permute(1, 2, 0)
             inner = sr[

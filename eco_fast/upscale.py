@@ -39,6 +39,8 @@ def outputs(source: Path, out: Path) -> dict[Path, Path]:
     Raises:
         ValueError: no pictures, no place for them, or a file that two would become or that is one of them.
     """
+    if not source.exists():
+        raise ValueError(f"{source}: there is no such file or folder")
     found = list(find_images([source]).values())
     if source.is_file():
         if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():

@@ -1,0 +1,85 @@
+"""What the ops refuse: every message says what was expected, what came, and what to do."""
+
+import torch
+from torch import Tensor
+
+from eco_fast_kernels import reference
+from eco_fast_kernels.windows import are_windows
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_windows(
+    op: str, windows: Tensor, other: Tensor | None, scale: int, rounding: str, transposed: Tensor | None
+) -> None:
+    """Refuse windows that cannot be downsampled, or that do not match each other."""
+    reference.check_windows(op, windows, scale, rounding)
+    check_bytes(op, "the window", windows)
+    if other is not None:
+        check_bytes(op, "sr", other)
+        check_device(op, "sr", other, windows)
+        if other.shape != windows.shape:
+            raise ValueError(f"{op}: hr is {tuple(windows.shape)} but sr is {tuple(other.shape)}")
+    if transposed is not None:
+        check_device(op, "transposed", transposed, windows)
+        if transposed.dtype != torch.bool or tuple(transposed.shape) != (windows.shape[0],):
+            raise ValueError(
+                f"{op}: transposed must be bool [{windows.shape[0]}], got {transposed.dtype} {tuple(transposed.shape)}"
+            )
+        if windows.shape[1] != windows.shape[2]:
+            raise ValueError(f"{op}: transposed samples need square windows, got {tuple(windows.shape)}")
+
+
+def check_bytes(op: str, name: str, image: Tensor) -> None:
+    """Refuse what is not uint8 images with whole rows."""
+    if not are_windows(image):
+        raise ValueError(
+            f"{op}: {name} must be uint8 [N, H, W, C] with whole rows, got {image.dtype} {tuple(image.shape)} with "
+            f"strides {image.stride()}; call .contiguous() on it"
+        )
+
+
+def check_alpha(op: str, alpha: Tensor, windows: Tensor) -> None:
+    """Refuse what is not one weight, or one per sample."""
+    if alpha.dtype != torch.float32 or tuple(alpha.shape) not in ((), (windows.shape[0],)):
+        raise ValueError(
+            f"{op}: alpha must be float32, one value or one per sample ({windows.shape[0]}), got {alpha.dtype} "
+            f"{tuple(alpha.shape)}"
+        )
+    check_device(op, "alpha", alpha, windows)
+
+
+def check_alpha_range(op: str, alpha: Tensor) -> None:
+    """Refuse weights outside 0..1; reads them, so it is for the CPU alone."""
+    low, high = alpha.min().item(), alpha.max().item()
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"{op}: alpha is a weight, 0..1, got {low} to {high}")
+
+
+def check_scalar(op: str, name: str, value: Tensor, dtype: torch.dtype, like: Tensor) -> None:
+    """Refuse what is not a tensor of one value."""
+    if value.dtype != dtype or value.ndim:
+        raise ValueError(f"{op}: {name} must be a {dtype} tensor of one value, got {value.dtype} {tuple(value.shape)}")
+    check_device(op, name, value, like)
+
+
+def check_dtype(op: str, name: str, dtype: torch.dtype) -> None:
+    """Refuse a dtype that the kernels do not work in."""
+    if dtype not in FLOATS:
+        raise ValueError(f"{op}: {name} must be float16, bfloat16 or float32, got {dtype}")
+
+
+def check_device(op: str, name: str, value: Tensor, like: Tensor) -> None:
+    """Refuse tensors on different devices."""
+    if value.device != like.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, the rest on {like.device}; move it there")
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in any order of the axes."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,239 @@
+"""The ops in torch's registry: `reference` for CPU tensors, Triton for CUDA tensors, shapes for tracing.
+
+Each is opaque to torch.compile, which traces through it (`fullgraph=True`) with the shapes given here. The arguments
+were checked by `ops`. Triton is imported when the first CUDA tensor comes: it is for GPUs alone.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eco_fast_kernels import reference
+from eco_fast_kernels.checks import check_alpha_range
+
+NAMESPACE = "eco_fast"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::downsample", mutates_args=(), device_types="cpu")
+def _downsample(windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
+    return reference.downsample(windows, scale, rounding, transposed)  # type: ignore[arg-type]
+
+
+@_downsample.register_kernel("cuda")
+def _(windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
+    from eco_fast_kernels.fused import downsample_blend as kernel  # noqa: PLC0415
+
+    unused = _one(windows.device)
+    return kernel.launch(windows, None, unused, scale, rounding, transposed, torch.uint8)  # type: ignore[arg-type]
+
+
+@_downsample.register_fake
+def _(windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:  # noqa: ARG001
+    samples, height, width, channels = windows.shape
+    return windows.new_empty((samples, height // scale - 4, width // scale - 4, channels))
+
+
+@torch.library.custom_op(f"{NAMESPACE}::downsample_blend", mutates_args=(), device_types="cpu")
+def _downsample_blend(
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    scale: int,
+    rounding: str,
+    transposed: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    check_alpha_range("downsample_blend", alpha)
+    return reference.downsample_blend(hr, sr, alpha, scale, rounding, transposed=transposed, dtype=dtype)  # type: ignore[arg-type]
+
+
+@_downsample_blend.register_kernel("cuda")
+def _(
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    scale: int,
+    rounding: str,
+    transposed: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    from eco_fast_kernels.fused import downsample_blend as kernel  # noqa: PLC0415
+
+    return kernel.launch(hr, sr, alpha, scale, rounding, transposed, dtype)  # type: ignore[arg-type]
+
+
+@_downsample_blend.register_fake
+def _(
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    scale: int,
+    rounding: str,  # noqa: ARG001
+    transposed: Tensor | None,  # noqa: ARG001
+    dtype: torch.dtype,
+) -> Tensor:
+    windows = hr if hr is not None else sr
+    samples, height, width, channels = (windows if windows is not None else alpha).shape
+    out = alpha.new_empty((samples, height // scale - 4, width // scale - 4, channels), dtype=dtype)
+    return out.permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::blended_loss", mutates_args=(), device_types="cpu")
+def _blended_loss(
+    prediction: Tensor,
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    kind: str,
+    margin: int,
+    gradient_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_alpha_range("blended_loss", alpha)
+    loss, gradient = reference.blended_loss_and_gradient(
+        prediction,
+        hr,
+        sr,
+        alpha,
+        kind,  # type: ignore[arg-type]
+        margin,
+        gradient_scale,
+    )
+    return loss, gradient, loss.isfinite()
+
+
+@_blended_loss.register_kernel("cuda")
+def _(
+    prediction: Tensor,
+    hr: Tensor | None,
+    sr: Tensor | None,
+    alpha: Tensor,
+    kind: str,
+    margin: int,
+    gradient_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from eco_fast_kernels.fused import blended_loss as kernel  # noqa: PLC0415
+
+    dense = prediction.contiguous(memory_format=torch.channels_last)
+    scale = _one(dense.device) if gradient_scale is None else gradient_scale
+    return kernel.launch(dense, hr, sr, alpha, kind, margin, scale)  # type: ignore[arg-type]
+
+
+@_blended_loss.register_fake
+def _(
+    prediction: Tensor,
+    hr: Tensor | None,  # noqa: ARG001
+    sr: Tensor | None,  # noqa: ARG001
+    alpha: Tensor,  # noqa: ARG001
+    kind: str,  # noqa: ARG001
+    margin: int,  # noqa: ARG001
+    gradient_scale: Tensor | None,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradient = torch.empty_like(prediction, memory_format=torch.channels_last)
+    loss = prediction.new_empty((), dtype=torch.float32)
+    return loss, gradient, prediction.new_empty((), dtype=torch.bool)
+
+
+def _keep_gradient(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
+) -> None:
+    _, gradient, finite = output
+    ctx.mark_non_differentiable(gradient, finite)
+    ctx.save_for_backward(gradient, inputs[-1])
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    gradient, gradient_scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    factor = upstream if gradient_scale is None else upstream / gradient_scale
+    return gradient * factor, None, None, None, None, None, None
+
+
+_blended_loss.register_autograd(_backward, setup_context=_keep_gradient)
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::lamb_step",
+    mutates_args=("parameters", "exp_avg", "exp_avg_sq", "average", "skip", "step_count"),
+    device_types="cpu",
+)
+def _lamb_step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    average: list[Tensor],
+    learning_rate: Tensor,
+    skip: Tensor,
+    step_count: Tensor,
+    inverse_scale: Tensor | None,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    norm_clamp: float,
+    clip_value: float | None,
+    average_decay: float,
+) -> None:
+    reference.lamb_step(
+        parameters,
+        gradients,
+        exp_avg,
+        exp_avg_sq,
+        learning_rate=learning_rate,
+        skip=skip,
+        step_count=step_count,
+        betas=(beta1, beta2),
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+        norm_clamp=norm_clamp,
+        clip_value=clip_value,
+        inverse_scale=inverse_scale,
+        average=average,
+        average_decay=average_decay,
+    )
+
+
+@_lamb_step.register_kernel("cuda")
+def _(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    average: list[Tensor],
+    learning_rate: Tensor,
+    skip: Tensor,
+    step_count: Tensor,
+    inverse_scale: Tensor | None,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    norm_clamp: float,
+    clip_value: float | None,
+    average_decay: float,
+) -> None:
+    from eco_fast_kernels.fused import lamb_step as kernel  # noqa: PLC0415
+
+    kernel.launch(
+        parameters,
+        gradients,
+        exp_avg,
+        exp_avg_sq,
+        average,
+        learning_rate=learning_rate,
+        skip=skip,
+        step_count=step_count,
+        inverse_scale=_one(skip.device) if inverse_scale is None else inverse_scale,
+        betas=(beta1, beta2),
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+        norm_clamp=norm_clamp,
+        clip_value=clip_value,
+        average_decay=average_decay,
+    )
+
+
+@cache
+def _one(device: torch.device) -> Tensor:
+    return torch.ones((), device=device)
