@@ -122,7 +122,7 @@ def loss_function(network: Network, config: Config, device: str) -> LossFunction
     if not config.train.compile:
         return compute
     if reason := why_not_compile(device):
-        print(f"not compiled: {reason}; the run is slower, its results are the same", flush=True)
+        print(f"not compiled: {reason}; the run is slower, its results are the same up to rounding", flush=True)
         return compute
     torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
     return torch.compile(compute, fullgraph=True, dynamic=False)
