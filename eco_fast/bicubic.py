@@ -1,11 +1,13 @@
 """Bicubic resizing of whole images as MATLAB does it: down for LR images, up as the tables' baseline."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from eco_fast_kernels import Rounding, imresize, symmetric_indices
 from torch import Tensor
 
-from eco_fast.images import Pixels
+from eco_fast.images import Pixels, read_image
 
 
 def modcrop(image: Pixels, scale: int) -> Pixels:
@@ -18,6 +20,15 @@ def modcrop(image: Pixels, scale: int) -> Pixels:
     if not height or not width:
         raise ValueError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is smaller than the scale {scale}")
     return image[:height, :width]
+
+
+def read_cropped(path: Path, scale: int) -> Pixels:
+    """Decode a picture and `modcrop` it; every error names the file."""
+    image = read_image(path)
+    try:
+        return modcrop(image, scale)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def downsample_image(image: Pixels, scale: int, rounding: Rounding = "uint8") -> Pixels:

@@ -181,6 +181,8 @@ def _evaluate(arguments: Arguments) -> None:
     checkpoint = arguments.checkpoint is not None and arguments.data is not None
     if pictures == checkpoint or (arguments.sr is None) != (arguments.hr is None):
         raise ValueError("evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR")
+    if pictures and arguments.save_images:
+        raise ValueError("--save-images goes with CHECKPOINT: the pictures of --sr exist already")
     if pictures:
         results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
         facts = {"sr": arguments.sr, "hr": arguments.hr}

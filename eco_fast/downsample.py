@@ -4,9 +4,9 @@ from pathlib import Path
 
 from eco_fast_kernels import Rounding
 
-from eco_fast.bicubic import downsample_image
+from eco_fast.bicubic import downsample_image, read_cropped
 from eco_fast.config import Scale
-from eco_fast.images import read_image, write_png
+from eco_fast.images import write_png
 from eco_fast.progress import progress
 from eco_fast.upscale import outputs
 
@@ -14,7 +14,7 @@ from eco_fast.upscale import outputs
 def downsample(source: Path, out: Path, scale: Scale, *, rounding: Rounding = "uint8") -> list[Path]:
     """Write `imresize(picture, 1/scale, "bicubic")` of a picture or folder as PNG files of the same names.
 
-    A picture whose size is no multiple of the scale gives ceil(size / scale) pixels, as MATLAB does.
+    As for all LR sets of the field, a picture is first cropped to a multiple of the scale, at its bottom and right.
 
     Returns:
         The files written.
@@ -24,5 +24,5 @@ def downsample(source: Path, out: Path, scale: Scale, *, rounding: Rounding = "u
     """
     targets = outputs(source, out)
     for path, target in progress(list(targets.items()), "downsample"):
-        write_png(target, downsample_image(read_image(path), scale, rounding))
+        write_png(target, downsample_image(read_cropped(path, scale), scale, rounding))
     return list(targets.values())

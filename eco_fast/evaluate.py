@@ -10,11 +10,11 @@ from eco_fast_kernels import Rounding
 from rich.console import Console
 from rich.table import Table
 
-from eco_fast.bicubic import downsample_image, modcrop, upsample_image
+from eco_fast.bicubic import downsample_image, modcrop, read_cropped, upsample_image
 from eco_fast.config import Scale
 from eco_fast.device import pick_device
 from eco_fast.files import write_json
-from eco_fast.images import Pixels, find_images, read_image, write_png
+from eco_fast.images import Pixels, find_images, write_png
 from eco_fast.metrics import Scores, average, score
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.progress import progress
@@ -79,7 +79,7 @@ def evaluate_checkpoint(
     for source, pictures in found.items():
         scores = {}
         for name, path in progress(pictures.items(), f"evaluate {source}"):
-            hr = _cropped(path, scale)
+            hr = read_cropped(path, scale)
             sr = super_resolve(network, downsample_image(hr, scale, rounding), tile=tile, device=where)
             scores[name] = _score(path, sr, hr, scale)
             if save_images is not None:
@@ -109,7 +109,7 @@ def evaluate_pictures(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
         raise ValueError(f"{sr_folder}: no SR picture for {hr_pictures[missing[0]]} ({len(missing)} are missing)")
     scores = {}
     for stem, (sr_path, hr_path) in progress(sorted(pairs.items()), "evaluate"):
-        scores[stem] = _score(sr_path, _cropped(sr_path, scale), _cropped(hr_path, scale), scale)
+        scores[stem] = _score(sr_path, read_cropped(sr_path, scale), read_cropped(hr_path, scale), scale)
     return {sr_folder: scores}
 
 
@@ -155,13 +155,6 @@ def _by_unique_key(pictures: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 def _extends(stem: str, known: str) -> bool:
     """Whether `stem` is `known` and a suffix: babyx2, baby_x2, baby-SR."""
     return stem.startswith(known) and re.fullmatch(r"(x\d+)?([-_. ].*)?", stem[len(known) :]) is not None
-
-
-def _cropped(path: Path, scale: int) -> Pixels:
-    try:
-        return modcrop(read_image(path), scale)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def _score(path: Path, sr: Pixels, hr: Pixels, scale: int) -> Scores:

@@ -10,6 +10,7 @@ samples/ curves.png summary.json
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -97,6 +98,8 @@ class RunFolder:
         """Add a row to metrics.jsonl."""
         with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`, which a resumed run is about to write again."""

@@ -52,15 +52,6 @@ WORK = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Such small networks only lose by a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder holds pictures, a teacher and a recipe."""

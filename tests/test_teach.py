@@ -1,7 +1,6 @@
 """Centroids: what `teach` makes, when it makes them again, and that they belong to the store as it is."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,6 @@ from eco_fast.tiles import super_resolve
 
 NAMES = ["set/a.png", "set/b.png", "set/c.png"]
 SIZES = [(21, 26), (24, 24), (17, 33)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Such small networks only lose by a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw(path: Path, pixels: Pixels) -> None:
