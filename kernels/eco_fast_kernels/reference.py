@@ -80,10 +80,10 @@ def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transp
     # The second pass works along the first axis too, on contiguous memory: a strided walk over C=3 values is slow.
     both = _downsample_rows(rows.transpose(1, 2).contiguous(), scale)
     both = _round(both, scale, passes=1 if rounding == "uint8" else 2)
-    out = (both + 128).to(torch.uint8).transpose(1, 2)
+    out = both.transpose(1, 2).contiguous() + 128
     if transposed is not None:
         out = torch.where(transposed.view(-1, 1, 1, 1), out.transpose(1, 2), out)
-    return out.contiguous()
+    return out.to(torch.uint8)
 
 
 def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor:
