@@ -83,7 +83,7 @@ def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transp
     out = both.transpose(1, 2).contiguous() + 128
     if transposed is not None:
         out = torch.where(transposed.view(-1, 1, 1, 1), out.transpose(1, 2), out)
-    return out.to(torch.uint8)
+    return out.to(torch.uint8).contiguous()
 
 
 def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor:
