@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eco_fast_kernels import reference
-from eco_fast_kernels.windows import are_windows
+from eco_fast_kernels.windows import CHANNELS, are_windows
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -15,6 +15,8 @@ def check_windows(
     """Refuse windows that cannot be downsampled, or that do not match each other."""
     reference.check_windows(op, windows, scale, rounding)
     check_bytes(op, "the window", windows)
+    if windows.shape[3] != CHANNELS:
+        raise ValueError(f"{op}: the kernels are made for {CHANNELS} channels, got {tuple(windows.shape)}")
     if other is not None:
         check_bytes(op, "sr", other)
         check_device(op, "sr", other, windows)
@@ -83,3 +85,10 @@ def is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def same_layout(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have their elements in the same places; the stride of an axis of size 1 means nothing."""
+    return first.shape == second.shape and all(
+        size == 1 or one == other for size, one, other in zip(first.shape, first.stride(), second.stride(), strict=True)
+    )

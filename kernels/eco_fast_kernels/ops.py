@@ -15,6 +15,7 @@ from eco_fast_kernels.checks import (
     check_scalar,
     check_windows,
     is_dense,
+    same_layout,
 )
 from eco_fast_kernels.reference import LossKind, Rounding
 
@@ -96,6 +97,8 @@ def blended_loss(
     if kind not in reference.LOSS_KINDS:
         raise ValueError(f"blended_loss: the kind is one of {', '.join(reference.LOSS_KINDS)}, got {kind!r}")
     check_dtype("blended_loss", "the prediction", prediction.dtype)
+    if prediction.ndim != 4:
+        raise ValueError(f"blended_loss: the prediction must be [N, C, H, W], got {tuple(prediction.shape)}")
     for name, image in (("hr", hr), ("sr", sr)):
         if image is not None:
             check_bytes("blended_loss", name, image)
@@ -151,9 +154,10 @@ def lamb_step(
                 f"lamb_step: parameter {index} must be dense float32, got {parameter.dtype}, "
                 f"shape {tuple(parameter.shape)}, strides {parameter.stride()}"
             )
+        check_device("lamb_step", f"parameter {index}", parameter, parameters[0])
         for name, tensors in lists.items():
             other = tensors[index]
-            if other.dtype != torch.float32 or other.shape != parameter.shape or other.stride() != parameter.stride():
+            if other.dtype != torch.float32 or not same_layout(other, parameter):
                 raise ValueError(
                     f"lamb_step: {name} {index} must be laid out like its parameter: float32 {tuple(parameter.shape)}, "
                     f"strides {parameter.stride()}; got {other.dtype} {tuple(other.shape)}, strides {other.stride()}"

@@ -236,7 +236,7 @@ def _lamb() -> Iterator[Variant]:
         bytes_moved="24 (24)",
         **rest,
     )
-    scalars = ("epsilon", "weight_decay", "norm_clamp", "average_decay")
+    scalars = ("epsilon", "weight_decay", "norm_clamp", "one_minus_decay")
     for average in (False, True):
         yield Variant(
             name="lamb_step, update" + (" with average" if average else ""),

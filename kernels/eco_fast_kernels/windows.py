@@ -47,6 +47,15 @@ def aligned_start(windows: Tensor) -> tuple[Tensor, int]:
     return windows.as_strided((1,), (1,), windows.storage_offset() - lead), lead
 
 
+def alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches of windows of one shape that lie alike: as they are where they do, else as fresh copies."""
+    if first.stride() == second.stride() and aligned_start(first)[1] == aligned_start(second)[1]:
+        return first, second
+    # `Tensor.contiguous` would return a batch's slice as it is, wherever it begins.
+    packed = torch.contiguous_format
+    return first.clone(memory_format=packed), second.clone(memory_format=packed)
+
+
 def row_bytes(windows: Tensor, lead: int) -> int:
     """Bytes of a row from its aligned start on that may be read: whole multiples of 16 where padding follows."""
     used = lead + windows.shape[2] * windows.shape[3]
@@ -61,6 +70,7 @@ def are_windows(tensor: Tensor) -> bool:
     """Whether a tensor is uint8 [N, H, W, C] whose rows are whole and evenly apart."""
     if tensor.dtype != torch.uint8 or tensor.ndim != 4:
         return False
-    _, height, width, channels = tensor.shape
+    samples, height, width, channels = tensor.shape
     pitch = tensor.stride(1)
-    return tensor.stride()[2:] == (channels, 1) and pitch >= width * channels and tensor.stride(0) == height * pitch
+    whole = tensor.stride()[2:] == (channels, 1) and pitch >= width * channels
+    return whole and (samples == 1 or tensor.stride(0) == height * pitch)

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LossKind
-from eco_fast_kernels.windows import aligned_start
+from eco_fast_kernels.windows import aligned_start, alike
 
 CHANNELS = 3
 ROWS, COLUMNS = 32, 64  # values of one tile
@@ -114,15 +114,14 @@ def launch(
     gradient_scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run both stages on checked arguments: loss, gradient, finite."""
+    if hr is not None and sr is not None:
+        hr, sr = alike(hr, sr)
     windows = hr if hr is not None else sr
     assert windows is not None  # noqa: S101 - checked by the op
     samples, channels, height, width = prediction.shape
     rows = samples * height
     programs = triton.cdiv(rows, ROWS)
     starts = [aligned_start(image) for image in (hr, sr) if image is not None]
-    if hr is not None and sr is not None and (starts[0][1] != starts[1][1] or hr.stride() != sr.stride()):
-        # Laid out differently: contiguous copies are alike.
-        return launch(prediction, hr.contiguous(), sr.contiguous(), alpha, kind, margin, gradient_scale)
     gradient = torch.empty_like(prediction)
     partial = prediction.new_empty(programs, dtype=torch.float32)
     loss = prediction.new_empty((), dtype=torch.float32)

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eco_fast_kernels.reference import STENCILS, Rounding
-from eco_fast_kernels.windows import ALIGNMENT, aligned_start, row_bytes
+from eco_fast_kernels.windows import ALIGNMENT, aligned_start, alike, row_bytes
 
 CHANNELS = 3
 PIXELS = 48  # output pixels of one program: 48 * 3 * scale bytes keep the next program's rows 16-byte aligned
@@ -194,31 +194,28 @@ def launch(
     dtype: torch.dtype,
 ) -> Tensor:
     """Run the kernel on checked arguments; dtype uint8 returns D alone, [N, h, w, 3], else see the module."""
+    if hr is not None and sr is not None:
+        hr, sr = alike(hr, sr)
     present = hr if hr is not None else sr
     assert present is not None  # noqa: S101 - checked by the op
     samples, height, width, channels = present.shape
     out_height, out_width = height // scale - 4, (width // scale - 4) * channels
     out = torch.empty((samples, out_height, out_width // channels, channels), dtype=dtype, device=present.device)
-    start, lead = aligned_start(present)
-    if hr is not None and sr is not None:
-        hr_start, lead = aligned_start(hr)
-        sr_start, sr_lead = aligned_start(sr)
-        if sr_lead != lead or hr.stride() != sr.stride():  # laid out differently: contiguous copies are alike
-            return launch(hr.contiguous(), sr.contiguous(), alpha, scale, rounding, transposed, dtype)
-    else:
-        hr_start = sr_start = start
+    images = [image for image in (hr, sr) if image is not None]
+    starts = [aligned_start(image) for image in images]
+    lead = starts[0][1]
     grid = (samples * out_height, triton.cdiv(out_width, PIXELS * CHANNELS))
     downsample_blend_kernel[grid](
-        hr_start,
-        sr_start,
+        starts[0][0],
+        starts[-1][0],
         alpha,
-        alpha if transposed is None else transposed.view(torch.uint8),
+        alpha if transposed is None else transposed.contiguous().view(torch.uint8),
         _weights(scale, present.device),
         out,
         present.stride(0),
         present.stride(1),
         lead,
-        row_bytes(present, lead),
+        min(row_bytes(image, lead) for image in images),
         out_height,
         out_width,
         alpha.stride(0) if alpha.ndim else 0,

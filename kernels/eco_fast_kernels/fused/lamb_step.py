@@ -206,7 +206,7 @@ def _move(
     rate,
     epsilon,
     weight_decay,
-    average_decay,
+    one_minus_decay,
     AVERAGE: tl.constexpr,
     ALIGNED: tl.constexpr,
     MASKED: tl.constexpr,
@@ -221,7 +221,7 @@ def _move(
     if AVERAGE:
         p_average = _address(table, i_tensor, 4, ALIGNED)
         b_average = _load(p_average, o, numel, MASKED)
-        _store(p_average, o, b_parameter + average_decay * (b_average - b_parameter), numel, MASKED)
+        _store(p_average, o, b_average + one_minus_decay * (b_parameter - b_average), numel, MASKED)
 
 
 @triton.jit
@@ -234,7 +234,7 @@ def update_kernel(
     epsilon,
     weight_decay,
     norm_clamp,
-    average_decay,
+    one_minus_decay,
     AVERAGE: tl.constexpr,
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -252,12 +252,12 @@ def update_kernel(
         whole = tl.minimum(CHUNK, numel - start) // BLOCK
         for index in range(whole):
             _move(
-                table, i_tensor, o + index * BLOCK, numel, rate, epsilon, weight_decay, average_decay,
+                table, i_tensor, o + index * BLOCK, numel, rate, epsilon, weight_decay, one_minus_decay,
                 AVERAGE, ALIGNED, False,
             )  # fmt: skip
         if whole * BLOCK < tl.minimum(CHUNK, numel - start):
             _move(
-                table, i_tensor, o + whole * BLOCK, numel, rate, epsilon, weight_decay, average_decay,
+                table, i_tensor, o + whole * BLOCK, numel, rate, epsilon, weight_decay, one_minus_decay,
                 AVERAGE, ALIGNED, True,
             )  # fmt: skip
 
@@ -322,7 +322,7 @@ def launch(
         epsilon,
         weight_decay,
         norm_clamp,
-        average_decay,
+        1 - average_decay,
         AVERAGE=bool(average),
         **sizes_of,
     )
