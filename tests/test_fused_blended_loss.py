@@ -219,6 +219,21 @@ def test_gradient_scale_keeps_small_gradients_of_16_bits(device: str) -> None:
     assert (scaled.double() / true - 1).abs().max() <= torch.finfo(torch.float16).eps
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 2, 22), (3, 11, 3), (1, 33, 2)], ids=str)
+def test_nothing_is_written_beyond_the_gradient(
+    device: str, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, prediction = random_images(*size), random_prediction(*size).to(device)
+    memory = torch.full((prediction.numel() + 8192,), 77.5, device=device)
+    place = memory[4096:-4096].as_strided(prediction.shape, prediction.stride(), 4096)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty_like", lambda _: place)
+        launch(prediction, images, None, ONE, device=device)
+    assert (memory[:4096] == 77.5).all()
+    assert (memory[-4096:] == 77.5).all()
+    assert (place != 77.5).all()
+
+
 @EVERY_KIND
 def test_same_input_same_bits(device: str, kind: LossKind) -> None:
     hr, sr, prediction = random_images(3, 23, 5), random_images(3, 23, 5), random_prediction(3, 23, 5)

@@ -173,6 +173,21 @@ def test_blend_of_any_weight_is_as_near_to_float64_as_the_reference(device: str,
     assert (made.double() - exact).abs().max() <= 2 * (plain.double() - exact).abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("width", [3, 48, 50])
+def test_nothing_is_written_beyond_the_result(
+    device: str, dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = random_windows(1, 1, width, 2)
+    memory = torch.full((3 * width + 2048,), 77, dtype=dtype, device=device)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", lambda shape, **_: memory[1024:-1024].view(shape))
+        launch(windows, None, THIRD, 2, device=device, dtype=dtype)
+    assert (memory[:1024] == 77).all()
+    assert (memory[-1024:] == 77).all()
+    assert not (memory[1024:-1024] == 77).all()
+
+
 def test_same_input_same_bits(device: str) -> None:
     hr, sr, alpha = random_windows(2, 2, 2, 3), random_windows(2, 2, 2, 3), torch.rand(2)
     first, second = (launch(hr, sr, alpha, 3, "im2double", device=device) for _ in range(2))

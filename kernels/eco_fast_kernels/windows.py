@@ -30,10 +30,11 @@ def move_windows(windows: Tensor, device: str | torch.device) -> Tensor:
     """Windows on a device, padded as they are: `Tensor.to` would drop the unused bytes and with them the alignment."""
     if windows.device == torch.device(device):
         return windows
+    start, lead = aligned_start(windows)
     samples, height, _, _ = windows.shape
-    padded = windows.as_strided((samples, height, windows.stride(1)), (windows.stride(0), windows.stride(1), 1), 0)
-    moved = padded.to(device, non_blocking=True)
-    return moved.as_strided(windows.shape, windows.stride(), windows.storage_offset())
+    size = (samples * height - 1) * windows.stride(1) + row_bytes(windows, lead)
+    moved = start.as_strided((size,), (1,)).to(device, non_blocking=True)
+    return moved.as_strided(windows.shape, windows.stride(), lead)
 
 
 def aligned_start(windows: Tensor) -> tuple[Tensor, int]:
