@@ -11,7 +11,6 @@ wait for the data. DALI calls CUDA from threads of its own: a CUDA graph is to b
 `capture_error_mode="thread_local"`.
 """
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -175,12 +174,16 @@ class _Stream:
         if isinstance(self._pictures, EncodedImages):
             plan = self._planner.plan(step)
             for sample, image in enumerate(plan.image):
-                alone = plan.part(slice(sample, sample + 1))
-                try:
-                    self._build(functools.partial(lambda plan, _: self._read(plan), alone), 1, 1).run()
-                except RuntimeError:
+                if not self._decodes(plan.part(slice(sample, sample + 1))):
                     return f"{self._pictures.entries[image].path}: the picture is damaged, DALI cannot decode it"
         return f"DALI stopped at step {step}: {error}"
+
+    def _decodes(self, alone: Plan) -> bool:
+        try:
+            self._build(lambda _: self._read(alone), 1, 1).run()
+        except RuntimeError:
+            return False
+        return True
 
 
 @pipeline_def(enable_conditionals=True)
