@@ -1,8 +1,8 @@
 """The DALI loader against the plain one for longer than the tests have time for.
 
-    python -m bench.soak_loader bytes      500 batches of 5 and of 16 at every scale, packed and encoded
-    python -m bench.soak_loader resume     stop at 20 steps, restart there: the following 100 batches
-    python -m bench.soak_loader memory     resident memory over 5 000 batches
+python -m bench.soak_loader bytes      500 batches of 5 and of 16 at every scale, packed and encoded
+python -m bench.soak_loader resume     stop at 20 steps, restart there: the following 100 batches
+python -m bench.soak_loader memory     resident memory over 5 000 batches
 """
 
 import os
@@ -26,22 +26,23 @@ SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 
 
 def make_pictures() -> list[Pixels]:
-    """Photographs next to each other: up to 2000 pixels a side, narrow so that windows meet their edges often."""
+    """Photographs: two 2000 pixels long, and small ones, so that all edges and corners are met often."""
     photos = [read_image(path) for _, path in builtin_images("test")]
     row = np.concatenate([photo[:300, :400] for photo in photos * 2], axis=1)
-    return [row[:211, :2000], np.ascontiguousarray(row[:131, 350:2350].transpose(1, 0, 2)), row[:131, :150]]
+    small = [row[place : place + 45, 150 * place : 150 * place + 47] for place in range(10)]
+    return [row[:45, :2000], np.ascontiguousarray(row[50:93, 350:2350].transpose(1, 0, 2)), *small]
 
 
 def write_files(folder: Path, pictures: list[Pixels]) -> EncodedImages:
     folder.mkdir()
     for index, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / f"{index}.png")
+        Image.fromarray(picture).save(folder / f"{index:02}.png")
     return EncodedImages(find_images([folder]))
 
 
 def recipe(scale: Scale, batch: int, steps: int, objective: Objective) -> Config:
     return Config(
-        scale=scale, seed=1, data=Data(patch=16), objective=objective, train=Train(batch=batch, steps=steps)
+        scale=scale, seed=1, data=Data(patch=32 // scale), objective=objective, train=Train(batch=batch, steps=steps)
     )
 
 
@@ -72,7 +73,7 @@ def check_bytes() -> None:
                         require_same(first, third)
                         plan = plain.planner.plan(first.step)
                         for image, top, left in zip(plan.image, plan.top, plan.left, strict=True):
-                            ends = np.array(pictures[image].shape[:2]) // scale * scale - 16 * scale
+                            ends = np.array(pictures[image].shape[:2]) // scale * scale - scale * config.data.patch
                             edges.add((int(top == 0) - int(top == ends[0]), int(left == 0) - int(left == ends[1])))
                 print(f"x{scale}, batch {batch}: 500 batches equal, {len(edges)} of 9 places at edges", flush=True)
 
@@ -93,7 +94,9 @@ def check_resume() -> None:
             whole = plain.batch_at(step)
             for name in ("hr", "sr"):
                 expected = getattr(whole, name)
-                if expected is not None and not torch.equal(torch.cat([getattr(part, name) for part in parts]), expected):
+                if expected is not None and not torch.equal(
+                    torch.cat([getattr(part, name) for part in parts]), expected
+                ):
                     raise SystemExit(f"the union of {world} ranks differs at step {step}")
         for rank in ranks:
             rank.__exit__(None, None, None)
