@@ -154,15 +154,17 @@ class _Stream:
 
     def _build(self, source: Callable[[int], Inputs], count: int, depth: int) -> Any:
         config, on_gpu = self._planner.config, self._device.type == "cuda"
+        encoded = isinstance(self._pictures, EncodedImages)
         pipeline = _graph(
             source,
-            encoded=isinstance(self._pictures, EncodedImages),
+            encoded=encoded,
             device="gpu" if on_gpu else "cpu",
             scale=config.scale,
             patch=config.data.patch,
             rounding=config.data.rounding if config.data.downsample == "dali" else None,
             batch_size=count,
-            num_threads=min(len(os.sched_getaffinity(0)), count),
+            # decoding takes all the cores there are; the rest is little, and more threads only disturb the training
+            num_threads=min(len(os.sched_getaffinity(0)), count) if encoded else 1,
             device_id=self._device.index or 0 if on_gpu else None,
             prefetch_queue_depth=depth,
         )
