@@ -17,8 +17,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 from eco_fast import config
+from eco_fast.batch import Batch
 from eco_fast.config import Config
-from eco_fast.loader import Batch, PlainLoader
+from eco_fast.loader import PlainLoader
 from eco_fast.models import build
 from eco_fast.optim import Updater
 from eco_fast.train import batch_loss, loss_function

@@ -48,8 +48,18 @@ class Data(Section):
     """Side of an LR patch, in pixels; the HR patch is `scale` times as large."""
     small_images: Literal["refuse", "skip"] = "refuse"
     """What to do about a training picture that no HR patch fits into."""
+    loader: Literal["auto", "dali", "plain"] = "auto"
+    """Who assembles the batches, which are the same: auto takes DALI where it can run, and says which it took."""
     prefetch: NonNegative = 2
     """Batches that are assembled ahead of the step, by a thread."""
+    source: Literal["packed", "encoded"] = "packed"
+    """packed: read the HR pictures from the store; encoded: decode the files of `train` at every step (DALI alone)."""
+    centroids: str = ""
+    """Encoded only: folder of the centroids' picture files, named as the HR files; empty: those of the store."""
+    downsample: Literal["kernel", "dali"] = "kernel"
+    """Who makes the LR pictures: the fused op, exactly; or DALI, off by one grey level in under 1 % of the pixels."""
+    noise_sigma: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255)."""
 
 
 class Model(Section):

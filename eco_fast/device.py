@@ -37,6 +37,31 @@ def why_not_compile(device: str) -> str | None:
     return None
 
 
+def why_not_dali(device: str) -> str | None:
+    """The reason why DALI cannot run here, with what to install, or None."""
+    try:
+        import nvidia.dali  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("nvidia"):
+            return "DALI is not installed (pip install 'eco-fast[dali]')"
+        return f"DALI cannot be imported ({error}); pip install --force-reinstall 'eco-fast[dali]'"
+    built, driver = nvidia.dali.__cuda_version__ // 1000, cuda_of_driver() // 1000
+    if device.startswith("cuda") and driver < built:
+        return (
+            f"the GPU's driver is for CUDA {driver}, this DALI for CUDA {built}; update the driver (r580 or newer for "
+            "CUDA 13), or pip uninstall nvidia-dali-cuda130 and pip install 'eco-fast[dali-cuda12]'"
+        )
+    return None
+
+
+def cuda_of_driver() -> int:
+    """Newest CUDA version that the driver supports, 13020 for 13.2; 0 without a driver."""
+    if not torch.cuda.is_available():
+        return 0
+    version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # noqa: SLF001 - no public name
+    return version
+
+
 def device_name(device: str) -> str:
     """For people and for environment.json."""
     if device.startswith("cuda"):

@@ -19,8 +19,9 @@ from eco_fast.files import write_atomically
 
 Pixels = npt.NDArray[np.uint8]
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2"))
 UNSIGNED_16BIT = r"(I|LA|RGBA?);16[BLN]?"  # Pillow's names of the layouts whose upper halves it, or we, can take
+EXIF_ORIENTATION = 0x0112
 EIGHT_BIT_MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa"))
 
 # Photographs in scikit-image's wheel, split so that no picture (nor its stereo twin) is on two sides.
@@ -70,6 +71,26 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width from the header alone (before EXIF orientation); raises as `read_image`."""
     with _opened(path) as image:
         return image.height, image.width
+
+
+def simple_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture that every decoder turns into what `read_image` returns.
+
+    Raises:
+        ValueError: as `read_image`; or its transparency, orientation or colours need more than decoding.
+    """
+    with _opened(path) as image:
+        refusal = _refusal(image, convert_16bit=False)
+        if refusal is None and image.has_transparency_data:
+            refusal = "has transparency"
+        elif refusal is None and image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            refusal = "is turned by its EXIF orientation"
+        elif refusal is None and image.mode not in ("L", "P", "RGB"):
+            refusal = f"has colour mode {image.mode}"
+        size = (image.height, image.width)
+    if refusal:
+        raise ValueError(f"{path}: {refusal}; convert it, or use data.source=packed, which decodes it once")
+    return size
 
 
 @contextmanager

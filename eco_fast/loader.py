@@ -1,4 +1,4 @@
-"""The plain loader: windows of the store, flipped and transposed, as uint8 batches, assembled ahead.
+"""What loaders have in common, and the plain one: windows of the store, flipped and transposed, as uint8 batches.
 
 Every window carries a margin of 2 * scale HR pixels a side, so that its LR image equals the crop of the whole image's;
 beyond the picture's edge the margin is MATLAB's symmetric extension.
@@ -7,77 +7,56 @@ beyond the picture's edge the margin is MATLAB's symmetric extension.
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from eco_fast_kernels import empty_windows, margin_of, move_windows, symmetric_indices
+from eco_fast_kernels import empty_windows, margin_of, symmetric_indices
 from torch import Tensor
 
+from eco_fast.batch import Batch, Planner
 from eco_fast.config import Config
 from eco_fast.images import Pixels
-from eco_fast.objective import Mix, mix_at
 from eco_fast.sampler import Plan, Sampler
 
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One step's samples, with the mix that they are to be blended with."""
-
-    step: int
-    hr: Tensor | None
-    """uint8 [N, P, P, 3] with P = scale * (patch + 4), as `eco_fast_kernels.windows` lays it out; None if not read."""
-    sr: Tensor | None
-    """The centroid's windows, likewise."""
-    transposed: Tensor
-    """bool [N]: rows and columns are swapped."""
-    mix: Mix
-    input_alpha: Tensor
-    """float32 [], or [N] under `alpha_sample`: weight of HR in the network's input."""
-    target_alpha: Tensor
-    """The same in the target."""
-
-    def to(self, device: str) -> "Batch":
-        """A copy on the device."""
-        return replace(
-            self,
-            hr=None if self.hr is None else move_windows(self.hr, device),
-            sr=None if self.sr is None else move_windows(self.sr, device),
-            transposed=self.transposed.to(device, non_blocking=True),
-            input_alpha=self.input_alpha.to(device, non_blocking=True),
-            target_alpha=self.target_alpha.to(device, non_blocking=True),
-        )
+Indices = npt.NDArray[np.int64]
+Made = TypeVar("Made")
+"""A batch as the thread leaves it for the consumer."""
 
 
-class PlainLoader:
+class Loader(ABC, Generic[Made]):
     """Iterates over the batches of the steps `start..config.train.steps - 1`; a context manager that ends its thread.
 
     Args:
-        config: the recipe.
-        hr: uint8 [H, W, 3] pictures.
-        sr: their centroids, or None for objectives that need none.
+        planner: what the batches hold.
         start: first step.
+        ahead: batches that may wait for the consumer.
     """
 
-    def __init__(self, config: Config, hr: Sequence[Pixels], sr: Sequence[Pixels] | None, start: int = 0) -> None:
-        self.config, self.hr, self.sr = config, hr, sr
+    def __init__(self, planner: Planner, start: int, ahead: int) -> None:
+        self.config, self.planner = planner.config, planner
         self.waited = 0.0
         """Seconds that the consumer has spent waiting for batches."""
-        sizes = [
-            (image.shape[0] // config.scale * config.scale, image.shape[1] // config.scale * config.scale)
-            for image in hr
-        ]
-        self.sampler = Sampler(
-            sizes, scale=config.scale, patch=config.data.patch, batch=config.train.batch, seed=config.seed
-        )
-        self._steps = iter(range(start, config.train.steps))
-        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=max(config.data.prefetch, 1))
+        self._steps = iter(range(start, self.config.train.steps))
+        self._ready: queue.Queue[Made | Exception | None] = queue.Queue(maxsize=ahead)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @abstractmethod
+    def _make(self, step: int) -> Made:
+        """Assemble the batch of the next step, in the thread."""
+
+    @abstractmethod
+    def _hand_over(self, made: Made) -> Batch:
+        """What the consumer gets, in its own thread."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """Where the windows come from."""
+        return self.planner.sampler
 
     def __enter__(self) -> Self:
         if self.config.data.prefetch:
@@ -99,38 +78,18 @@ class PlainLoader:
         began = time.perf_counter()
         item = self._ready.get() if self._thread is not None else self._next_made()
         self.waited += time.perf_counter() - began
-        if isinstance(item, Batch):
-            return item
+        if item is not None and not isinstance(item, Exception):
+            return self._hand_over(item)
         if self._thread is not None:
             self._ready.put(item)  # the thread has ended: whoever asks again gets the same answer
         raise StopIteration if item is None else item
 
-    def batch_at(self, step: int) -> Batch:
-        """Assemble the batch of any step."""
-        plan = self.sampler.plan(step)
-        mix = mix_at(self.config.objective, step, self.config.train.steps)
-        transposed = torch.from_numpy(plan.transpose)
-        if self.config.objective.alpha_sample:
-            input_alpha = torch.from_numpy((plan.chance < mix.input).astype(np.float32))
-            target_alpha = torch.from_numpy((plan.chance < mix.target).astype(np.float32))
-        else:
-            input_alpha, target_alpha = torch.tensor(mix.input), torch.tensor(mix.target)
-        return Batch(
-            step=step,
-            hr=self._windows(self.hr, plan) if mix.reads_hr else None,
-            sr=self._windows(self.sr, plan) if mix.reads_sr and self.sr is not None else None,
-            transposed=transposed,
-            mix=mix,
-            input_alpha=input_alpha,
-            target_alpha=target_alpha,
-        )
-
-    def _next_made(self) -> Batch | None:
+    def _next_made(self) -> Made | None:
         step = next(self._steps, None)
-        return None if step is None else self.batch_at(step)
+        return None if step is None else self._make(step)
 
     def _work(self) -> None:
-        item: Batch | BaseException | None = None
+        item: Made | Exception | None = None
         while not self._stop.is_set():
             try:
                 item = self._next_made()
@@ -142,8 +101,50 @@ class PlainLoader:
                     break
                 except queue.Full:
                     continue
-            if not isinstance(item, Batch):
+            if item is None or isinstance(item, Exception):
                 return
+
+
+class PlainLoader(Loader[Batch]):
+    """Numpy and torch alone, on the CPU; the batch of any step can be asked for.
+
+    Args:
+        config: the recipe.
+        hr: uint8 [H, W, 3] pictures.
+        sr: their centroids, or None for objectives that need none.
+        start: first step.
+        rank: which part of each global batch to load, 0..world - 1.
+        world: number of parts.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hr: Sequence[Pixels],
+        sr: Sequence[Pixels] | None,
+        start: int = 0,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        planner = Planner(config, [(image.shape[0], image.shape[1]) for image in hr], rank, world)
+        super().__init__(planner, start, ahead=max(config.data.prefetch, 1))
+        self.hr, self.sr = hr, sr
+
+    def batch_at(self, step: int) -> Batch:
+        """Assemble the batch of any step."""
+        plan, mix = self.planner.plan(step), self.planner.mix(step)
+        return self.planner.batch(
+            step,
+            hr=self._windows(self.hr, plan) if mix.reads_hr else None,
+            sr=self._windows(self.sr, plan) if mix.reads_sr and self.sr is not None else None,
+        )
+
+    def _make(self, step: int) -> Batch:
+        return self.batch_at(step)
+
+    def _hand_over(self, made: Batch) -> Batch:
+        return made
 
     def _windows(self, images: Sequence[Pixels], plan: Plan) -> Tensor:
         margin = margin_of(self.config.scale)
@@ -163,7 +164,7 @@ class PlainLoader:
 
 def cut_window(image: Pixels, top: int, left: int, inner: int, margin: int, scale: int) -> Pixels:
     """A window of `inner` pixels a side at (top, left), with its margin; [inner + 2*margin, inner + 2*margin, C]."""
-    axes: list[tuple[int, int, npt.NDArray[np.int64] | None]] = []
+    axes: list[tuple[int, int, Indices | None]] = []
     for start, size in ((top, image.shape[0]), (left, image.shape[1])):
         cropped = size // scale * scale  # the border of D is that of the picture cropped to a multiple of the scale
         first, last = start - margin, start + inner + margin

@@ -13,10 +13,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eco_fast.config import Config
+from eco_fast.data import Pictures, choose_loader, open_centroid_files, open_encoded
 from eco_fast.device import device_name, pick_device
+from eco_fast.encoded import EncodedImages
 from eco_fast.evaluate import finite, score_bicubic, score_network
 from eco_fast.files import write_json
 from eco_fast.images import Pixels, find_images, read_image
@@ -28,6 +30,8 @@ from eco_fast.run_folder import RunFolder
 from eco_fast.store import Store, open_centroids
 from eco_fast.teach import teach
 from eco_fast.train import train_network
+
+OnePictures = TypeVar("OnePictures", Store, EncodedImages)
 
 
 def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -41,22 +45,19 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[st
     test = test or validation
     if config.teacher.checkpoint != "self" and config.needs_centroids:
         load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
+    choose_loader(config, device)  # likewise
     run = RunFolder(folder, config, resume=resume)
     print(f"{folder} on {device_name(device)}", flush=True)
     stages = Stages(folder / "stages.json")
 
     with stages.timed("prepare"):
-        store = open_store(config, folder)
-        hr = usable(store, config)
-    sr, teacher_path = None, None
-    if config.needs_centroids:
+        hr, sr = open_pictures(config, folder)
+    teacher_path = None
+    if config.needs_centroids and sr is None:
         with stages.timed("teacher"):
             teacher_path = obtain_teacher(config, folder, hr, validation, resume=resume)
         with stages.timed("teach"):
-            made = teach(
-                store.folder, teacher_path, config.scale, rounding=config.data.rounding, device=config.train.device
-            )
-            sr = usable(open_centroids(store, made, config.scale), config)
+            sr = make_centroids(config, folder, hr, teacher_path)
     with stages.timed("train"):
         student = train_network(run, hr, sr, validation, "student")
     twin, curves = None, {"student": run}
@@ -88,6 +89,20 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[st
     return summary
 
 
+def open_pictures(config: Config, folder: Path) -> tuple[Pictures, Pictures | None]:
+    """The HR pictures, and their centroids where the recipe names them as files.
+
+    Raises:
+        ValueError: neither pictures nor a store are named, or they cannot be used.
+    """
+    if config.data.source == "packed":
+        if config.data.centroids:
+            raise ValueError("data.centroids names picture files, which data.source=packed does not read; remove it")
+        return usable(open_store(config, folder), config), None
+    hr = usable(open_encoded(config), config)
+    return hr, open_centroid_files(config, hr) if config.data.centroids and config.needs_centroids else None
+
+
 def open_store(config: Config, folder: Path) -> Store:
     """Prepare the recipe's pictures, or open the store as it is.
 
@@ -101,30 +116,39 @@ def open_store(config: Config, folder: Path) -> Store:
     return Store(Path(config.data.store))
 
 
-def usable(store: Store, config: Config) -> Store:
-    """The store without the pictures that no patch fits into, which are refused unless the recipe skips them.
+def usable(pictures: OnePictures, config: Config) -> OnePictures:
+    """The pictures without those that no patch fits into, which are refused unless the recipe skips them.
 
     Raises:
         ValueError: a picture is smaller than a patch; names the first.
     """
     side = config.scale * config.data.patch
-    small = [entry for entry in store.entries if min(entry.height, entry.width) // config.scale < config.data.patch]
+    small = [entry for entry in pictures.entries if min(entry.height, entry.width) // config.scale < config.data.patch]
     if small and config.data.small_images == "refuse":
         raise ValueError(
             f"{small[0].name} is {small[0].width}x{small[0].height} pixels, smaller than an HR patch of {side}x{side} "
             f"({len(small)} such pictures); remove it, lower data.patch, or --set data.small_images=skip"
         )
-    if len(small) == len(store):
-        raise ValueError(f"{store.folder}: all pictures are smaller than an HR patch of {side}x{side}")
-    if small and store.attributes["kind"] == "hr":
+    if len(small) == len(pictures):
+        raise ValueError(f"all {len(small)} pictures are smaller than an HR patch of {side}x{side}")
+    if small:
         print(
-            f"{len(small)} of {len(store)} pictures are smaller than an HR patch of {side}x{side} and left out",
+            f"{len(small)} of {len(pictures)} pictures are smaller than an HR patch of {side}x{side} and left out",
             flush=True,
         )
-    return store.select([entry.name for entry in store.entries if entry not in small])
+    return pictures.select([entry.name for entry in pictures.entries if entry not in small])
 
 
-def obtain_teacher(config: Config, folder: Path, hr: Store, validation: Mapping[str, Pixels], *, resume: bool) -> Path:
+def make_centroids(config: Config, folder: Path, hr: Pictures, teacher: Path) -> Store:
+    """The teacher's outputs over the HR pictures, in their order."""
+    store = hr if isinstance(hr, Store) else open_store(config, folder)
+    made = teach(store.folder, teacher, config.scale, rounding=config.data.rounding, device=config.train.device)
+    return open_centroids(store.select([entry.name for entry in hr.entries]), made, config.scale)
+
+
+def obtain_teacher(
+    config: Config, folder: Path, hr: Pictures, validation: Mapping[str, Pixels], *, resume: bool
+) -> Path:
     """The teacher's checkpoint: the one that is named, or the end of a vanilla run of the same architecture."""
     if config.teacher.checkpoint != "self":
         return Path(config.teacher.checkpoint)

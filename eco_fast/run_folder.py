@@ -26,6 +26,7 @@ from eco_fast.files import naming, write_atomically, write_json, write_text
 from eco_fast.models import Network, save_network
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
+OPTIONAL_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
 class RunFolder:
@@ -128,8 +129,16 @@ def environment(resolved: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device_name(device),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)},
     }
+
+
+def _version(package: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

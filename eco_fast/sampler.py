@@ -4,6 +4,7 @@ Randomness comes straight from Philox's counter-based stream, whose values numpy
 whose methods may change between versions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,10 @@ class Plan:
     transpose: npt.NDArray[np.bool_]
     chance: npt.NDArray[np.float64]
     """Uniform in 0..1, for per-sample choices."""
+
+    def part(self, samples: slice) -> "Plan":
+        """Some of the samples: those of one rank, say."""
+        return Plan(**{name: value[samples] for name, value in vars(self).items()})
 
 
 class Sampler:
@@ -69,3 +74,14 @@ class Sampler:
             transpose=orientation & 4 > 0,
             chance=chance[4],
         )
+
+    def noise(self, step: int, sample: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Standard normal values for one sample of a step's global batch, counted from 0."""
+        # The plan's stretch of counter values is number 0 of the step, the samples' are numbers 1, 2, ...
+        count = math.prod(shape)
+        pairs = -(-count // 2)
+        words = np.random.Philox(key=self.seed, counter=[0, step, 1 + sample, 0]).random_raw(pairs)
+        # Box and Muller: two uniform numbers of 32 bits, the first in (0, 1], make two normal ones.
+        radius = np.sqrt(-2 * np.log(((words >> np.uint64(32)) + 1).astype(np.float32) * np.float32(2.0**-32)))
+        angle = (words & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2 * math.pi * 2.0**-32)
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)

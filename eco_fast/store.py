@@ -14,13 +14,15 @@ import copy
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
+import torch
 
 from eco_fast.files import make_folder, naming, sync_folder, write_atomically, write_json, write_text
 from eco_fast.images import Pixels
@@ -47,6 +49,41 @@ class Entry:
     """Size and modification time of the source file: equal means unchanged, without reading it."""
 
 
+class StoredImages(Sequence[Pixels]):
+    """The pictures of a store; taking one checks that its file is still whole.
+
+    Memory beyond the end of a mapped file kills the process (SIGBUS), with no word about the file.
+    """
+
+    def __init__(self, paths: Sequence[Path], images: Sequence[Pixels]) -> None:
+        self._paths, self._images = [str(path) for path in paths], list(images)
+        self._bytes = [os.stat(path).st_size for path in self._paths]  # noqa: PTH116 - as below
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, index: int) -> Pixels: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pixels]: ...
+    def __getitem__(self, index: int | slice) -> Pixels | Sequence[Pixels]:
+        """One picture, or several.
+
+        Raises:
+            ValueError: its file has been cut short or removed; names it.
+        """
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        path = self._paths[index]
+        try:
+            size = os.stat(path).st_size  # noqa: PTH116 - once per window: twice as fast as Path.stat
+        except OSError as error:
+            raise ValueError(f"{path}: the stored picture cannot be read any more ({error.strerror})") from error
+        if size != self._bytes[index]:
+            raise ValueError(f"{path}: the stored picture has {size} bytes, it had {self._bytes[index]} at the start")
+        return self._images[index]
+
+
 class Store:
     """A finished store, opened for reading.
 
@@ -63,7 +100,7 @@ class Store:
             raise ValueError(f"{folder}: {state} (no {MANIFEST})")
         self.attributes: dict[str, Any] = manifest["attributes"]
         self.entries = [Entry(**entry) for entry in manifest["entries"]]
-        self.images = [_map(folder, entry) for entry in self.entries]
+        self.images = _open_images(folder, self.entries)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -73,7 +110,7 @@ class Store:
         index = {entry.name: place for place, entry in enumerate(self.entries)}
         chosen = copy.copy(self)
         chosen.entries = [self.entries[index[name]] for name in names]
-        chosen.images = [self.images[index[name]] for name in names]
+        chosen.images = _open_images(self.folder, chosen.entries)
         return chosen
 
 
@@ -207,16 +244,28 @@ def _recover_journal(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
+def _open_images(folder: Path, entries: Sequence[Entry]) -> StoredImages:
+    return StoredImages([folder / entry.file for entry in entries], [_map(folder, entry) for entry in entries])
+
+
 def _map(folder: Path, entry: Entry) -> Pixels:
+    """Map one array, read-only, without keeping its file open: processes may hold fewer files than stores do."""
     path = folder / entry.file
     try:
-        pixels: Pixels = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        matches = shape == (entry.height, entry.width, 3) and dtype == np.uint8
+        memory = torch.from_file(str(path), shared=False, size=start + math.prod(shape), dtype=torch.uint8)
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
         raise ValueError(
             f"{path}: the stored {entry.name} is missing or damaged; run the same command again"
         ) from error
-    if pixels.shape != (entry.height, entry.width, 3) or pixels.dtype != np.uint8:
+    if not matches:
         raise ValueError(f"{path}: the stored {entry.name} does not match the manifest; run `eco-fast prepare` again")
+    pixels: Pixels = memory[start:].numpy().reshape(shape)
+    pixels.flags.writeable = False
     return pixels
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from eco_fast.loader import PlainLoader
+from eco_fast.loader import Loader
 from eco_fast.run_folder import RunFolder
 
 WAIT_WARNING = 0.05  # share of the time above which waiting for data is worth a sentence
@@ -27,7 +27,7 @@ class Telemetry:
         label: precedes every line.
     """
 
-    def __init__(self, run: RunFolder, loader: PlainLoader, device: str, start: int, label: str) -> None:
+    def __init__(self, run: RunFolder, loader: Loader[Any], device: str, start: int, label: str) -> None:
         self.run, self.loader, self.label = run, loader, label
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.accepted = torch.zeros((), dtype=torch.int64, device=device)
@@ -75,11 +75,11 @@ class Telemetry:
             flush=True,
         )
         if waiting > WAIT_WARNING:
-            print(
-                f"{self.label} warning: {waiting:.1%} of the time is spent waiting for data; put the store on a faster "
-                "disk, leave it a free core, or raise data.prefetch",
-                flush=True,
-            )
+            advice = {
+                "packed": "put the store on a faster disk, leave it a free core, or raise data.prefetch",
+                "encoded": "decode the pictures once, with data.source=packed",
+            }[self.run.config.data.source]
+            print(f"{self.label} warning: {waiting:.1%} of the time is spent waiting for data; {advice}", flush=True)
         self.loss_sum.zero_()
         self.accepted.zero_()
         self.restart_clock(step)

@@ -17,16 +17,16 @@ import torch
 from eco_fast_kernels import blended_loss, downsample_blend, margin_of
 from torch import Tensor
 
+from eco_fast.batch import Batch
 from eco_fast.config import Config
+from eco_fast.data import Pictures, open_loader
 from eco_fast.device import pick_device, why_not_compile
 from eco_fast.evaluate import finite, score_network
 from eco_fast.images import Pixels
-from eco_fast.loader import Batch, PlainLoader
 from eco_fast.metrics import average
 from eco_fast.models import Network, build, warm_start
 from eco_fast.optim import Updater, learning_rate_at
 from eco_fast.run_folder import RunFolder
-from eco_fast.store import Store
 from eco_fast.telemetry import Telemetry
 
 MAX_SKIPPED_IN_ROW = 100
@@ -35,7 +35,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def train_network(
-    run: RunFolder, hr: Store, sr: Store | None, validation: Mapping[str, Pixels], label: str = "train"
+    run: RunFolder, hr: Pictures, sr: Pictures | None, validation: Mapping[str, Pixels], label: str = "train"
 ) -> Network:
     """Train to the end of the recipe, from the last checkpoint if there is one.
 
@@ -74,7 +74,7 @@ def train_network(
 
     compute_loss = loss_function(network, config, device)
     with (
-        PlainLoader(config, hr.images, sr.images if sr else None, start) as loader,
+        open_loader(config, hr, sr, start, device=device, label=label) as loader,
         Telemetry(run, loader, device, start, label) as telemetry,
     ):
         if saved is not None:
@@ -130,20 +130,41 @@ def loss_function(network: Network, config: Config, device: str) -> LossFunction
 
 def batch_loss(compute_loss: LossFunction, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
     """Blend the network's input and compute one batch's loss, float32 [], and whether it is finite, bool []."""
-    lr = downsample_blend(
-        batch.hr if batch.mix.input > 0 else None,
-        batch.sr if batch.mix.input < 1 else None,
-        batch.input_alpha,
-        config.scale,
-        config.data.rounding,
-        transposed=batch.transposed,
-    )
+    lr = network_input(batch, config)
     # An image that the mix does not read has no weight: the other stands in, and one compiled graph serves all steps.
     # It does so as a tensor of its own: the same object given twice would be another graph.
     present = batch.hr if batch.hr is not None else batch.sr
     assert present is not None  # noqa: S101 - a mix reads at least one of them
     hr, sr = (present.detach() if image is None else image for image in (batch.hr, batch.sr))
     return compute_loss(lr, hr, sr, batch.target_alpha)
+
+
+def network_input(batch: Batch, config: Config) -> Tensor:
+    """The blended LR images with their noise: float32 [N, 3, patch, patch] in 0..1 (not clipped), channels_last."""
+    reads_hr, reads_sr = batch.mix.input > 0, batch.mix.input < 1
+    if config.data.downsample == "dali":
+        lr = blend_lr(batch.lr_of_hr if reads_hr else None, batch.lr_of_sr if reads_sr else None, batch.input_alpha)
+    else:
+        lr = downsample_blend(
+            batch.hr if reads_hr else None,
+            batch.sr if reads_sr else None,
+            batch.input_alpha,
+            config.scale,
+            config.data.rounding,
+            transposed=batch.transposed,
+        )
+    return lr if batch.noise is None else lr + batch.noise / 255
+
+
+def blend_lr(lr_of_hr: Tensor | None, lr_of_sr: Tensor | None, alpha: Tensor) -> Tensor:
+    """What `downsample_blend` returns, from LR images, uint8 [N, h, w, 3], that are made already."""
+    first = lr_of_hr if lr_of_hr is not None else lr_of_sr
+    second = lr_of_sr if lr_of_sr is not None else lr_of_hr
+    assert first is not None  # noqa: S101 - a mix reads at least one of them
+    assert second is not None  # noqa: S101
+    real, centroid = first.float(), second.float()
+    weight = alpha.view(-1, 1, 1, 1) if alpha.ndim else alpha
+    return ((centroid + weight * (real - centroid)) / 255).permute(0, 3, 1, 2)
 
 
 def check_progress(updater: Updater) -> None:

@@ -12,9 +12,10 @@ import torch
 from eco_fast_kernels import blended_loss, downsample_blend
 from scipy.stats import chisquare
 
+from eco_fast.batch import Batch
 from eco_fast.config import Config, Data, Objective, Train
 from eco_fast.images import Pixels
-from eco_fast.loader import Batch, PlainLoader
+from eco_fast.loader import PlainLoader
 from eco_fast.objective import alpha_at, mix_at
 from eco_fast.sampler import Plan, Sampler
 

@@ -1,0 +1,173 @@
+"""Patches per second of every way to load training pairs, in one run.
+
+    OMP_NUM_THREADS=1 pytest bench/bench_loader.py -s
+
+A pair is a 96x96 HR patch and its 48x48 LR patch in a random orientation, from 480x480 sub-images, as batches of 16 and
+128. All but the last two end with both: with the loaders, LR is made in the loop, by the op that training uses or,
+where it says so, in DALI's graph. `windows` is the limit: bare memory-mapped windows, copied into a batch, and nothing
+else. The page cache is warm; Pillow gets two workers.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from eco_fast_kernels import margin_of
+from PIL import Image
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch.utils.data import DataLoader, Dataset
+
+from eco_fast.config import Config, Data, Objective, Scale, Train
+from eco_fast.encoded import EncodedImages
+from eco_fast.images import Pixels, builtin_images, find_images, read_image
+from eco_fast.loader import Loader, PlainLoader, cut_window
+from eco_fast.store import Store, Writer
+from eco_fast.train import network_input
+
+dali_loader = pytest.importorskip("eco_fast.dali_loader", reason="DALI is not installed: pip install 'eco-fast[dali]'")
+
+SIDE, PATCH = 480, 48
+SCALE: Scale = 2
+SECONDS = 1.0  # of each measurement
+ROUNDS = 3
+Draw = Callable[[], int]
+"""Loads one batch and returns its samples."""
+
+
+class SubImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The field's habit: PNG sub-images, decoded whole for each patch; LR by Pillow."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with Image.open(self.paths[index % len(self.paths)]) as image:
+            left, top = torch.randint(0, SIDE - 96 + 1, (2,)).tolist()
+            patch = image.convert("RGB").crop((left, top, left + 96, top + 96))
+        patch = patch.transpose(list(Image.Transpose)[int(torch.randint(7, ()))])
+        lr = patch.resize((PATCH, PATCH), Image.Resampling.BICUBIC)
+        hr_lr = [torch.from_numpy(np.array(one)).permute(2, 0, 1).float() / 255 for one in (patch, lr)]
+        return hr_lr[0], hr_lr[1]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Pixels]:
+    """Sub-images of photographs, with a little noise, so that no two are alike."""
+    generator = np.random.default_rng(0)
+    photos = [read_image(path) for group in ("train", "test") for _, path in builtin_images(group)]
+    photos = [photo for photo in photos if min(photo.shape[:2]) >= SIDE]
+    made = []
+    for index in range(64):
+        photo = photos[index % len(photos)]
+        top, left = (generator.integers(0, size - SIDE + 1) for size in photo.shape[:2])
+        noise = generator.normal(0, 1, (SIDE, SIDE, 3))
+        made.append(np.clip(photo[top : top + SIDE, left : left + SIDE] + noise, 0, 255).astype(np.uint8))
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(pictures: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    writer = Writer(folder / "store", {"kind": "hr"})
+    for name in ("png", "jpg"):
+        (folder / name).mkdir()
+    for index, picture in enumerate(pictures):
+        image = Image.fromarray(picture)
+        image.save(folder / "png" / f"{index}.png", compress_level=3)
+        image.save(folder / "jpg" / f"{index}.jpg", quality=95)
+        writer.add(f"hr/{index}.png", picture, origin=str(index))
+    writer.finish()
+    return folder
+
+
+def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
+    """A way of loading, ready to draw batches; ends what it started when it is closed."""
+    images = Store(folder / "store").images
+    if way == "PIL PNG DataLoader":
+        dataset = SubImages(sorted((folder / "png").iterdir()))
+        endless = iter(DataLoader(dataset, batch_size=batch, num_workers=2))
+        yield lambda: len(next(endless)[0])
+        return
+    if way == "windows":
+        yield _bare(images, batch)
+        return
+    config = Config(
+        scale=SCALE,
+        data=Data(patch=PATCH, downsample="dali" if way.endswith("LR in DALI") else "kernel"),
+        objective=Objective(name="vanilla"),
+        train=Train(batch=batch, steps=10_000_000),
+    )
+    made: Loader[Any]
+    if way == "plain":
+        made = PlainLoader(config, images, None)
+    elif way.startswith("encoded"):
+        suffix = way.removeprefix("encoded ").lower()
+        made = dali_loader.DaliLoader(config, EncodedImages(find_images([folder / suffix])), None)
+    else:
+        made = dali_loader.DaliLoader(config, images, None)
+    with made as loader:
+        if way.endswith("without LR"):
+            yield lambda: len(next(loader).transposed)
+            return
+        yield lambda: len(network_input(next(loader), config))
+
+
+def _bare(images: Any, batch: int) -> Draw:
+    generator = np.random.default_rng(0)
+    margin, inner = margin_of(SCALE), SCALE * PATCH
+    out = np.empty((batch, inner + 2 * margin, inner + 2 * margin, 3), dtype=np.uint8)
+
+    def draw() -> int:
+        places = generator.integers(margin, SIDE - inner - margin, (batch, 2)).tolist()
+        for index, (top, left) in enumerate(places):
+            out[index] = cut_window(images[index % len(images)], top, left, inner, margin, SCALE)
+        return batch
+
+    return draw
+
+
+WAYS = (
+    "PIL PNG DataLoader",
+    "encoded PNG",
+    "encoded JPG",
+    "plain",
+    "packed",
+    "packed, LR in DALI",
+    "packed, without LR",
+    "windows",
+)
+
+
+@pytest.mark.parametrize("batch", [16, 128])
+def test_patches_per_second(benchmark: BenchmarkFixture, folder: Path, batch: int) -> None:
+    """Every round measures all ways one after the other, so that a change of the machine's mood hits all alike."""
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+
+    def measured() -> None:
+        for way in WAYS:
+            generator = draws(way, folder, batch)
+            draw = next(generator)
+            for _ in range(5):  # what was made ahead
+                draw()
+            began, samples = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - began) < SECONDS:
+                samples += draw()
+            rates[way].append(samples / elapsed)
+            generator.close()  # type: ignore[attr-defined]
+
+    benchmark.pedantic(measured, rounds=ROUNDS)
+    median = {way: statistics.median(values) for way, values in rates.items()}
+    benchmark.extra_info.update(median)
+    field = rates["PIL PNG DataLoader"]
+    print(f"\nbatch {batch}: median of {ROUNDS}, lowest and highest patches per second")
+    for way, values in rates.items():
+        ratio = statistics.median(value / habit for value, habit in zip(values, field, strict=True))
+        print(f"{way:20} {median[way]:9.0f} ({min(values):.0f} to {max(values):.0f})  {ratio:6.1f}x in the same round")

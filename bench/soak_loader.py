@@ -1,0 +1,122 @@
+"""The DALI loader against the plain one for longer than the tests have time for.
+
+python -m bench.soak_loader bytes      500 batches of 5 and of 16 at every scale, packed and encoded
+python -m bench.soak_loader resume     stop at 20 steps, restart there: the following 100 batches
+python -m bench.soak_loader memory     resident memory over 5 000 batches
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eco_fast.batch import Batch
+from eco_fast.config import Config, Data, Objective, Scale, Train
+from eco_fast.dali_loader import DaliLoader
+from eco_fast.encoded import EncodedImages
+from eco_fast.images import Pixels, builtin_images, find_images, read_image
+from eco_fast.loader import PlainLoader
+
+SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
+
+
+def make_pictures() -> list[Pixels]:
+    """Photographs: two 2000 pixels long, and small ones, so that all edges and corners are met often."""
+    photos = [read_image(path) for _, path in builtin_images("test")]
+    row = np.concatenate([photo[:300, :400] for photo in photos * 2], axis=1)
+    small = [row[place : place + 45, 150 * place : 150 * place + 47] for place in range(10)]
+    return [row[:45, :2000], np.ascontiguousarray(row[50:93, 350:2350].transpose(1, 0, 2)), *small]
+
+
+def write_files(folder: Path, pictures: list[Pixels]) -> EncodedImages:
+    folder.mkdir()
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{index:02}.png")
+    return EncodedImages(find_images([folder]))
+
+
+def recipe(scale: Scale, batch: int, steps: int, objective: Objective) -> Config:
+    return Config(
+        scale=scale, seed=1, data=Data(patch=32 // scale), objective=objective, train=Train(batch=batch, steps=steps)
+    )
+
+
+def require_same(first: Batch, second: Batch) -> None:
+    for name in ("hr", "sr", "transposed", "input_alpha", "target_alpha"):
+        one, other = getattr(first, name), getattr(second, name)
+        same = one is other if one is None or other is None else torch.equal(one, other)
+        if not same or first.step != second.step:
+            raise SystemExit(f"{name} differs at step {first.step}")
+
+
+def check_bytes() -> None:
+    pictures = make_pictures()
+    centroids = [(255 - picture).astype(np.uint8) for picture in pictures]
+    with tempfile.TemporaryDirectory() as folder:
+        files = (write_files(Path(folder) / "hr", pictures), write_files(Path(folder) / "sr", centroids))
+        for scale in SCALES:
+            for batch in (5, 16):
+                config = recipe(scale, batch, 500, Objective())
+                edges = set()
+                with (
+                    PlainLoader(config, pictures, centroids) as plain,
+                    DaliLoader(config, pictures, centroids) as packed,
+                    DaliLoader(config, *files) as encoded,
+                ):
+                    for first, second, third in zip(plain, packed, encoded, strict=True):
+                        require_same(first, second)
+                        require_same(first, third)
+                        plan = plain.planner.plan(first.step)
+                        for image, top, left in zip(plan.image, plan.top, plan.left, strict=True):
+                            ends = np.array(pictures[image].shape[:2]) // scale * scale - scale * config.data.patch
+                            edges.add((int(top == 0) - int(top == ends[0]), int(left == 0) - int(left == ends[1])))
+                print(f"x{scale}, batch {batch}: 500 batches equal, {len(edges)} of 9 places at edges", flush=True)
+
+
+def check_resume() -> None:
+    pictures = make_pictures()
+    centroids = [(255 - picture).astype(np.uint8) for picture in pictures]
+    config = recipe(2, 16, 400, Objective())
+    plain = PlainLoader(config, pictures, centroids)
+    for start in range(0, 300, 15):
+        with DaliLoader(config, pictures, centroids, start) as loader:
+            for batch, _ in zip(loader, range(100), strict=False):
+                require_same(plain.batch_at(batch.step), batch)
+    print("20 restarts: the following 100 batches are equal")
+    for world in (1, 2, 3):
+        ranks = [DaliLoader(config, pictures, centroids, rank=rank, world=world) for rank in range(world)]
+        for step, *parts in zip(range(400), *ranks, strict=True):
+            whole = plain.batch_at(step)
+            for name in ("hr", "sr"):
+                expected = getattr(whole, name)
+                if expected is not None and not torch.equal(
+                    torch.cat([getattr(part, name) for part in parts]), expected
+                ):
+                    raise SystemExit(f"the union of {world} ranks differs at step {step}")
+        for rank in ranks:
+            rank.__exit__(None, None, None)
+        print(f"{world} ranks: 400 global batches are equal", flush=True)
+
+
+def check_memory() -> None:
+    pictures = make_pictures()
+    with DaliLoader(recipe(2, 16, 5200, Objective(name="vanilla")), pictures, None) as loader:
+        for batch in loader:
+            if batch.step == 199:
+                begin = _resident_mb()
+        grown = _resident_mb() - begin
+        before = time.perf_counter()
+    print(f"5 000 batches: resident memory grew by {grown:.1f} MB; closed in {time.perf_counter() - before:.2f} s")
+
+
+def _resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+if __name__ == "__main__":
+    {"bytes": check_bytes, "resume": check_resume, "memory": check_memory}[sys.argv[1]]()

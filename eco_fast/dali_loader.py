@@ -1,0 +1,250 @@
+"""The DALI loader: the plain loader's batches, byte for byte, from one graph that runs on the CPU or on a GPU.
+
+    packed    windows cut from the store ---------------------------------+--> flips, transposition --> hr or sr
+    encoded   files --decoders.image_slice--> the window, without what ---+
+              lies beyond the picture --slice(reflect)--> whole windows   +--> D (`downsample = "dali"`) --> LR
+
+HR and centroids have a pipeline each, so that neither is read at steps whose mix ignores it. A pipeline asks for its
+inputs by a function of the batch's index alone. On a GPU the windows are copied as they were cut, and everything behind
+the fork happens there. DALI's buffers become tensors without a copy, in the consumer's thread: DALI makes its stream
+wait for the data. DALI calls CUDA from threads of its own: a CUDA graph is to be captured with
+`capture_error_mode="thread_local"`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from eco_fast_kernels import margin_of
+from nvidia.dali import fn, math, types
+from nvidia.dali.pipeline import pipeline_def
+from torch.utils.dlpack import from_dlpack
+
+from eco_fast.batch import Batch, Planner
+from eco_fast.config import Config
+from eco_fast.encoded import EncodedImages
+from eco_fast.images import Pixels
+from eco_fast.loader import Loader, cut_window
+from eco_fast.sampler import Plan
+
+Inputs = list[Any]
+"""One array or list per input of the graph, each with a value per sample."""
+Pictures = Sequence[Pixels] | EncodedImages
+
+
+class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
+    """Windows assembled by DALI.
+
+    Args:
+        config: the recipe.
+        hr: uint8 [H, W, 3] pictures, or picture files.
+        sr: their centroids, or None for objectives that need none.
+        start: first step.
+        device: where the batches are made: "cpu", "cuda" or "cuda:N".
+        rank: which part of each global batch to load, 0..world - 1.
+        world: number of parts.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hr: Pictures,
+        sr: Pictures | None,
+        start: int = 0,
+        *,
+        device: str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(Planner(config, _sizes(hr), rank, world), start, ahead=1)  # DALI keeps more
+        self._pictures = {"hr": hr} if sr is None else {"hr": hr, "sr": sr}
+        self._device = device
+        self._streams: dict[str, _Stream] = {}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, value, traceback)
+        for stream in self._streams.values():
+            stream.close()
+
+    def _make(self, step: int) -> tuple[Batch, dict[str, Any]]:
+        mix = self.planner.mix(step)
+        made: dict[str, Any] = {}
+        for name, is_read in (("hr", mix.reads_hr), ("sr", mix.reads_sr)):
+            if is_read and name in self._pictures:
+                if name not in self._streams:
+                    self._streams[name] = _Stream(self.planner, self._pictures[name], step, self._device)
+                made[name], *lr = self._streams[name].take(step)
+                made |= {f"lr_of_{name}": image for image in lr}
+        return self.planner.batch(step, hr=None, sr=None), made
+
+    def _hand_over(self, made: tuple[Batch, dict[str, Any]]) -> Batch:
+        batch, images = made
+        windows: dict[str, Any] = {name: from_dlpack(image.as_tensor()) for name, image in images.items()}
+        return replace(batch, **windows)
+
+
+class _Stream:
+    """The windows of one kind of picture, step after step.
+
+    Args:
+        planner: which windows.
+        pictures: where from.
+        first: the first step that reads them.
+        device: see `DaliLoader`.
+    """
+
+    def __init__(self, planner: Planner, pictures: Pictures, first: int, device: str) -> None:
+        self._planner, self._pictures, self._first = planner, pictures, first
+        self._last = planner.config.train.steps
+        self._device = torch.device(device)
+        self._error: Exception | None = None
+        self._next = first
+        self._pipeline = self._build(self._inputs, planner.count, max(planner.config.data.prefetch, 1))
+
+    def take(self, step: int) -> tuple[Any, ...]:
+        """The windows of the next step that reads these pictures, and their LR images where the graph makes them."""
+        assert step == self._next, "an objective reads a kind of picture in one stretch of steps"  # noqa: S101
+        self._next += 1
+        try:
+            outputs: tuple[Any, ...] = self._pipeline.run()
+        except StopIteration:
+            assert self._error is not None  # noqa: S101 - the stream ends behind the last step alone
+            raise self._error from None
+        except RuntimeError as error:
+            raise ValueError(self._culprit(step, error)) from error
+        return outputs
+
+    def close(self) -> None:
+        """End DALI's threads."""
+        self._pipeline = None
+
+    def _inputs(self, index: int) -> Inputs:
+        step = self._first + index
+        if self._error is not None or step >= self._last:
+            raise StopIteration
+        try:
+            return self._read(self._planner.plan(step))
+        except Exception as error:
+            self._error = error  # for the consumer, after the batches that are under way
+            raise StopIteration from error
+
+    def _read(self, plan: Plan) -> Inputs:
+        config = self._planner.config
+        margin, inner = margin_of(config.scale), config.scale * config.data.patch
+        orientation = [plan.flip_rows.astype(np.int32), plan.flip_columns.astype(np.int32), plan.transpose]
+        if not isinstance(self._pictures, EncodedImages):
+            cut = np.empty((len(plan.image), inner + 2 * margin, inner + 2 * margin, 3), dtype=np.uint8)
+            for index, image in enumerate(plan.image):
+                top, left = plan.top[index], plan.left[index]
+                cut[index] = cut_window(self._pictures[image], top, left, inner, margin, config.scale)
+            return [cut, *orientation]
+        sizes = _sizes(self._pictures)
+        first = np.stack([plan.top, plan.left], axis=1) - margin
+        # the border of D is that of the picture cropped to a multiple of the scale
+        ends = np.array([sizes[image] for image in plan.image]) // config.scale * config.scale
+        low, high = np.maximum(first, 0), np.minimum(first + inner + 2 * margin, ends)
+        files = [self._pictures.read(image) for image in plan.image]
+        return [files, *(value.astype(np.int32) for value in (low, high - low, first - low)), *orientation]
+
+    def _build(self, source: Callable[[int], Inputs], count: int, depth: int) -> Any:
+        config, on_gpu = self._planner.config, self._device.type == "cuda"
+        encoded = isinstance(self._pictures, EncodedImages)
+        pipeline = _graph(
+            source,
+            encoded=encoded,
+            device="gpu" if on_gpu else "cpu",
+            scale=config.scale,
+            patch=config.data.patch,
+            rounding=config.data.rounding if config.data.downsample == "dali" else None,
+            batch_size=count,
+            # decoding takes all the cores there are; the rest is little, and more threads only disturb the training
+            num_threads=min(len(os.sched_getaffinity(0)), count) if encoded else 1,
+            device_id=self._device.index or 0 if on_gpu else None,
+            prefetch_queue_depth=depth,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _culprit(self, step: int, error: Exception) -> str:
+        """Name the file that does not decode: DALI knows its bytes alone, so each file of the batch is tried."""
+        if isinstance(self._pictures, EncodedImages):
+            plan = self._planner.plan(step)
+            for sample, image in enumerate(plan.image):
+                if not self._decodes(plan.part(slice(sample, sample + 1))):
+                    return f"{self._pictures.entries[image].path}: the picture is damaged, DALI cannot decode it"
+        return f"DALI stopped at step {step}: {error}"
+
+    def _decodes(self, alone: Plan) -> bool:
+        try:
+            self._build(lambda _: self._read(alone), 1, 1).run()
+        except RuntimeError:
+            return False
+        return True
+
+
+@pipeline_def(enable_conditionals=True)
+def _graph(
+    source: Callable[[int], Inputs], *, encoded: bool, device: str, scale: int, patch: int, rounding: str | None
+) -> tuple[Any, ...]:
+    side = scale * (patch + 4)
+    if encoded:
+        files, start, shape, offset, rows, columns, swapped = fn.external_source(
+            source, num_outputs=7, layout=["", "", "", "", "", "", ""]
+        )
+        decoded = fn.decoders.image_slice(
+            files, start=start, shape=shape, axes=[0, 1], device="mixed" if device == "gpu" else "cpu"
+        )
+        window = fn.slice(decoded, start=offset, shape=[side, side], axes=[0, 1], out_of_bounds_policy="reflect")
+    else:
+        window, rows, columns, swapped = fn.external_source(source, num_outputs=4, layout=["HWC", "", "", ""])
+        window = window.gpu() if device == "gpu" else window
+    if rounding is None:
+        return (_orient(window, rows, columns, swapped),)
+    lr = _downsample(window, scale, patch, rounding)
+    return _orient(window, rows, columns, swapped), _orient(lr, rows, columns, swapped)
+
+
+def _orient(image: Any, rows: Any, columns: Any, swapped: Any) -> Any:
+    image = fn.flip(image, vertical=rows, horizontal=columns)
+    if swapped:
+        image = fn.transpose(image, perm=[1, 0, 2], transpose_layout=False)
+    return image
+
+
+def _downsample(window: Any, scale: int, patch: int, rounding: str) -> Any:
+    """D of windows with a margin; MATLAB rounds 8-bit images after the rows too."""
+    side, low, high = scale * (patch + 4), margin_of(scale), scale * patch + margin_of(scale)
+    if rounding == "uint8":
+        rows = _round(_shrink(window, [patch, side], [low, 0], [high, side]))
+        return _round(_shrink(rows, [patch, patch], [0, low], [patch, high]))
+    return _round(_shrink(window, [patch, patch], [low, low], [high, high]))
+
+
+def _shrink(window: Any, size: list[int], start: list[int], end: list[int]) -> Any:
+    """Bicubic from `start..end` to `size`, not rounded; DALI clamps at borders, so what is around has to be there."""
+    return fn.resize(
+        window,
+        size=size,
+        roi_start=start,
+        roi_end=end,
+        interp_type=types.DALIInterpType.INTERP_CUBIC,
+        antialias=True,
+        dtype=types.DALIDataType.FLOAT,
+    )
+
+
+def _round(image: Any) -> Any:
+    """Half up, as MATLAB: DALI's own conversion takes ties to even."""
+    return fn.cast(math.floor(image + 0.5), dtype=types.DALIDataType.UINT8)
+
+
+def _sizes(pictures: Pictures) -> list[tuple[int, int]]:
+    if isinstance(pictures, EncodedImages):
+        return [(entry.height, entry.width) for entry in pictures.entries]
+    return [(image.shape[0], image.shape[1]) for image in pictures]
