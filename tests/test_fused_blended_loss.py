@@ -75,6 +75,11 @@ def one_ulp(values: Tensor, dtype: torch.dtype, device: str) -> Tensor:
     return torch.finfo(dtype).eps * values.abs().log2().floor().exp2() if truncates else torch.zeros_like(values)
 
 
+def assert_same_loss(loss: Tensor, other: Tensor, device: str) -> None:
+    """Equal; on a GPU the compiler may add up differently where it reads differently."""
+    torch.testing.assert_close(loss, other, rtol=0 if device == "cpu" else 2**-22, atol=0)
+
+
 def check(
     prediction: Tensor,
     hr: Tensor | None,
@@ -153,7 +158,7 @@ def test_images_that_weigh_nothing_are_without_effect(device: str) -> None:
     for kind in LOSS_KINDS:
         blended = launch(prediction, hr, sr, alpha, kind, device=device)
         alone = launch(prediction, both, None, alpha, kind, device=device)
-        assert torch.equal(blended[0], alone[0])
+        assert_same_loss(blended[0], alone[0], device)
         assert torch.equal(blended[1], alone[1])
 
 
@@ -265,7 +270,7 @@ def test_layouts_give_the_same_bits(device: str, margin: int, of_hr: str, of_sr:
     expected = launch(prediction, hr, sr, alpha, "l2", margin, device=device)
     pair = laid_out(hr, of_hr, margin), laid_out(sr, of_sr, margin)
     made = launch(prediction, *pair, alpha, "l2", margin, device=device)
-    assert torch.equal(made[0], expected[0])
+    assert_same_loss(made[0], expected[0], device)
     assert torch.equal(made[1], expected[1])
 
 

@@ -239,6 +239,7 @@ def test_a_tensor_of_more_chunks_than_one_read_takes(device: str, monkeypatch: p
         ((0.0, 0.0), (0.5, -0.5), None, (-0.1, 0.1)),  # ratio 1 for zero weights
         ((3.0, 4.0), (0.0, 0.0), None, (3.0, 4.0)),  # and for a zero update
         ((3.0, 4.0), (8.0, -8.0), 0.1, (3 - 0.5 / 2**0.5, 4 + 0.5 / 2**0.5)),
+        ((3.0, 4.0), (8.0, -8.0), 0.0, (3.0, 4.0)),  # a bound of 0 is a bound
     ],
 )
 def test_by_hand(
@@ -252,7 +253,8 @@ def test_by_hand(
     options: dict[str, Any] = {"learning_rate": 0.1, "betas": (0.0, 0.0), "epsilon": 1e-12, "clip_value": clip_value}
     weights.step([torch.tensor(gradient)], **options)
     assert weights.parameters[0].tolist() == pytest.approx(expected, rel=1e-6)
-    clipped = [max(min(value, clip_value or 10), -(clip_value or 10)) for value in gradient]
+    bound = 10 if clip_value is None else clip_value
+    clipped = [max(min(value, bound), -bound) for value in gradient]
     assert weights.exp_avg[0].tolist() == pytest.approx(clipped, rel=1e-6)
     assert weights.exp_avg_sq[0].tolist() == pytest.approx([value**2 for value in clipped], rel=1e-6)
 

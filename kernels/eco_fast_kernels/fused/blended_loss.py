@@ -27,7 +27,6 @@ from torch import Tensor
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LossKind
 from eco_fast_kernels.windows import aligned_start, alike
 
-CHANNELS = 3
 ROWS, COLUMNS = 32, 64  # values of one tile
 BLOCK_SUM = 1024
 
