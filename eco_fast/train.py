@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eco_fast_kernels import blended_loss, downsample_blend, margin_of
+from eco_fast_kernels import blend_lr, blended_loss, downsample_blend, margin_of
 from torch import Tensor
 
 from eco_fast.batch import Batch
@@ -154,17 +154,6 @@ def network_input(batch: Batch, config: Config) -> Tensor:
             transposed=batch.transposed,
         )
     return lr if batch.noise is None else lr + batch.noise / 255
-
-
-def blend_lr(lr_of_hr: Tensor | None, lr_of_sr: Tensor | None, alpha: Tensor) -> Tensor:
-    """What `downsample_blend` returns, from LR images, uint8 [N, h, w, 3], that are made already."""
-    first = lr_of_hr if lr_of_hr is not None else lr_of_sr
-    second = lr_of_sr if lr_of_sr is not None else lr_of_hr
-    assert first is not None  # noqa: S101 - a mix reads at least one of them
-    assert second is not None  # noqa: S101
-    real, centroid = first.float(), second.float()
-    weight = alpha.view(-1, 1, 1, 1) if alpha.ndim else alpha
-    return ((centroid + weight * (real - centroid)) / 255).permute(0, 3, 1, 2)
 
 
 def check_progress(updater: Updater) -> None:

@@ -7,6 +7,7 @@ from eco_fast_kernels.reference import (
     STENCILS,
     LossKind,
     Rounding,
+    blend_lr,
     margin_of,
     symmetric_indices,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "STENCILS",
     "LossKind",
     "Rounding",
+    "blend_lr",
     "blended_loss",
     "downsample",
     "downsample_blend",

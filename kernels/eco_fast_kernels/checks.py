@@ -13,7 +13,7 @@ def check_windows(
     op: str, windows: Tensor, other: Tensor | None, scale: int, rounding: str, transposed: Tensor | None
 ) -> None:
     """Refuse windows that cannot be downsampled, or that do not match each other."""
-    reference.check_windows(op, windows, scale, rounding)
+    reference.check_windows(op, windows, scale, rounding, transposed)
     check_bytes(op, "the window", windows)
     if windows.shape[3] != CHANNELS:
         raise ValueError(f"{op}: the kernels are made for {CHANNELS} channels, got {tuple(windows.shape)}")
@@ -28,8 +28,6 @@ def check_windows(
             raise ValueError(
                 f"{op}: transposed must be bool [{windows.shape[0]}], got {transposed.dtype} {tuple(transposed.shape)}"
             )
-        if windows.shape[1] != windows.shape[2]:
-            raise ValueError(f"{op}: transposed samples need square windows, got {tuple(windows.shape)}")
 
 
 def check_bytes(op: str, name: str, image: Tensor) -> None:

@@ -18,6 +18,7 @@ from eco_fast_kernels.checks import (
     same_layout,
 )
 from eco_fast_kernels.reference import LossKind, Rounding
+from eco_fast_kernels.windows import either
 
 
 def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
@@ -50,9 +51,7 @@ def downsample_blend(
     Raises:
         ValueError: bad shapes, dtypes, strides, scale, rounding, alpha or devices.
     """
-    windows = hr if hr is not None else sr
-    if windows is None:
-        raise ValueError("downsample_blend: expected hr, sr or both, got neither")
+    windows = either("downsample_blend", hr, sr)
     check_windows("downsample_blend", windows, sr if hr is not None else None, scale, rounding, transposed)
     check_alpha("downsample_blend", alpha, windows)
     check_dtype("downsample_blend", "the output", dtype)
@@ -91,9 +90,7 @@ def blended_loss(
     Raises:
         ValueError: bad shapes, dtypes, strides, kind, margin, alpha or devices.
     """
-    windows = hr if hr is not None else sr
-    if windows is None:
-        raise ValueError("blended_loss: expected hr, sr or both, got neither")
+    windows = either("blended_loss", hr, sr)
     if kind not in reference.LOSS_KINDS:
         raise ValueError(f"blended_loss: the kind is one of {', '.join(reference.LOSS_KINDS)}, got {kind!r}")
     check_dtype("blended_loss", "the prediction", prediction.dtype)

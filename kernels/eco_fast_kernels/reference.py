@@ -25,6 +25,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from eco_fast_kernels.windows import either
+
 Rounding = Literal["uint8", "im2double"]
 LossKind = Literal["l1", "l2", "charbonnier"]
 
@@ -68,9 +70,7 @@ def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transp
     Returns:
         uint8 [N, h, w, C], equal to the same crop of D of the whole image.
     """
-    check_windows("downsample", windows, scale, rounding)
-    if transposed is not None and windows.shape[1] != windows.shape[2]:
-        raise ValueError(f"downsample: transposed samples need square windows, got {tuple(windows.shape)}")
+    check_windows("downsample", windows, scale, rounding, transposed)
     if transposed is not None:
         windows = torch.where(transposed.view(-1, 1, 1, 1), windows.transpose(1, 2), windows)
     centred = windows.to(torch.float32 if rounding == "uint8" else torch.float64) - 128
@@ -80,10 +80,10 @@ def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transp
     # The second pass works along the first axis too, on contiguous memory: a strided walk over C=3 values is slow.
     both = _downsample_rows(rows.transpose(1, 2).contiguous(), scale)
     both = _round(both, scale, passes=1 if rounding == "uint8" else 2)
-    out = both.transpose(1, 2).contiguous() + 128
+    out = both.transpose(1, 2) + 128
     if transposed is not None:
         out = torch.where(transposed.view(-1, 1, 1, 1), out.transpose(1, 2), out)
-    return out.to(torch.uint8).contiguous()
+    return out.contiguous().to(torch.uint8)  # in this order: torch is slow at turning bytes
 
 
 def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor:
@@ -134,10 +134,28 @@ def downsample_blend(
     Returns:
         dtype [N, 3, h, w] in 0..1, channels_last.
     """
-    first, second = _present("downsample_blend", hr, sr)
-    lr_of_hr = downsample(first, scale, rounding, transposed)
-    lr_of_sr = lr_of_hr if second is first else downsample(second, scale, rounding, transposed)
-    return (_blend(lr_of_hr, lr_of_sr, alpha) / 255).to(dtype).permute(0, 3, 1, 2)
+    lr_of_hr, lr_of_sr = (
+        None if windows is None else downsample(windows, scale, rounding, transposed) for windows in (hr, sr)
+    )
+    return blend_lr(lr_of_hr, lr_of_sr, alpha, dtype)
+
+
+def blend_lr(
+    lr_of_hr: Tensor | None, lr_of_sr: Tensor | None, alpha: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The blend of `downsample_blend`, of LR images that are made already.
+
+    Args:
+        lr_of_hr: uint8 [N, h, w, 3], or None where `alpha` is 0 throughout.
+        lr_of_sr: likewise, or None where `alpha` is 1 throughout.
+        alpha: float32 [] or [N], weight of `lr_of_hr`, 0..1.
+        dtype: of the result; the blend itself is float32, rounded once.
+
+    Returns:
+        dtype [N, 3, h, w] in 0..1, channels_last.
+    """
+    first, second = _present("downsample_blend", lr_of_hr, lr_of_sr)
+    return (_blend(first, second, alpha) / 255).to(dtype).permute(0, 3, 1, 2)
 
 
 def blended_loss(
@@ -304,16 +322,13 @@ def _interior(windows: Tensor, margin: int) -> Tensor:
 
 def _present(op: str, hr: Tensor | None, sr: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both images; an absent one (its weight is 0) is replaced by the other, which leaves the blend unchanged."""
-    first = hr if hr is not None else sr
-    second = sr if sr is not None else hr
-    if first is None or second is None:
-        raise ValueError(f"{op}: expected hr, sr or both, got neither")
+    first, second = either(op, hr, sr), either(op, sr, hr)
     if first.shape != second.shape:
         raise ValueError(f"{op}: hr is {tuple(first.shape)} but sr is {tuple(second.shape)}")
     return first, second
 
 
-def check_windows(op: str, windows: Tensor, scale: int, rounding: str) -> None:
+def check_windows(op: str, windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> None:
     """Refuse what no downsampling can take, with a ValueError."""
     if scale not in STENCILS:
         raise ValueError(f"{op}: the scale is one of {', '.join(map(str, STENCILS))}, got {scale}")
@@ -327,3 +342,5 @@ def check_windows(op: str, windows: Tensor, scale: int, rounding: str) -> None:
                 f"{op}: a window with its margin has scale * (n + 4) pixels a side (scale {scale}, n >= 1), "
                 f"got {tuple(windows.shape)}"
             )
+    if transposed is not None and windows.shape[1] != windows.shape[2]:
+        raise ValueError(f"{op}: transposed samples need square windows, got {tuple(windows.shape)}")

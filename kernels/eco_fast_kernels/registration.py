@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eco_fast_kernels import reference
 from eco_fast_kernels.checks import check_alpha_range
+from eco_fast_kernels.windows import either
 
 NAMESPACE = "eco_fast"
 
@@ -74,8 +75,7 @@ def _(
     transposed: Tensor | None,  # noqa: ARG001
     dtype: torch.dtype,
 ) -> Tensor:
-    windows = hr if hr is not None else sr
-    samples, height, width, channels = (windows if windows is not None else alpha).shape
+    samples, height, width, channels = either("downsample_blend", hr, sr).shape
     out = alpha.new_empty((samples, height // scale - 4, width // scale - 4, channels), dtype=dtype)
     return out.permute(0, 3, 1, 2)
 

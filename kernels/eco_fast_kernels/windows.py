@@ -67,6 +67,18 @@ def row_bytes(windows: Tensor, lead: int) -> int:
     return padded if padded <= windows.stride(1) and reaches else used
 
 
+def either(op: str, hr: Tensor | None, sr: Tensor | None) -> Tensor:
+    """The one of two images that is there, hr first.
+
+    Raises:
+        ValueError: neither is.
+    """
+    present = hr if hr is not None else sr
+    if present is None:
+        raise ValueError(f"{op}: expected hr, sr or both, got neither")
+    return present
+
+
 def are_windows(tensor: Tensor) -> bool:
     """Whether a tensor is uint8 [N, H, W, C] whose rows are whole and evenly apart."""
     if tensor.dtype != torch.uint8 or tensor.ndim != 4:

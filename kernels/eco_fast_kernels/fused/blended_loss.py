@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LossKind
-from eco_fast_kernels.windows import aligned_start, alike
+from eco_fast_kernels.windows import aligned_start, alike, either
 
 ROWS, COLUMNS = 32, 64  # values of one tile
 BLOCK_SUM = 1024
@@ -115,8 +115,7 @@ def launch(
     """Run both stages on checked arguments: loss, gradient, finite."""
     if hr is not None and sr is not None:
         hr, sr = alike(hr, sr)
-    windows = hr if hr is not None else sr
-    assert windows is not None  # noqa: S101 - checked by the op
+    windows = either("blended_loss", hr, sr)
     samples, channels, height, width = prediction.shape
     rows = samples * height
     programs = triton.cdiv(rows, ROWS)

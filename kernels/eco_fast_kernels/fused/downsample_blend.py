@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eco_fast_kernels.reference import STENCILS, Rounding
-from eco_fast_kernels.windows import ALIGNMENT, aligned_start, alike, row_bytes
+from eco_fast_kernels.windows import ALIGNMENT, aligned_start, alike, either, row_bytes
 
 CHANNELS = 3
 PIXELS = 48  # output pixels of one program: 48 * 3 * scale bytes keep the next program's rows 16-byte aligned
@@ -196,8 +196,7 @@ def launch(
     """Run the kernel on checked arguments; dtype uint8 returns D alone, [N, h, w, 3], else see the module."""
     if hr is not None and sr is not None:
         hr, sr = alike(hr, sr)
-    present = hr if hr is not None else sr
-    assert present is not None  # noqa: S101 - checked by the op
+    present = either("downsample_blend", hr, sr)
     samples, height, width, channels = present.shape
     out_height, out_width = height // scale - 4, (width // scale - 4) * channels
     out = torch.empty((samples, out_height, out_width // channels, channels), dtype=dtype, device=present.device)
