@@ -27,14 +27,26 @@ from torch import Tensor
 
 CHUNK = 32768  # weights of one program
 BLOCK = 1024
-COLUMNS = 6  # of the table: four addresses, the average's, the number of weights
+COLUMNS = tl.constexpr(6)  # of the table: four addresses, the average's, the number of weights
 ALIGNMENT = 16  # bytes
 
 
 @triton.jit
 def _address(table, i_tensor, column: tl.constexpr, ALIGNED: tl.constexpr):
-    pointer = tl.load(table + i_tensor * 6 + column).to(tl.pointer_type(tl.float32))
+    pointer = tl.load(table + i_tensor * COLUMNS + column).to(tl.pointer_type(tl.float32))
     return tl.multiple_of(pointer, 16) if ALIGNED else pointer
+
+
+@triton.jit
+def _chunk(table, chunks, i_chunk, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    """A chunk's tensor and place in it; its offsets, whole blocks and whether more follows; the tensor's size."""
+    i_tensor = tl.load(chunks + i_chunk * 2).to(tl.int64)
+    i_part = tl.load(chunks + i_chunk * 2 + 1)
+    start = i_part.to(tl.int64) * CHUNK
+    numel = tl.load(table + i_tensor * COLUMNS + 5)
+    length = tl.minimum(CHUNK, numel - start)
+    whole = length // BLOCK
+    return i_tensor, i_part, start + tl.arange(0, BLOCK), whole, whole * BLOCK < length, numel
 
 
 @triton.jit
@@ -75,16 +87,12 @@ def find_bad_kernel(
     BLOCK: tl.constexpr,
 ):
     i_chunk = tl.program_id(0)
-    i_tensor = tl.load(chunks + i_chunk * 2).to(tl.int64)
-    start = tl.load(chunks + i_chunk * 2 + 1).to(tl.int64) * CHUNK
-    numel = tl.load(table + i_tensor * 6 + 5)
+    i_tensor, _, o, whole, more, numel = _chunk(table, chunks, i_chunk, CHUNK, BLOCK)
     gradient = _address(table, i_tensor, 1, ALIGNED)
-    o = start + tl.arange(0, BLOCK)
-    whole = tl.minimum(CHUNK, numel - start) // BLOCK
     count = tl.zeros((BLOCK,), tl.int32)
     for index in range(whole):
         count += _count_bad(gradient, o + index * BLOCK, numel, False)
-    if whole * BLOCK < tl.minimum(CHUNK, numel - start):
+    if more:
         count += _count_bad(gradient, o + whole * BLOCK, numel, True)
     tl.store(bad + i_chunk, tl.sum(count, axis=0))
 
@@ -154,12 +162,8 @@ def moments_kernel(
 ):
     i_chunk = tl.program_id(0)
     if tl.load(skip) == 0:
-        i_tensor = tl.load(chunks + i_chunk * 2).to(tl.int64)
-        start = tl.load(chunks + i_chunk * 2 + 1).to(tl.int64) * CHUNK
-        numel = tl.load(table + i_tensor * 6 + 5)
+        i_tensor, _, o, whole, more, numel = _chunk(table, chunks, i_chunk, CHUNK, BLOCK)
         factor = tl.load(inverse_scale)
-        o = start + tl.arange(0, BLOCK)
-        whole = tl.minimum(CHUNK, numel - start) // BLOCK
         parameter_sum = tl.zeros((BLOCK,), tl.float32)
         update_sum = tl.zeros((BLOCK,), tl.float32)
         for index in range(whole):
@@ -169,7 +173,7 @@ def moments_kernel(
             )  # fmt: skip
             parameter_sum += b_parameter
             update_sum += b_update
-        if whole * BLOCK < tl.minimum(CHUNK, numel - start):
+        if more:
             b_parameter, b_update = _moments(
                 table, i_tensor, o + whole * BLOCK, numel, factor, beta1, beta2, one_minus_beta1, one_minus_beta2,
                 epsilon, weight_decay, clip_value, CLIP, ALIGNED, True,
@@ -242,20 +246,15 @@ def update_kernel(
 ):
     i_chunk = tl.program_id(0)
     if tl.load(skip) == 0:
-        i_tensor = tl.load(chunks + i_chunk * 2).to(tl.int64)
-        i_part = tl.load(chunks + i_chunk * 2 + 1)
-        start = i_part.to(tl.int64) * CHUNK
-        numel = tl.load(table + i_tensor * 6 + 5)
+        i_tensor, i_part, o, whole, more, numel = _chunk(table, chunks, i_chunk, CHUNK, BLOCK)
         # A tensor's chunks follow one another.
         rate = tl.load(learning_rate) * _trust_ratio(sums, i_chunk - i_part, numel, norm_clamp, CHUNK)
-        o = start + tl.arange(0, BLOCK)
-        whole = tl.minimum(CHUNK, numel - start) // BLOCK
         for index in range(whole):
             _move(
                 table, i_tensor, o + index * BLOCK, numel, rate, epsilon, weight_decay, one_minus_decay,
                 AVERAGE, ALIGNED, False,
             )  # fmt: skip
-        if whole * BLOCK < tl.minimum(CHUNK, numel - start):
+        if more:
             _move(
                 table, i_tensor, o + whole * BLOCK, numel, rate, epsilon, weight_decay, one_minus_decay,
                 AVERAGE, ALIGNED, True,
