@@ -52,7 +52,8 @@ class Entry:
 class StoredImages(Sequence[Pixels]):
     """The pictures of a store; taking one checks that its file is still whole.
 
-    Memory beyond the end of a mapped file kills the process (SIGBUS), with no word about the file.
+    Memory beyond the end of a mapped file kills the process (SIGBUS), with no word about the file. So does still a file
+    that is cut short in the microseconds between this check and the reading.
     """
 
     def __init__(self, paths: Sequence[Path], images: Sequence[Pixels]) -> None:

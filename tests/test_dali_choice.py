@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_a_picture_that_breaks_stops_the_run_and_spares_the_checkpoint(
     def save_and_break(run: RunFolder, name: str, network: Any, step: int, state: dict[str, Any]) -> None:
         save(run, name, network, step, state)
         if step == 4:
+            time.sleep(0.2)  # the loader's thread has its next batches in hand: it must not be reading just now
             os.truncate(max(folder.glob("store/images/*.npy")) if source == "packed" else hr / "1.png", 1000)
 
     monkeypatch.setattr(RunFolder, "save", save_and_break)

@@ -309,6 +309,9 @@ def test_a_stored_picture_that_breaks_is_named(
     config = recipe(objective=Objective(name="vanilla"), steps=1000, prefetch=prefetch)
     with loader(config, store.images, None) as one:
         next(one)
+        while prefetch and not one._ready.full():
+            time.sleep(0.001)
+        time.sleep(0.2)  # the thread has its next batch in hand: a file cut short under its reading would be a SIGBUS
         if remove:
             broken.unlink()
         else:
