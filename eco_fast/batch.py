@@ -76,8 +76,9 @@ class Planner:
         self.config = config
         self.samples = slice(rank * batch // world, (rank + 1) * batch // world)
         """This rank's samples of the global batch; the ranks' shares differ by one where they must."""
-        cropped = [(height // scale * scale, width // scale * scale) for height, width in sizes]
-        self.sampler = Sampler(cropped, scale=scale, patch=config.data.patch, batch=batch, seed=config.seed)
+        self.sizes = [(height // scale * scale, width // scale * scale) for height, width in sizes]
+        """(height, width) of every picture, cropped to multiples of the scale, where D has its borders."""
+        self.sampler = Sampler(self.sizes, scale=scale, patch=config.data.patch, batch=batch, seed=config.seed)
 
     @property
     def count(self) -> int:

@@ -7,7 +7,7 @@ import torch
 from eco_fast_kernels import Rounding, imresize, symmetric_indices
 from torch import Tensor
 
-from eco_fast.images import Pixels, read_image
+from eco_fast.images import Pixels, about, read_image
 
 
 def modcrop(image: Pixels, scale: int) -> Pixels:
@@ -25,10 +25,8 @@ def modcrop(image: Pixels, scale: int) -> Pixels:
 def read_cropped(path: Path, scale: int) -> Pixels:
     """Decode a picture and `modcrop` it; every error names the file."""
     image = read_image(path)
-    try:
+    with about(path):
         return modcrop(image, scale)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def downsample_image(image: Pixels, scale: int, rounding: Rounding = "uint8") -> Pixels:

@@ -144,10 +144,8 @@ class _Stream:
                 top, left = plan.top[index], plan.left[index]
                 cut[index] = cut_window(self._pictures[image], top, left, inner, margin, config.scale)
             return [cut, *orientation]
-        sizes = _sizes(self._pictures)
         first = np.stack([plan.top, plan.left], axis=1) - margin
-        # the border of D is that of the picture cropped to a multiple of the scale
-        ends = np.array([sizes[image] for image in plan.image]) // config.scale * config.scale
+        ends = np.array([self._planner.sizes[image] for image in plan.image])
         low, high = np.maximum(first, 0), np.minimum(first + inner + 2 * margin, ends)
         files = [self._pictures.read(image) for image in plan.image]
         return [files, *(value.astype(np.int32) for value in (low, high - low, first - low)), *orientation]

@@ -14,7 +14,7 @@ from eco_fast.bicubic import downsample_image, modcrop, read_cropped, upsample_i
 from eco_fast.config import Scale
 from eco_fast.device import pick_device
 from eco_fast.files import write_json
-from eco_fast.images import Pixels, find_images, write_png
+from eco_fast.images import Pixels, about, find_images, write_png
 from eco_fast.metrics import Scores, average, score
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.progress import progress
@@ -81,7 +81,8 @@ def evaluate_checkpoint(
         for name, path in progress(pictures.items(), f"evaluate {source}"):
             hr = read_cropped(path, scale)
             sr = super_resolve(network, downsample_image(hr, scale, rounding), tile=tile, device=where)
-            scores[name] = _score(path, sr, hr, scale)
+            with about(path):
+                scores[name] = score(sr, hr, scale)
             if save_images is not None:
                 write_png((save_images / name).with_suffix(".png"), sr)
         results[source] = scores
@@ -109,7 +110,9 @@ def evaluate_pictures(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
         raise ValueError(f"{sr_folder}: no SR picture for {hr_pictures[missing[0]]} ({len(missing)} are missing)")
     scores = {}
     for stem, (sr_path, hr_path) in progress(sorted(pairs.items()), "evaluate"):
-        scores[stem] = _score(sr_path, read_cropped(sr_path, scale), read_cropped(hr_path, scale), scale)
+        sr, hr = read_cropped(sr_path, scale), read_cropped(hr_path, scale)
+        with about(sr_path):
+            scores[stem] = score(sr, hr, scale)
     return {sr_folder: scores}
 
 
@@ -155,10 +158,3 @@ def _by_unique_key(pictures: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 def _extends(stem: str, known: str) -> bool:
     """Whether `stem` is `known` and a suffix: babyx2, baby_x2, baby-SR."""
     return stem.startswith(known) and re.fullmatch(r"(x\d+)?([-_. ].*)?", stem[len(known) :]) is not None
-
-
-def _score(path: Path, sr: Pixels, hr: Pixels, scale: int) -> Scores:
-    try:
-        return score(sr, hr, scale)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

@@ -67,6 +67,15 @@ def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
     return pixels
 
 
+@contextmanager
+def about(picture: str | Path) -> Iterator[None]:
+    """Let a ValueError of the block name the picture that it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{picture}: {error}") from error
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width from the header alone (before EXIF orientation); raises as `read_image`."""
     with _opened(path) as image:

@@ -20,7 +20,7 @@ from torch import Tensor
 from eco_fast.batch import Batch, Planner
 from eco_fast.config import Config
 from eco_fast.images import Pixels
-from eco_fast.sampler import Plan, Sampler
+from eco_fast.sampler import Plan
 
 Indices = npt.NDArray[np.int64]
 Made = TypeVar("Made")
@@ -52,11 +52,6 @@ class Loader(ABC, Generic[Made]):
     @abstractmethod
     def _hand_over(self, made: Made) -> Batch:
         """What the consumer gets, in its own thread."""
-
-    @property
-    def sampler(self) -> Sampler:
-        """Where the windows come from."""
-        return self.planner.sampler
 
     def __enter__(self) -> Self:
         if self.config.data.prefetch:

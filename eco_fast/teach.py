@@ -8,7 +8,7 @@ from eco_fast.bicubic import downsample_image, modcrop
 from eco_fast.config import Scale
 from eco_fast.device import pick_device
 from eco_fast.files import require_space, sha256_of
-from eco_fast.images import Pixels
+from eco_fast.images import about
 from eco_fast.models import load_network_of_scale
 from eco_fast.progress import progress
 from eco_fast.store import Store, Writer, centroid_folder, locked
@@ -55,14 +55,8 @@ def teach(
         require_space(out, sum(3 * entry.height * entry.width for entry in new), "centroids")
         for entry, hr in progress(list(zip(store.entries, store.images, strict=True)), "teach"):
             if not writer.keep(entry.name, origin=entry.sha256):
-                lr = downsample_image(_cropped(hr, entry.name, scale), scale, rounding)
+                with about(entry.name):
+                    lr = downsample_image(modcrop(hr, scale), scale, rounding)
                 writer.add(entry.name, super_resolve(network, lr, tile=tile, device=where), origin=entry.sha256)
         writer.finish()
     return out
-
-
-def _cropped(hr: Pixels, name: str, scale: int) -> Pixels:
-    try:
-        return modcrop(hr, scale)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error

@@ -150,7 +150,7 @@ def test_all_orientations_equal_the_crop_of_the_whole_image(photo: Pixels, scale
         scale=scale, data=Data(patch=patch), objective=Objective(name="vanilla"), train=Train(batch=64, steps=1)
     )
     loader = PlainLoader(config, [image], None)
-    plan, batch = loader.sampler.plan(0), loader.batch_at(0)
+    plan, batch = loader.planner.plan(0), loader.batch_at(0)
     assert batch.hr is not None
     made = downsample(batch.hr, scale, rounding, batch.transposed).numpy()
 

@@ -183,7 +183,7 @@ def test_batches_hold_the_planned_windows(pictures: list[Pixels], centroids: lis
             assert windows.dtype == torch.uint8
             assert windows.stride()[2:] == (3, 1)
         assert torch.equal(batch.sr, 255 - batch.hr)  # the same place and orientation in both
-        plan = loader.sampler.plan(step)
+        plan = loader.planner.plan(step)
         assert batch.transposed.dtype == torch.bool
         assert batch.transposed.tolist() == plan.transpose.tolist()
         for index in range(8):
@@ -296,7 +296,7 @@ def test_alpha_sample_chooses_per_sample(prefetch: int) -> None:
             assert batch.input_alpha.dtype == torch.float32
             assert batch.input_alpha.shape == (64,)
             assert torch.equal(batch.input_alpha, batch.target_alpha)
-            chosen = (loader.sampler.plan(batch.step).chance < alpha).tolist()
+            chosen = (loader.planner.plan(batch.step).chance < alpha).tolist()
             assert batch.input_alpha.tolist() == [float(choice) for choice in chosen]
             lr = downsample_blend(batch.hr, batch.sr, batch.input_alpha, 2)
             assert torch.equal(lr[:, 0, 0, 0] * 255 > 150, torch.tensor(chosen))
