@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -65,3 +67,58 @@ def shared_data() -> Path:
 def photo() -> Pixels:
     """A real photograph: uint8 [300, 451, 3]."""
     return read_image(dict(builtin_images("test"))["builtin/chelsea.png"])
+
+
+class FailsLater:
+    """A picture that can be read three times."""
+
+    shape = (40, 40, 3)
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __getitem__(self, key: Any) -> Pixels:
+        self.reads += 1
+        if self.reads > 3:
+            raise OSError("the disk has gone")
+        pixels: Pixels = np.zeros(self.shape, np.uint8)[key]
+        return pixels
+
+
+@pytest.fixture
+def fails_later() -> Pixels:
+    """A picture whose fourth reading raises OSError("the disk has gone")."""
+    return cast("Pixels", FailsLater())
+
+
+@dataclass(frozen=True)
+class LambCase:
+    """One LAMB step of two weights, by hand: learning rate 0.1, no memory (betas of 0), no epsilon to speak of."""
+
+    start: tuple[float, float]
+    gradient: tuple[float, float]
+    clip_value: float | None
+    expected: tuple[float, float]
+
+    @property
+    def clipped(self) -> list[float]:
+        """The gradient within its bound."""
+        bound = 10 if self.clip_value is None else self.clip_value
+        return [max(min(value, bound), -bound) for value in self.gradient]
+
+
+@pytest.fixture(
+    params=[
+        # Without memory the update is g / |g| per element, here (1, 1), of norm sqrt(2).
+        LambCase((3.0, 4.0), (0.5, 0.5), None, (3 - 0.5 / 2**0.5, 4 - 0.5 / 2**0.5)),
+        LambCase((30.0, 40.0), (0.5, 0.5), None, (30 - 1 / 2**0.5, 40 - 1 / 2**0.5)),  # 10 instead of 50
+        LambCase((0.0, 0.0), (0.5, -0.5), None, (-0.1, 0.1)),  # ratio 1 for zero weights
+        LambCase((3.0, 4.0), (0.0, 0.0), None, (3.0, 4.0)),  # and for a zero update
+        LambCase((3.0, 4.0), (8.0, -8.0), 0.1, (3 - 0.5 / 2**0.5, 4 + 0.5 / 2**0.5)),
+        LambCase((3.0, 4.0), (8.0, -8.0), 0.0, (3.0, 4.0)),  # a bound of 0 is a bound
+    ]
+)
+def lamb_case(request: pytest.FixtureRequest) -> LambCase:
+    """Steps whose result is known."""
+    case: LambCase = request.param
+    return case

@@ -8,7 +8,7 @@ import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -337,26 +337,10 @@ def test_a_picture_file_that_breaks_is_named(tmp_path: Path, photo: Pixels, suff
             list(dali)
 
 
-class FailsLater:
-    """A picture that can be read three times."""
-
-    shape = (40, 40, 3)
-
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def __getitem__(self, key: Any) -> Pixels:
-        self.reads += 1
-        if self.reads > 3:
-            raise OSError("the disk has gone")
-        pixels: Pixels = np.zeros(self.shape, np.uint8)[key]
-        return pixels
-
-
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
-def test_an_error_reaches_the_consumer_after_the_good_batches(prefetch: int) -> None:
+def test_an_error_reaches_the_consumer_after_the_good_batches(prefetch: int, fails_later: Pixels) -> None:
     config = recipe(objective=Objective(name="vanilla"), prefetch=prefetch, batch=1)
-    with DaliLoader(config, [cast("Any", FailsLater())], None) as loader:
+    with DaliLoader(config, [fails_later], None) as loader:
         assert [next(loader).step for _ in range(3)] == [0, 1, 2]
         with pytest.raises(OSError, match="the disk has gone"):
             next(loader)

@@ -230,33 +230,13 @@ def test_a_tensor_of_more_chunks_than_one_read_takes(device: str, monkeypatch: p
 # --- trust ratios, by hand ---
 
 
-@pytest.mark.parametrize(
-    ("start", "gradient", "clip_value", "expected"),
-    [
-        # Without memory (betas of 0) the update is g / |g| per element, here (1, 1), of norm sqrt(2).
-        ((3.0, 4.0), (0.5, 0.5), None, (3 - 0.5 / 2**0.5, 4 - 0.5 / 2**0.5)),
-        ((30.0, 40.0), (0.5, 0.5), None, (30 - 1 / 2**0.5, 40 - 1 / 2**0.5)),  # 10 instead of 50
-        ((0.0, 0.0), (0.5, -0.5), None, (-0.1, 0.1)),  # ratio 1 for zero weights
-        ((3.0, 4.0), (0.0, 0.0), None, (3.0, 4.0)),  # and for a zero update
-        ((3.0, 4.0), (8.0, -8.0), 0.1, (3 - 0.5 / 2**0.5, 4 + 0.5 / 2**0.5)),
-        ((3.0, 4.0), (8.0, -8.0), 0.0, (3.0, 4.0)),  # a bound of 0 is a bound
-    ],
-)
-def test_by_hand(
-    device: str,
-    start: tuple[float, float],
-    gradient: tuple[float, float],
-    clip_value: float | None,
-    expected: tuple[float, float],
-) -> None:
-    weights = Weights([torch.tensor(start)], device)
-    options: dict[str, Any] = {"learning_rate": 0.1, "betas": (0.0, 0.0), "epsilon": 1e-12, "clip_value": clip_value}
-    weights.step([torch.tensor(gradient)], **options)
-    assert weights.parameters[0].tolist() == pytest.approx(expected, rel=1e-6)
-    bound = 10 if clip_value is None else clip_value
-    clipped = [max(min(value, bound), -bound) for value in gradient]
-    assert weights.exp_avg[0].tolist() == pytest.approx(clipped, rel=1e-6)
-    assert weights.exp_avg_sq[0].tolist() == pytest.approx([value**2 for value in clipped], rel=1e-6)
+def test_by_hand(device: str, lamb_case: Any) -> None:
+    weights = Weights([torch.tensor(lamb_case.start)], device)
+    options: dict[str, Any] = {"learning_rate": 0.1, "betas": (0.0, 0.0), "epsilon": 1e-12}
+    weights.step([torch.tensor(lamb_case.gradient)], **options, clip_value=lamb_case.clip_value)
+    assert weights.parameters[0].tolist() == pytest.approx(lamb_case.expected, rel=1e-6)
+    assert weights.exp_avg[0].tolist() == pytest.approx(lamb_case.clipped, rel=1e-6)
+    assert weights.exp_avg_sq[0].tolist() == pytest.approx([value**2 for value in lamb_case.clipped], rel=1e-6)
 
 
 # --- skipped steps ---

@@ -282,26 +282,13 @@ def test_lamb_equals_float64_over_100_steps(weight_decay: float, clip_value: flo
             assert np.linalg.norm(moment.double().numpy() - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(
-    ("start", "gradient", "clip_value", "expected"),
-    [
-        # Without memory (betas of 0) the update is g / |g| per element, here (1, 1), of norm sqrt(2).
-        ((3.0, 4.0), (0.5, 0.5), None, (3 - 0.5 / 2**0.5, 4 - 0.5 / 2**0.5)),
-        ((30.0, 40.0), (0.5, 0.5), None, (30 - 1 / 2**0.5, 40 - 1 / 2**0.5)),  # 10 instead of 50
-        ((0.0, 0.0), (0.5, -0.5), None, (-0.1, 0.1)),  # ratio 1 for zero weights
-        ((3.0, 4.0), (0.0, 0.0), None, (3.0, 4.0)),  # and for a zero update
-        ((3.0, 4.0), (8.0, -8.0), 0.1, (3 - 0.5 / 2**0.5, 4 + 0.5 / 2**0.5)),
-    ],
-)
-def test_lamb_by_hand(
-    start: tuple[float, float], gradient: tuple[float, float], clip_value: float | None, expected: tuple[float, float]
-) -> None:
-    weights = Weights([torch.tensor(start)])
-    weights.step([torch.tensor(gradient)], 0.1, betas=(0.0, 0.0), epsilon=1e-12, clip_value=clip_value)
-    assert weights.parameters[0].tolist() == pytest.approx(expected, rel=1e-6)
-    clipped = [max(min(value, clip_value or 10), -(clip_value or 10)) for value in gradient]
-    assert weights.exp_avg[0].tolist() == pytest.approx(clipped, rel=1e-6)
-    assert weights.exp_avg_sq[0].tolist() == pytest.approx([value**2 for value in clipped], rel=1e-6)
+def test_lamb_by_hand(lamb_case: Any) -> None:
+    weights = Weights([torch.tensor(lamb_case.start)])
+    options: dict[str, Any] = {"betas": (0.0, 0.0), "epsilon": 1e-12, "clip_value": lamb_case.clip_value}
+    weights.step([torch.tensor(lamb_case.gradient)], 0.1, **options)
+    assert weights.parameters[0].tolist() == pytest.approx(lamb_case.expected, rel=1e-6)
+    assert weights.exp_avg[0].tolist() == pytest.approx(lamb_case.clipped, rel=1e-6)
+    assert weights.exp_avg_sq[0].tolist() == pytest.approx([value**2 for value in lamb_case.clipped], rel=1e-6)
 
 
 def test_lamb_options_are_used() -> None:

@@ -340,26 +340,10 @@ def test_images_that_the_mix_does_not_read_are_not_touched(
     assert kd.sr is not None
 
 
-class FailsLater:
-    """A picture that can be read three times."""
-
-    shape = (12, 12, 3)
-
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def __getitem__(self, key: Any) -> Pixels:
-        self.reads += 1
-        if self.reads > 3:
-            raise OSError("the disk has gone")
-        pixels: Pixels = np.zeros(self.shape, np.uint8)[key]
-        return pixels
-
-
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
-def test_an_error_reaches_the_consumer_after_the_good_batches(prefetch: int) -> None:
+def test_an_error_reaches_the_consumer_after_the_good_batches(prefetch: int, fails_later: Pixels) -> None:
     config = recipe(Objective(name="vanilla"), prefetch=prefetch, batch=1)
-    with PlainLoader(config, [cast("Any", FailsLater())], None) as loader:
+    with PlainLoader(config, [fails_later], None) as loader:
         assert [next(loader).step for _ in range(3)] == [0, 1, 2]
         with pytest.raises(OSError, match="the disk has gone"):
             next(loader)
