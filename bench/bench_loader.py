@@ -26,8 +26,8 @@ from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.encoded import EncodedImages
 from eco_fast.images import Pixels, builtin_images, find_images, read_image
 from eco_fast.loader import Loader, PlainLoader, cut_window
+from eco_fast.step import input_of
 from eco_fast.store import Store, Writer
-from eco_fast.train import network_input
 
 dali_loader = pytest.importorskip("eco_fast.dali_loader", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 
@@ -117,7 +117,7 @@ def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
         if way.endswith("without LR"):
             yield lambda: len(next(loader).transposed)
             return
-        yield lambda: len(network_input(next(loader), config))
+        yield lambda: len(input_of(next(loader), config))
 
 
 def _bare(images: Any, batch: int) -> Draw:

@@ -1,7 +1,8 @@
 """One step's samples, as every loader hands them over, and what of them does not depend on who reads the pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,23 +38,32 @@ class Batch:
     noise: Tensor | None = None
     """float32 [N, 3, patch, patch], to be added to the network's input, in grey levels; None without noise."""
 
+    def part(self, samples: slice) -> "Batch":
+        """Some of the samples, without a copy."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return value if value is None or value.ndim == 0 else value[samples]
+
+        parts: dict[str, Any] = {name: cut(value) for name, value in self.tensors().items()}
+        return replace(self, **parts)
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything that the loss depends on: tensors, or None."""
+        names = [field.name for field in fields(self) if field.name not in ("step", "mix")]
+        return {name: getattr(self, name) for name in names}
+
     def to(self, device: str) -> "Batch":
         """A copy on the device."""
 
-        def moved(value: Tensor | None) -> Tensor | None:
+        def moved(value: Any) -> Any:
             return value if value is None else value.to(device, non_blocking=True)
 
-        return replace(
-            self,
-            hr=None if self.hr is None else move_windows(self.hr, device),
-            sr=None if self.sr is None else move_windows(self.sr, device),
-            lr_of_hr=moved(self.lr_of_hr),
-            lr_of_sr=moved(self.lr_of_sr),
-            transposed=self.transposed.to(device, non_blocking=True),
-            input_alpha=self.input_alpha.to(device, non_blocking=True),
-            target_alpha=self.target_alpha.to(device, non_blocking=True),
-            noise=moved(self.noise),
-        )
+        values: dict[str, Any] = {
+            name: moved(value) for name, value in self.tensors().items() if name not in ("hr", "sr")
+        }
+        windows = {"hr": self.hr, "sr": self.sr}
+        values |= {name: None if image is None else move_windows(image, device) for name, image in windows.items()}
+        return replace(self, **values)
 
 
 class Planner:

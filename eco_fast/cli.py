@@ -1,6 +1,7 @@
 """The `eco-fast` command: a verb per command. Heavy modules are imported when a command runs."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +9,12 @@ from pathlib import Path
 SCALES = (2, 3, 4, 8)
 ROUNDINGS = ("uint8", "im2double")
 BAD_INPUT = 2
-INTERRUPTED = 130
 
 Arguments = argparse.Namespace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 128 + N for signal N."""
     parsed = parser().parse_args(arguments)
     try:
         parsed.run(parsed)
@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = f"{error.filename}: cannot be read or written ({reason})" if error.filename else reason
         print(f"eco-fast: {named}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         again = "go on with --resume" if parsed.command == "train" else "run the same command again to go on"
         print(f"\neco-fast: interrupted; {again}", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + getattr(error, "number", signal.SIGINT)
     return 0
 
 
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of a shipped recipe, or a .toml file")
     train.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run folder (runs/RECIPE)")
     train.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    train.add_argument("--profile", action="store_true", help="write a trace of a few steps into the run folder")
     train.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the recipe"
     )
@@ -140,16 +141,19 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: Arguments) -> None:
-    from eco_fast import config
+    from eco_fast import config, ranks
     from eco_fast.pipeline import run_recipe
 
+    resume = arguments.resume or ranks.restarted()
     recipe = arguments.recipe or "quickstart"
     folder = arguments.folder or Path("runs") / Path(recipe).stem
     saved = folder / "config.toml"
     # The recipe of a resumed run is the one in its folder; what the command line names too is checked against it.
-    if arguments.resume and arguments.recipe is None and saved.is_file():
+    if resume and arguments.recipe is None and saved.is_file():
         recipe = str(saved)
-    run_recipe(config.load(recipe, arguments.overrides), folder, resume=arguments.resume)
+    resolved = config.load(recipe, arguments.overrides)
+    with ranks.joined(resolved.train.timeout):
+        run_recipe(resolved, folder, resume=resume, profile=arguments.profile)
 
 
 def _prepare(arguments: Arguments) -> None:

@@ -129,22 +129,34 @@ class Optimizer(Section):
 
 
 class Train(Section):
-    """The length of the run and what it reports."""
+    """The length of the run, how the machine is used, and what is reported."""
 
     steps: Positive = 300_000
     """Optimizer steps."""
     batch: Positive = 16
-    """Patches per step."""
+    """Patches per step, over all devices."""
+    micro_batch: NonNegative = 0
+    """Patches that a device takes at once: less memory, the same gradients, accumulated. 0: its whole share."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """What the network computes in; auto is bf16 on GPUs from sm_80 on, fp16 on older ones, fp32 on a CPU."""
+    deterministic: bool = False
+    """The same seed gives the same bits on a GPU too, where that costs speed; a CPU always does so."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the weights' running average, which is then what is scored and kept for use; 0 means none."""
     log_every: Positive = 100
     """Steps between progress lines and rows of metrics.jsonl."""
     validate_every: Positive = 1000
     """Steps between validations."""
     checkpoint_every: Positive = 1000
     """Steps between checkpoints."""
+    keep_checkpoints: Positive = 1
+    """Checkpoints that are kept beside the best one: above 1, also as step-NUMBER."""
+    timeout: Positive = 600
+    """Seconds after which a process that others wait for is given up."""
     compile: bool = True
-    """torch.compile the model and the loss."""
+    """torch.compile the input, the model and the loss."""
     device: str = "auto"
-    """"auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1"."""
+    """"auto" takes a GPU where there is one, each process its own; or "cpu", "cuda", "cuda:1"."""
     vanilla_twin: bool = False
     """Also train a twin on real pairs alone (same steps, samples and initial weights) to compare with."""
 

@@ -3,8 +3,13 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from eco_fast import ranks
+from eco_fast.config import Train
 
 
 def pick_device(wanted: str) -> str:
@@ -14,7 +19,9 @@ def pick_device(wanted: str) -> str:
         ValueError: unknown device, or none such on this machine.
     """
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        wanted = f"cuda:{ranks.local_rank()}"
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -23,9 +30,31 @@ def pick_device(wanted: str) -> str:
         raise ValueError(
             f"train.device: {wanted} is asked for, but this machine shows {torch.cuda.device_count()} GPUs"
         )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}")
     return wanted
+
+
+@contextmanager
+def naming_memory(train: Train) -> Iterator[None]:
+    """Let a device that is too small say what would make it large enough.
+
+    Raises:
+        ValueError: memory has run out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        at_once = train.micro_batch or -(-train.batch // ranks.world())
+        precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"
+        raise ValueError(
+            f"out of memory ({str(error).splitlines()[0]}): set train.micro_batch below {at_once}, which gives the "
+            f"same gradients{precision}; or lower train.batch or data.patch, which do not"
+        ) from error
 
 
 def why_not_compile(device: str) -> str | None:

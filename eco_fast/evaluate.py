@@ -10,6 +10,7 @@ from eco_fast_kernels import Rounding
 from rich.console import Console
 from rich.table import Table
 
+from eco_fast import ranks
 from eco_fast.bicubic import downsample_image, modcrop, read_cropped, upsample_image
 from eco_fast.config import Scale
 from eco_fast.device import pick_device
@@ -27,14 +28,17 @@ Results = dict[str, dict[str, Scores]]
 def score_network(
     network: Network, images: Mapping[str, Pixels], rounding: Rounding = "uint8", *, device: str = "cpu"
 ) -> dict[str, Scores]:
-    """Score a network on HR pictures (uint8 [H, W, 3] by name); LR is made on the fly, the border is the scale."""
+    """Score a network on HR pictures (uint8 [H, W, 3] by name), which the ranks share.
+
+    LR is made on the fly, the border is the scale.
+    """
     network.eval()
     scores = {}
-    for name, image in images.items():
-        hr = modcrop(image, network.scale)
+    for name in ranks.share(images):
+        hr = modcrop(images[name], network.scale)
         lr = downsample_image(hr, network.scale, rounding)
         scores[name] = score(super_resolve(network, lr, device=device), hr, network.scale)
-    return scores
+    return _merged(scores, images)
 
 
 def score_bicubic(images: Mapping[str, Pixels], scale: int, rounding: Rounding = "uint8") -> dict[str, Scores]:
@@ -78,14 +82,14 @@ def evaluate_checkpoint(
     results: Results = {}
     for source, pictures in found.items():
         scores = {}
-        for name, path in progress(pictures.items(), f"evaluate {source}"):
+        for name, path in progress(ranks.share(pictures.items()), f"evaluate {source}"):
             hr = read_cropped(path, scale)
             sr = super_resolve(network, downsample_image(hr, scale, rounding), tile=tile, device=where)
             with about(path):
                 scores[name] = score(sr, hr, scale)
             if save_images is not None:
                 write_png((save_images / name).with_suffix(".png"), sr)
-        results[source] = scores
+        results[source] = _merged(scores, pictures)
     return results
 
 
@@ -141,6 +145,12 @@ def write_results(path: Path, results: Results, **facts: Any) -> None:
 def finite(scores: Scores) -> dict[str, float | None]:
     """Scores for JSON, which knows no infinity."""
     return {name: value if math.isfinite(value) else None for name, value in scores.as_dict().items()}
+
+
+def _merged(scores: dict[str, Scores], names: Iterable[str]) -> dict[str, Scores]:
+    """What all ranks have scored, in the order of the names."""
+    merged = {name: one for part in ranks.gather(scores) for name, one in part.items()}
+    return {name: merged[name] for name in names}
 
 
 def _cells(scores: Scores) -> list[str]:

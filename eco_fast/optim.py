@@ -1,7 +1,8 @@
 """Optimizers, the course of the learning rate, and the rule that skips bad steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from eco_fast_kernels import lamb_step
@@ -9,6 +10,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
+from eco_fast.precision import GradientScale
+
+COUNTERS = ("last_accepted", "skipped", "skipped_in_row")
 
 
 def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
@@ -29,12 +33,19 @@ class Lamb(torch.optim.Optimizer):
     `learning_rate` and `skip` are tensors on the parameters' device.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], config: Optimizer, learning_rate: Tensor) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        config: Optimizer,
+        learning_rate: Tensor,
+        average: list[Tensor],
+        average_decay: float,
+    ) -> None:
         super().__init__(parameters, {"lr": learning_rate})
-        self.config = config
+        self.config, self.average, self.average_decay = config, average, average_decay
 
     @torch.no_grad()
-    def step(self, skip: Tensor) -> None:  # type: ignore[override]
+    def step(self, skip: Tensor, inverse_scale: Tensor | None = None) -> None:  # type: ignore[override]
         """Update all parameters, unless `skip` (bool []) is true or becomes so by a gradient that is not finite."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -53,30 +64,48 @@ class Lamb(torch.optim.Optimizer):
                 epsilon=self.config.epsilon,
                 weight_decay=self.config.weight_decay,
                 clip_value=self.config.clip_value or None,
+                inverse_scale=inverse_scale,
+                average=self.average,
+                average_decay=self.average_decay,
             )
 
 
 class Updater:
-    """Gradient clipping, the skip rule and the optimizer's step; reads nothing back to the host.
+    """Gradient clipping, the skip rule, the optimizer's step, the weights' average; reads nothing back to the host.
 
     A step is skipped if its loss or a gradient is not finite, or its loss exceeds `spike_factor` times the last
     accepted one (the authors' rule; they start it at 100, in grey levels).
 
     Args:
-        parameters: trainable, on `device`.
+        parameters: of the network, on `device`; those that are frozen are left alone.
         config: the recipe's optimizer.
         device: where the parameters are.
+        scale: the factor on 16-bit gradients, or None for gradients that need none.
+        average: running averages of the trainable parameters, in their order; empty for none.
+        average_decay: their decay per step.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], config: Optimizer, device: str) -> None:
-        self.config = config
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        config: Optimizer,
+        device: str,
+        scale: GradientScale | None = None,
+        average: Sequence[Tensor] = (),
+        average_decay: float = 0.0,
+    ) -> None:
+        self.config, self.gradient_scale = config, scale
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.average, self.average_decay = list(average), average_decay
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         self.last_accepted = torch.tensor(100.0, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
         if config.name == "lamb":
-            self.optimizer: torch.optim.Optimizer = Lamb(self.parameters, config, self.learning_rate)
+            self.optimizer: torch.optim.Optimizer = Lamb(
+                self.parameters, config, self.learning_rate, self.average, average_decay
+            )
         else:
             kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
             self.optimizer = kind(
@@ -88,42 +117,66 @@ class Updater:
                 fused=True,
             )
 
-    def step(self, loss: Tensor, finite: Tensor, learning_rate: float) -> Tensor:
-        """Apply the gradients of `loss` (float32 []) if it is `finite` (bool []).
+    @property
+    def scale(self) -> Tensor:
+        """The factor that the gradients are expected to carry, float32 []."""
+        return self._one if self.gradient_scale is None else self.gradient_scale.value
+
+    def step(self, loss: Tensor, learning_rate: float) -> Tensor:
+        """Apply the gradients of `loss` (float32 [], on the 0..255 scale) and forget them.
 
         Returns:
             Whether the step was skipped, bool [].
         """
         self.learning_rate.fill_(learning_rate)
-        skip = ~finite
+        skip = ~loss.isfinite()
         if self.config.spike_factor:
-            skip |= loss.detach() > self.config.spike_factor * self.last_accepted
+            spike = loss > self.config.spike_factor * self.last_accepted
+            skip |= spike
+        inverse_scale = None if self.gradient_scale is None else self.gradient_scale.value.reciprocal()
         if isinstance(self.optimizer, Lamb):
-            self.optimizer.step(skip)  # adds gradients that are not finite to `skip`
+            self.optimizer.step(skip, inverse_scale)  # adds gradients that are not finite to `skip`
         else:
-            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            norms = torch._foreach_norm(gradients, float("inf"))  # noqa: SLF001 - shows any NaN or inf
-            skip |= ~torch.stack(norms).isfinite().all()
-            if self.config.clip_value:
-                torch.nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
-            # torch's fused optimizers leave everything as it is where found_inf is 1, without asking the host
-            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-            self.optimizer.step()
+            self._adam_step(skip, inverse_scale)
+        if self.gradient_scale is not None:
+            self.gradient_scale.update(skip & ~spike if self.config.spike_factor else skip)
         self.optimizer.zero_grad()
-        self.last_accepted = torch.where(skip, self.last_accepted, loss.detach())
+        self.last_accepted = torch.where(skip, self.last_accepted, loss)
         self.skipped += skip
         self.skipped_in_row = (self.skipped_in_row + 1) * skip
         return skip
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        counters = {"last_accepted": self.last_accepted, "skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
-        return {"optimizer": self.optimizer.state_dict(), **counters}
+        state: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
+        state["optimizer"] = self.optimizer.state_dict()
+        if self.gradient_scale is not None:
+            state["gradient_scale"] = self.gradient_scale.state_dict()
+        return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate  # the loaded copy would never change again
-        for name in ("last_accepted", "skipped", "skipped_in_row"):
+        for name in COUNTERS:
             setattr(self, name, state[name].to(self.learning_rate.device))
+        if self.gradient_scale is not None:
+            self.gradient_scale.load_state_dict(state["gradient_scale"])
+
+    @torch.no_grad()
+    def _adam_step(self, skip: Tensor, inverse_scale: Tensor | None) -> None:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norms = torch._foreach_norm(gradients, float("inf"))  # noqa: SLF001 - shows any NaN or inf
+        skip |= ~torch.stack(norms).isfinite().all()
+        if inverse_scale is not None:
+            torch._foreach_mul_(gradients, inverse_scale)
+        if self.config.clip_value:
+            torch.nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
+        # torch's fused optimizers leave everything as it is where found_inf is 1, without asking the host
+        self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.average:
+            change = torch._foreach_sub(list[Tensor](self.parameters), self.average)  # noqa: SLF001 - as above
+            torch._foreach_mul_(change, (1 - self.average_decay) * ~skip)
+            torch._foreach_add_(self.average, change)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eco_fast import ranks
 from eco_fast.config import Config
 from eco_fast.data import Pictures, choose_loader, open_centroid_files, open_encoded
 from eco_fast.device import device_name, pick_device
@@ -34,8 +35,14 @@ from eco_fast.train import train_network
 OnePictures = TypeVar("OnePictures", Store, EncodedImages)
 
 
-def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Run or continue a recipe; returns what summary.json holds.
+def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: bool = False) -> dict[str, Any]:
+    """Run or continue a recipe; returns what summary.json holds. All ranks take part; the first one writes.
+
+    Args:
+        config: the recipe.
+        folder: the run's.
+        resume: continue what is there.
+        profile: write a trace of a few steps of the student.
 
     Raises:
         ValueError: bad pictures, a bad teacher, a taken folder: one sentence that names what is wrong.
@@ -59,7 +66,7 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[st
         with stages.timed("teach"):
             sr = make_centroids(config, folder, hr, teacher_path)
     with stages.timed("train"):
-        student = train_network(run, hr, sr, validation, "student")
+        student = train_network(run, hr, sr, validation, "student", profile=profile)
     twin, curves = None, {"student": run}
     if config.train.vanilla_twin:
         with stages.timed("vanilla"):
@@ -79,13 +86,16 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False) -> dict[st
                 if network is not None:
                     results[name] = score_network(network.to(device), test, config.data.rounding, device=device)
             summary |= {name: finite(average(list(scores.values()))) for name, scores in results.items()}
-            draw_samples(
-                folder / "samples", student, test, results["student"], results["bicubic"], config.data.rounding
-            )
-        draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
+            if ranks.is_first():
+                draw_samples(
+                    folder / "samples", student, test, results["student"], results["bicubic"], config.data.rounding
+                )
+        if ranks.is_first():
+            draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
     summary["seconds"] = stages.seconds
-    write_json(folder / "summary.json", summary)
-    show_summary(summary, folder)
+    if ranks.is_first():
+        write_json(folder / "summary.json", summary)
+        show_summary(summary, folder)
     return summary
 
 
@@ -110,7 +120,8 @@ def open_store(config: Config, folder: Path) -> Store:
         ValueError: neither pictures nor a store are named, or they cannot be used.
     """
     if config.data.train:
-        return prepare(config.data.train, Path(config.data.store) if config.data.store else folder / "store")
+        store = Path(config.data.store) if config.data.store else folder / "store"
+        return Store(ranks.by_first(lambda: prepare(config.data.train, store).folder))
     if not config.data.store:
         raise ValueError("""data.train is empty: name your HR pictures, for example --set data.train='["DIV2K_HR"]'""")
     return Store(Path(config.data.store))
@@ -201,4 +212,5 @@ class Stages:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            write_json(self.path, self.seconds)
+            if ranks.is_first():
+                write_json(self.path, self.seconds)

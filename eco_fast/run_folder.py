@@ -4,7 +4,7 @@ config.toml         the resolved recipe
 environment.json    versions, machine, commit, of each start
 metrics.jsonl       loss, alpha, learning rate, validation scores; depends on the recipe alone, never on the clock
 events.*            the same and the speed, for TensorBoard
-checkpoints/        last.safetensors and best.safetensors, and last.state.pt and best.state.pt beside them
+checkpoints/        see `checkpoints.py`
 samples/ curves.png summary.json
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from eco_fast import __version__, config
+from eco_fast import __version__, config, ranks
+from eco_fast.checkpoints import weights_path
 from eco_fast.config import Config
 from eco_fast.device import device_name
-from eco_fast.files import naming, write_atomically, write_json, write_text
-from eco_fast.models import Network, save_network
+from eco_fast.files import naming, write_json, write_text
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
 OPTIONAL_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -43,9 +43,14 @@ class RunFolder:
 
     def __init__(self, folder: Path, resolved: Config, *, resume: bool) -> None:
         self.folder, self.config = folder, resolved
+        ranks.by_first(lambda: self._claim(resume=resume))
+
+    def _claim(self, *, resume: bool) -> None:
+        """Check what is there, and note recipe and conditions."""
+        folder, resolved = self.folder, self.config
         saved = folder / "config.toml"
         # A run that stopped before its first step, for a bad picture say, may begin again with another recipe.
-        if self.metrics.exists() or (folder / "checkpoints").exists():
+        if self.metrics.exists() or self.checkpoints.exists():
             if not resume:
                 raise ValueError(
                     f"{folder}: already holds a run; continue it with --resume, or choose another folder with --run"
@@ -67,43 +72,24 @@ class RunFolder:
         """The rows that belong to the recipe."""
         return self.folder / "metrics.jsonl"
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where `Checkpoints` writes."""
+        return self.folder / "checkpoints"
+
     def checkpoint(self, name: str) -> Path:
         """Path of the weights called `name`: last or best."""
-        return self.folder / "checkpoints" / f"{name}.safetensors"
-
-    def save(self, name: str, network: Network, step: int, state: dict[str, Any]) -> None:
-        """Write the weights and, after them, the training state that continues from them.
-
-        The state holds the weights too: one rename decides, so no kill can leave a pair that does not match.
-        """
-        save_network(self.checkpoint(name), network, step=step)
-        full = {"step": step, "network": network.state_dict(), "config": config.dump(self.config), **state}
-        write_atomically(self._state(name), lambda file: torch.save(full, file))
-
-    def load(self, device: str) -> dict[str, Any] | None:
-        """The training state of the last checkpoint, or None where there is none yet.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        path = self._state("last")
-        if not path.is_file():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # torch.load raises a dozen types on a damaged file
-            raise ValueError(f"{path}: the training state is damaged; put best.state.pt in its place") from error
-        return state
+        return weights_path(self.checkpoints, name)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row to metrics.jsonl."""
+        """Add a row to metrics.jsonl; the first rank's task."""
         with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run is about to write again."""
+        """Drop the rows after `step`, which a resumed run is about to write again; the first rank's task."""
         if self.metrics.is_file():
             rows = [line for line in self.rows() if line["step"] <= step]
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
@@ -114,9 +100,6 @@ class RunFolder:
             return []
         whole, _, _ = self.metrics.read_text(encoding="utf-8").rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
-
-    def _state(self, name: str) -> Path:
-        return self.folder / "checkpoints" / f"{name}.state.pt"
 
 
 def environment(resolved: Config) -> dict[str, Any]:
@@ -129,6 +112,7 @@ def environment(resolved: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device_name(device),
+        "processes": ranks.world(),
         "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)},
     }
 

@@ -24,12 +24,13 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 
+from eco_fast import ranks
 from eco_fast.files import make_folder, naming, sync_folder, write_atomically, write_json, write_text
 from eco_fast.images import Pixels
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-JOURNAL = "journal.jsonl"
+JOURNAL = "journal{}.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class Store:
         self.folder = folder
         manifest = _read_manifest(folder)
         if manifest is None:
-            unfinished = (folder / JOURNAL).exists()
+            unfinished = bool(_journals(folder))
             state = "an unfinished store; run the same command again to finish it" if unfinished else "not a store"
             raise ValueError(f"{folder}: {state} (no {MANIFEST})")
         self.attributes: dict[str, Any] = manifest["attributes"]
@@ -116,7 +117,7 @@ class Store:
 
 
 class Writer:
-    """Builds or updates a store; what is already there and unchanged is kept.
+    """Builds or updates a store; what is already there and unchanged is kept. Several ranks may add to one store.
 
     Args:
         folder: the store.
@@ -129,7 +130,7 @@ class Writer:
         make_folder(folder / "images")
         manifest = _read_manifest(folder)
         self.finished_names = {entry["name"] for entry in manifest["entries"]} if manifest else set()
-        known = [*(manifest["entries"] if manifest else []), *_recover_journal(folder)]
+        known = [*(manifest["entries"] if manifest else []), *_recover_journals(folder)]
         self.known = {entry["name"]: Entry(**entry) for entry in known}
         self.entries: list[Entry] = []
 
@@ -157,13 +158,15 @@ class Writer:
         )
         self._record(entry)
 
-    def finish(self) -> None:
-        """Put the manifest in place and remove what it no longer names."""
-        manifest = {"format": FORMAT, "attributes": self.attributes, "entries": [asdict(one) for one in self.entries]}
+    def finish(self, entries: Sequence[Entry] | None = None) -> None:
+        """Put the manifest in place and remove what it no longer names; `entries` are those of all ranks, in order."""
+        entries = self.entries if entries is None else entries
+        manifest = {"format": FORMAT, "attributes": self.attributes, "entries": [asdict(one) for one in entries]}
         if _read_manifest(self.folder) != manifest:
             write_json(self.folder / MANIFEST, manifest)
-        (self.folder / JOURNAL).unlink(missing_ok=True)
-        named = {self.folder / entry.file for entry in self.entries}
+        for journal in _journals(self.folder):
+            journal.unlink()
+        named = {self.folder / entry.file for entry in entries}
         for file in (self.folder / "images").iterdir():
             if file not in named:
                 file.unlink()
@@ -173,7 +176,7 @@ class Writer:
         self.entries.append(entry)
         if self.known.get(entry.name) == entry:
             return
-        path = self.folder / JOURNAL
+        path = self.folder / JOURNAL.format(f"-{ranks.rank()}" if ranks.rank() else "")
         with naming(path), path.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(asdict(entry)) + "\n")
             journal.flush()
@@ -235,14 +238,19 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _recover_journal(folder: Path) -> list[dict[str, Any]]:
-    path = folder / JOURNAL
-    if not path.is_file():
-        return []
-    whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
-    if torn:  # a kill cut the last line short: it was never finished, and the next one must not be glued to it
-        write_text(path, whole + newline)
-    return [json.loads(line) for line in whole.splitlines()]
+def _recover_journals(folder: Path) -> list[dict[str, Any]]:
+    """What the journals of all ranks hold; each rank mends its own, before the first one writes."""
+    found: list[dict[str, Any]] = []
+    for path in _journals(folder):
+        whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
+        if torn:  # a kill cut the last line short: it was never finished, and the next one must not be glued to it
+            write_text(path, whole + newline)
+        found += [json.loads(line) for line in whole.splitlines()]
+    return found
+
+
+def _journals(folder: Path) -> list[Path]:
+    return sorted(folder.glob(JOURNAL.format("*")))
 
 
 def _open_images(folder: Path, entries: Sequence[Entry]) -> StoredImages:

@@ -1,9 +1,11 @@
 """`eco-fast teach`: the teacher's output over every picture of a store, the empirical centroids (paper, section 4)."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from eco_fast_kernels import Rounding
 
+from eco_fast import ranks
 from eco_fast.bicubic import downsample_image, modcrop
 from eco_fast.config import Scale
 from eco_fast.device import pick_device
@@ -26,7 +28,7 @@ def teach(
 ) -> Path:
     """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
 
-    Continues an interrupted run; makes again only what changed; a no-op where all is there.
+    Continues an interrupted run; makes again only what changed; a no-op where all is there. Ranks share the pictures.
 
     Args:
         folder: a store made by `prepare`.
@@ -47,16 +49,18 @@ def teach(
     network = load_network_of_scale(checkpoint, scale).to(where)
     teacher_hash = sha256_of(checkpoint)
     out = centroid_folder(folder, scale, rounding, teacher_hash)
-    with locked(out):
-        writer = Writer(
-            out, {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": teacher_hash}
-        )
+    with locked(out) if ranks.is_first() else nullcontext():
+        attributes = {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": teacher_hash}
+        ranks.by_first(lambda: len(Writer(out, attributes).known))  # holds the store, and mends what a kill has left
+        writer = Writer(out, attributes)
+        ranks.gather(None)  # no journal grows before all ranks have read it
         new = [entry for entry in store.entries if entry.name not in writer.known]
-        require_space(out, sum(3 * entry.height * entry.width for entry in new), "centroids")
-        for entry, hr in progress(list(zip(store.entries, store.images, strict=True)), "teach"):
+        ranks.by_first(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
+        for entry, hr in progress(ranks.share(zip(store.entries, store.images, strict=True)), "teach"):
             if not writer.keep(entry.name, origin=entry.sha256):
                 with about(entry.name):
                     lr = downsample_image(modcrop(hr, scale), scale, rounding)
                 writer.add(entry.name, super_resolve(network, lr, tile=tile, device=where), origin=entry.sha256)
-        writer.finish()
+        made = {entry.name: entry for part in ranks.gather(writer.entries) for entry in part}
+        ranks.by_first(lambda: writer.finish([made[entry.name] for entry in store.entries]))
     return out

@@ -1,41 +1,47 @@
-"""The training loop: one network, one objective, one run folder.
+"""The training loop: one network, one objective, one run folder, on one or many devices.
 
     eco-fast train                                                   the quick start
     eco-fast train edsr_baseline_x2_eco --set data.train='["DIV2K_train_HR"]'
     eco-fast train --run runs/quickstart --resume
+    torchrun --nproc-per-node 8 -m eco_fast train edsr_x2_eco --run runs/edsr
 
-`pipeline.py` runs it for the teacher, the student and the twin. Per step, everything stays on the device:
-
-    windows --downsample_blend--> input --network--> prediction --blended_loss--> loss --backward--> update
+`pipeline.py` runs it for the teacher, the student and the twin; `step.py` is what happens in a step.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from eco_fast_kernels import blend_lr, blended_loss, downsample_blend, margin_of
-from torch import Tensor
 
-from eco_fast.batch import Batch
+from eco_fast import ranks
+from eco_fast.checkpoints import Checkpoints, load_state
 from eco_fast.config import Config
 from eco_fast.data import Pictures, open_loader
-from eco_fast.device import pick_device, why_not_compile
+from eco_fast.device import naming_memory, pick_device, why_not_compile
 from eco_fast.evaluate import finite, score_network
 from eco_fast.images import Pixels
+from eco_fast.interruption import Interrupted, Interruption
 from eco_fast.metrics import average
 from eco_fast.models import Network, build, warm_start
 from eco_fast.optim import Updater, learning_rate_at
+from eco_fast.precision import GradientScale, Precision, set_precision
 from eco_fast.run_folder import RunFolder
+from eco_fast.step import Step
 from eco_fast.telemetry import Telemetry
 
 MAX_SKIPPED_IN_ROW = 100
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
 
 def train_network(
-    run: RunFolder, hr: Pictures, sr: Pictures | None, validation: Mapping[str, Pixels], label: str = "train"
+    run: RunFolder,
+    hr: Pictures,
+    sr: Pictures | None,
+    validation: Mapping[str, Pixels],
+    label: str = "train",
+    *,
+    profile: bool = False,
 ) -> Network:
     """Train to the end of the recipe, from the last checkpoint if there is one.
 
@@ -45,115 +51,154 @@ def train_network(
         sr: their centroids, where the objective needs them.
         validation: HR pictures by name, scored every `validate_every` steps.
         label: precedes every progress line.
+        profile: write a trace of a few steps into the run folder.
 
     Returns:
-        The trained network, in evaluation mode.
+        The trained network (the running average of its weights, where the recipe keeps one), in evaluation mode.
 
     Raises:
         ValueError: the run cannot go on; says why.
+        Interrupted: a signal stopped it, with a checkpoint.
     """
-    config = run.config
-    steps = config.train.steps
+    config, steps = run.config, run.config.train.steps
     device = pick_device(config.train.device)
-    torch.manual_seed(config.seed)
-    network = build(config.model, config.scale)
-    start, best, saved = 0, float("-inf"), run.load(device)
-    if config.model.start_from and saved is None:
-        kept = warm_start(network, Path(config.model.start_from))
-        print(f"{label} starts from {config.model.start_from}; fresh weights: {', '.join(kept) or 'none'}", flush=True)
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    updater = Updater(network.parameters(), config.optimizer, device)
-    if saved is not None:
-        start, best = saved["step"], saved["best"]
-        network.load_state_dict(saved["network"])
-        updater.load_state_dict(saved["updater"])
-        print(f"{label} continues at step {start} of {steps}", flush=True)
-    run.rewind(start)
+    state = TrainingState(config, device)
+    start = state.load(load_state(run.checkpoints, device), label)
+    if ranks.is_first():
+        run.rewind(start)
     if start == steps:
-        return network.eval()
+        return state.result.eval()
 
-    compute_loss = loss_function(network, config, device)
+    names = [entry.name for entry in hr.entries]
+    part = {"rank": ranks.rank(), "world": ranks.world()}
     with (
-        open_loader(config, hr, sr, start, device=device, label=label) as loader,
-        Telemetry(run, loader, device, start, label) as telemetry,
+        naming_memory(config.train),
+        open_loader(config, hr, sr, start, device=device, label=label, **part) as loader,
+        Telemetry(run, loader, names, device, start, label, profile=profile) as telemetry,
+        Interruption() as interruption,
+        Checkpoints(run.checkpoints, config) as checkpoints,
     ):
-        if saved is not None:
-            telemetry.load_state_dict(saved["telemetry"])
+        if state.telemetry is not None:
+            telemetry.load_state_dict(state.telemetry)
+        count, mark = loader.planner.count, telemetry.stopwatch.mark
+        step = Step(state.network, state.updater, config, state.precision, device, count, mark)
+        telemetry.describe(state.network, state.precision)
+        describe(step, state, config, label)
+        ranks.at(f"at step {start}, loading data")
         for batch in loader:
             learning_rate = learning_rate_at(config.optimizer, batch.step, steps)
-            loss, is_finite = batch_loss(compute_loss, batch.to(device), config)
-            loss.backward()  # type: ignore[no-untyped-call]
-            skip = updater.step(loss, is_finite, learning_rate)
-            telemetry.add(loss, skip)
+            loss, skip = step(batch, learning_rate)
+            telemetry.add(batch.step, loss, skip)
 
             done = batch.step + 1
-            last = done == steps
+            last, signal = done == steps, interruption.wanted()
             if last or done % config.train.log_every == 0:
                 alpha = batch.mix.target
-                telemetry.report(done, alpha=alpha, learning_rate=learning_rate, skipped=updater.skipped)
-                check_progress(updater)
+                telemetry.report(done, alpha=alpha, learning_rate=learning_rate, skipped=state.updater.skipped)
+                check_progress(state.updater)
             improved = False
             if validation and (last or done % config.train.validate_every == 0):
-                scores = average(list(score_network(network, validation, config.data.rounding, device=device).values()))
-                telemetry.write(done, {name: finite(scores)[name] for name in ("psnr_y", "ssim_y")})
-                print(
-                    f"{label} step {done}/{steps}  validation {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}", flush=True
-                )
-                improved, best = scores.psnr_y > best, max(scores.psnr_y, best)
-                network.train()
-            if improved or last or done % config.train.checkpoint_every == 0:
-                state: dict[str, Any] = {"updater": updater.state_dict(), "telemetry": telemetry.state_dict()}
-                for name in ("best", "last") if improved else ("last",):  # a run stopped between them writes both anew
-                    run.save(name, network, done, {"best": best, **state})
+                improved = validate(state, validation, telemetry, done)
+            if improved or last or signal or done % config.train.checkpoint_every == 0:
+                checkpoints.save(state.result, done, state.state_dict(telemetry), best=improved)
                 telemetry.restart_clock(done)
-    return network.eval()
+            checkpoints.check()
+            if signal:
+                checkpoints.wait()
+                raise Interrupted(signal)
+            mark("data")
+            ranks.at(f"at step {done}, loading data")
+    ranks.gather(None)  # the files are there, for all
+    return state.result.eval()
 
 
-def loss_function(network: Network, config: Config, device: str) -> LossFunction:
-    """Network and loss as one function of (input, hr, sr, alpha), compiled where that is possible and wanted.
+class TrainingState:
+    """Everything that a checkpoint holds: the weights, their running average, the optimizer's and the run's course.
 
-    It returns the loss, float32 [], and whether it is finite, bool [].
+    Args:
+        config: the recipe.
+        device: where it lives.
     """
-    margin = margin_of(config.scale)
 
-    def compute(lr: Tensor, hr: Tensor, sr: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        return blended_loss(network(lr), hr, sr, alpha, config.objective.loss, margin=margin)
+    def __init__(self, config: Config, device: str) -> None:
+        self.config, self.device = config, device
+        self.precision: Precision = set_precision(config.train, device)
+        torch.manual_seed(config.seed)
+        self.network = build(config.model, config.scale)
+        self.averaged: Network | None = None
+        self.best = float("-inf")
+        self.telemetry: dict[str, Any] | None = None
 
-    if not config.train.compile:
-        return compute
-    if reason := why_not_compile(device):
-        print(f"not compiled: {reason}; the run is slower, its results are the same up to rounding", flush=True)
-        return compute
-    torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
-    return torch.compile(compute, fullgraph=True, dynamic=False)
-
-
-def batch_loss(compute_loss: LossFunction, batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
-    """Blend the network's input and compute one batch's loss, float32 [], and whether it is finite, bool []."""
-    lr = network_input(batch, config)
-    # An image that the mix does not read has no weight: the other stands in, and one compiled graph serves all steps.
-    # It does so as a tensor of its own: the same object given twice would be another graph.
-    present = batch.hr if batch.hr is not None else batch.sr
-    assert present is not None  # noqa: S101 - a mix reads at least one of them
-    hr, sr = (present.detach() if image is None else image for image in (batch.hr, batch.sr))
-    return compute_loss(lr, hr, sr, batch.target_alpha)
-
-
-def network_input(batch: Batch, config: Config) -> Tensor:
-    """The blended LR images with their noise: float32 [N, 3, patch, patch] in 0..1 (not clipped), channels_last."""
-    reads_hr, reads_sr = batch.mix.input > 0, batch.mix.input < 1
-    if config.data.downsample == "dali":
-        lr = blend_lr(batch.lr_of_hr if reads_hr else None, batch.lr_of_sr if reads_sr else None, batch.input_alpha)
-    else:
-        lr = downsample_blend(
-            batch.hr if reads_hr else None,
-            batch.sr if reads_sr else None,
-            batch.input_alpha,
-            config.scale,
-            config.data.rounding,
-            transposed=batch.transposed,
+    def load(self, saved: dict[str, Any] | None, label: str) -> int:
+        """Continue from a checkpoint's state, or begin; returns the step to begin with."""
+        config = self.config
+        if config.model.start_from and saved is None:
+            kept = warm_start(self.network, Path(config.model.start_from))
+            print(
+                f"{label} starts from {config.model.start_from}; fresh weights: {', '.join(kept) or 'none'}", flush=True
+            )
+        self.network.to(device=self.device, memory_format=self.network.memory_format)  # type: ignore[call-overload]
+        if config.train.ema_decay:
+            self.averaged = copy.deepcopy(self.network).requires_grad_(requires_grad=False)
+        trainable = [parameter.requires_grad for parameter in self.network.parameters()]
+        averages = self.averaged.parameters() if self.averaged is not None else ()
+        self.updater = Updater(
+            self.network.parameters(),
+            config.optimizer,
+            self.device,
+            GradientScale(self.device) if self.precision.scales_gradients else None,
+            [mean for mean, is_trained in zip(averages, trainable, strict=False) if is_trained],
+            config.train.ema_decay,
         )
-    return lr if batch.noise is None else lr + batch.noise / 255
+        if saved is None:
+            return 0
+        self.best, self.telemetry = saved["best"], saved["telemetry"]
+        self.network.load_state_dict(saved["network"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(saved["averaged"])
+        self.updater.load_state_dict(saved["updater"])
+        print(f"{label} continues at step {saved['step']} of {config.train.steps}", flush=True)
+        return int(saved["step"])
+
+    @property
+    def result(self) -> Network:
+        """The network that is scored and kept for use."""
+        return self.network if self.averaged is None else self.averaged
+
+    def state_dict(self, telemetry: Telemetry) -> dict[str, Any]:
+        """What the training continues from, apart from the step."""
+        state: dict[str, Any] = {"best": self.best, "network": self.network.state_dict()}
+        if self.averaged is not None:
+            state["averaged"] = self.averaged.state_dict()
+        return {**state, "updater": self.updater.state_dict(), "telemetry": telemetry.state_dict()}
+
+
+def validate(state: TrainingState, validation: Mapping[str, Pixels], telemetry: Telemetry, done: int) -> bool:
+    """Score the validation pictures and report; whether the scores are the best so far."""
+    ranks.at(f"at step {done}, validating")
+    rounding = state.config.data.rounding
+    scores = average(list(score_network(state.result, validation, rounding, device=state.device).values()))
+    state.network.train()
+    telemetry.write(done, {name: finite(scores)[name] for name in ("psnr_y", "ssim_y")})
+    telemetry.say(f"step {done}/{state.config.train.steps}  validation {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}")
+    improved, state.best = scores.psnr_y > state.best, max(scores.psnr_y, state.best)
+    return improved
+
+
+def describe(step: Step, state: TrainingState, config: Config, label: str) -> None:
+    """Say what a step is made of, before the first one."""
+    train, parts, world = config.train, len(step.parts), ranks.world()
+    weights = sum(parameter.numel() for parameter in state.network.parameters())
+    copies = 4 + (state.averaged is not None)  # weights, gradients and two moments; the average
+    print(
+        f"{label} batch {train.batch}: {world} process{'es' if world > 1 else ''}, {step.parts[-1].stop} patches each, "
+        f"in {parts} part{'s' if parts > 1 else ''}; {train.batch * train.steps / 1e6:.2f} million patches in all; "
+        f"learning rate {config.optimizer.learning_rate:.2e}, {config.optimizer.name}, {state.precision.name}; "
+        f"{weights * 4 * copies / 1e6:.0f} MB of weights, gradients and optimizer",
+        flush=True,
+    )
+    if train.compile and (reason := why_not_compile(step.device)):
+        print(f"not compiled: {reason}; the run is slower, its results are the same up to rounding", flush=True)
 
 
 def check_progress(updater: Updater) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from eco_fast import device
+from eco_fast.checkpoints import Checkpoints
 from eco_fast.config import Config, Data, Model, Objective, Train
 from eco_fast.data import choose_loader
 from eco_fast.images import Pixels
@@ -181,15 +182,16 @@ def test_files_that_decoders_disagree_about_are_refused(tmp_path: Path, hr: Path
 def test_a_picture_that_breaks_stops_the_run_and_spares_the_checkpoint(
     tmp_path: Path, hr: Path, source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, config, folder = RunFolder.save, recipe(hr, source=source, steps=2000), tmp_path / "run"
+    save, config, folder = Checkpoints.save, recipe(hr, source=source, steps=2000), tmp_path / "run"
 
-    def save_and_break(run: RunFolder, name: str, network: Any, step: int, state: dict[str, Any]) -> None:
-        save(run, name, network, step, state)
+    def save_and_break(made: Checkpoints, network: Any, step: int, state: dict[str, Any], *, best: bool) -> None:
+        save(made, network, step, state, best=best)
         if step == 4:
+            made.wait()
             time.sleep(0.2)  # the loader's thread has its next batches in hand: it must not be reading just now
             os.truncate(max(folder.glob("store/images/*.npy")) if source == "packed" else hr / "1.png", 1000)
 
-    monkeypatch.setattr(RunFolder, "save", save_and_break)
+    monkeypatch.setattr(Checkpoints, "save", save_and_break)
     with pytest.raises(ValueError, match=r"\.npy|1\.png"):
         run_recipe(config, folder)
     state = torch.load(folder / "checkpoints" / "last.state.pt", weights_only=True)
@@ -203,7 +205,7 @@ def test_waiting_is_warned_of(tmp_path: Path, hr: Path, capsys: pytest.CaptureFi
     for source, advice in (("packed", "raise data.prefetch"), ("encoded", "with data.source=packed")):
         loader: Any = Slow()
         run = RunFolder(tmp_path / source, recipe(hr, source=source), resume=False)
-        with Telemetry(run, loader, "cpu", 0, "student") as telemetry:
+        with Telemetry(run, loader, [], "cpu", 0, "student") as telemetry:
             loader.waited += 1000.0  # far more than has passed
             telemetry.report(1, alpha=1.0, learning_rate=0.1, skipped=torch.zeros(()))
             assert advice in capsys.readouterr().out

@@ -11,7 +11,7 @@ from eco_fast_kernels.reference import STENCILS
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.images import Pixels
 from eco_fast.loader import PlainLoader
-from eco_fast.train import network_input
+from eco_fast.step import input_of
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 
@@ -102,7 +102,7 @@ def test_the_network_sees_the_same(photo: Pixels, objective: dict[str, Any]) -> 
                 2,
                 transposed=batch.transposed,
             )
-            made = network_input(batch, config)
+            made = input_of(batch, config)
             assert torch.equal(made, expected)
             assert made.stride() == expected.stride()
 
@@ -112,6 +112,6 @@ def test_noise_is_added_to_the_input(photo: Pixels) -> None:
     batch = PlainLoader(config, [photo], None).batch_at(3)
     clean = downsample_blend(batch.hr, None, batch.input_alpha, 2, transposed=batch.transposed)
     assert batch.noise is not None
-    noise = network_input(batch, config) - clean
+    noise = input_of(batch, config) - clean
     torch.testing.assert_close(noise * 255, batch.noise, rtol=0, atol=1e-4)
     assert float(noise.std()) == pytest.approx(0.1, rel=0.05)

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eco_fast.checkpoints import Checkpoints
 from eco_fast.cli import main
 from eco_fast.files import write_atomically
 from eco_fast.images import Pixels
@@ -48,7 +50,7 @@ COMMANDS = {
 WORK = {
     "prepare": "eco_fast.prepare.read_image",
     "teach": "eco_fast.teach.super_resolve",
-    "train": "eco_fast.train.batch_loss",
+    "train": "eco_fast.step.network_input",
 }
 
 
@@ -130,21 +132,32 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return RunFolder(run, config.load(str(run / "config.toml")), resume=True).rows()
 
 
-def test_a_real_ctrl_c_during_training(capsys: pytest.CaptureFixture[str]) -> None:
-    given = [*COMMANDS["train"], "--set", "train.steps=8"]
-    script = """
+SLOW = """
 import sys, time
 from eco_fast import cli, train
 
-def batch_loss(compute, batch, config, whole=train.batch_loss):
-    time.sleep(60 if batch.step == 5 else 0)
-    return whole(compute, batch, config)
+class Slow(train.Step):
+    def __call__(self, batch, rate):
+        time.sleep(SECONDS if batch.step == 5 else 0)
+        return super().__call__(batch, rate)
 
-train.batch_loss = batch_loss
+train.Step = Slow
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize(
+    ("signals", "seconds", "code", "kept"),
+    [((signal.SIGINT,), 2, 130, 6), ((signal.SIGTERM,), 2, 143, 6), ((signal.SIGINT, signal.SIGINT), 60, 130, 4)],
+    ids=["ctrl-c", "sigterm", "ctrl-c twice"],
+)
+def test_a_real_signal_during_training(
+    signals: tuple[signal.Signals, ...], seconds: int, code: int, kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step that is under way is finished and kept; whoever cannot wait for it asks twice."""
+    given = [*COMMANDS["train"], "--set", "train.steps=8"]
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *given],
+        [sys.executable, "-c", SLOW.replace("SECONDS", str(seconds)), *given],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -153,13 +166,15 @@ sys.exit(cli.main(sys.argv[1:]))
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("student step 5/"):
-            process.send_signal(signal.SIGINT)
+            for number in signals:
+                time.sleep(0.5)
+                process.send_signal(number)
             break
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "\neco-fast: interrupted; go on with --resume\n")
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (code, "\neco-fast: interrupted; go on with --resume\n")
     assert half_written() == []
     assert main([*given, "--resume"]) == 0
-    assert "student continues at step 4 of 8" in capsys.readouterr().out
+    assert f"student continues at step {kept} of 8" in capsys.readouterr().out
     assert [row["step"] for row in rows(Path("run"))] == list(range(1, 9))
 
 
@@ -208,26 +223,28 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
     monkeypatch: pytest.MonkeyPatch, file_size_limit: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "tiny.toml", "--run", "straight"]) == 0
-    save, state = RunFolder.save, Path("run/checkpoints/last.state.pt")
+    save, state = Checkpoints.save, Path("run/checkpoints/last.state.pt")
     for size, failed in ((10_000, "last.safetensors"), (30_000, "last.state.pt")):
         earlier: list[bytes] = []
 
         def save_on_a_full_disk(
-            run: RunFolder,
-            name: str,
+            made: Checkpoints,
             network: EDSR,
             step: int,
             facts: dict[str, Any],
+            *,
+            best: bool,
             size: int = size,
             earlier: list[bytes] = earlier,
         ) -> None:
             if step == 4:
+                made.wait()
                 earlier.append(state.read_bytes())
                 file_size_limit(size)
-            save(run, name, network, step, facts)
+            save(made, network, step, facts, best=best)
 
         with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "save", save_on_a_full_disk)
+            patch.setattr(Checkpoints, "save", save_on_a_full_disk)
             said = complaint(capsys, [*COMMANDS["train"], "--resume"])
         file_size_limit(resource.RLIM_INFINITY)
         assert said == f"run/checkpoints/{failed}: cannot be read or written (File too large)"

@@ -6,7 +6,7 @@ import pytest
 from eco_fast_kernels import reference
 from torch import Tensor
 
-from eco_fast import config, optim, train
+from eco_fast import config, optim, step
 from eco_fast.pipeline import run_recipe
 from eco_fast.run_folder import RunFolder
 
@@ -40,13 +40,14 @@ def test_same_losses_with_the_definitions_in_place_of_the_ops(
     with_ops = losses(tmp_path / "ops", optimizer)
     called = []
 
-    def plain_loss(*arguments: Tensor, margin: int) -> tuple[Tensor, Tensor]:
+    def plain_loss(*arguments: Tensor, margin: int, gradient_scale: Tensor) -> tuple[Tensor, Tensor]:
         loss = reference.blended_loss(*arguments, margin=margin)  # type: ignore[arg-type]
+        assert gradient_scale == 1
         called.append("loss")
         return loss, loss.detach().isfinite()
 
-    monkeypatch.setattr(train, "blended_loss", plain_loss)
-    monkeypatch.setattr(train, "downsample_blend", reference.downsample_blend)
+    monkeypatch.setattr(step, "blended_loss", plain_loss)
+    monkeypatch.setattr(step, "downsample_blend", reference.downsample_blend)
     monkeypatch.setattr(optim, "lamb_step", reference.lamb_step)
     plain = losses(tmp_path / "plain", optimizer)
     assert len(called) == 53

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def recipe(pictures: Path, **changes: Any) -> Config:
     return config.validate(values, "test")
 
 
+class Inline:
+    """Does the work at once, so that events have an order."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:  # noqa: BLE001 - as a thread does
+            future.set_exception(error)
+        return future
+
+    def shutdown(self) -> None:
+        pass
+
+
 class Events:
     """Counts what a run does to the world, and stops it just before one such event."""
 
@@ -78,7 +97,8 @@ class Events:
         self.seen: list[str] = []
         self.stop_at: int | None = None
         monkeypatch.setattr(os, "fsync", lambda _: None)  # the process is stopped, not the machine
-        modules = ("files", "models", "report", "run_folder", "store")
+        monkeypatch.setattr("eco_fast.checkpoints.ThreadPoolExecutor", Inline)
+        modules = ("checkpoints", "files", "models", "report", "store")
         writes = [f"eco_fast.{module}.write_atomically" for module in modules]
         others = ["telemetry.Telemetry.add", "run_folder.RunFolder.append", "train.score_network"]
         for target in [*writes, *(f"eco_fast.{name}" for name in others)]:

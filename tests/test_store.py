@@ -144,7 +144,7 @@ def test_a_journal_that_was_cut_short_is_believed_up_to_its_last_whole_line(
 ) -> None:
     store = tmp_path / "store"
     interrupt(pictures, store, 2)
-    journal = store / JOURNAL
+    journal = store / JOURNAL.format("")
     journal.write_bytes(journal.read_bytes()[:-30])
     interrupt(pictures, store, 1)  # once more, so that a line is written after the torn one
     prepare([str(pictures)], store)

@@ -27,10 +27,20 @@ def build(model: Model, scale: int) -> Network:
 
 def save_network(path: Path, network: Network, **facts: str | int) -> None:
     """Write the weights as safetensors, with what is needed to build the network in the metadata."""
+    state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    save_weights(path, state, description(network, **facts))
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write weights that are on the CPU, with a network's `description`."""
+    packed = {key: value.contiguous() for key, value in state.items()}
+    write_atomically(path, lambda file: file.write(save(packed, metadata)))
+
+
+def description(network: Network, **facts: str | int) -> dict[str, str]:
+    """The metadata from which `load_network` builds the network again, and other facts worth keeping."""
     values = {"architecture": "edsr", "scale": network.scale, **network.hyperparameters, **facts}
-    metadata = {METADATA: json.dumps(values)}  # one key: safetensors writes several in random order
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    write_atomically(path, lambda file: file.write(save(state, metadata)))
+    return {METADATA: json.dumps(values)}  # one key: safetensors writes several in random order
 
 
 def load_network(path: Path) -> Network:

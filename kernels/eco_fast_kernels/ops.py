@@ -1,6 +1,8 @@
 """The ops as the rest of the program calls them: arguments checked, then the path that the device decides.
 
 CPU tensors run `reference`, CUDA tensors run Triton (`registration`); there is no third way and nothing falls back.
+Inside torch.compile the input and the loss of CPU tensors are not opaque: the compiler sees `reference` and fuses it
+with what is around (`bench/bench_ops.py` says what that brings).
 """
 
 import torch
@@ -55,6 +57,8 @@ def downsample_blend(
     check_windows("downsample_blend", windows, sr if hr is not None else None, scale, rounding, transposed)
     check_alpha("downsample_blend", alpha, windows)
     check_dtype("downsample_blend", "the output", dtype)
+    if _fused_by_the_compiler(windows):
+        return reference.downsample_blend(hr, sr, alpha, scale, rounding, transposed=transposed, dtype=dtype)
     result: Tensor = torch.ops.eco_fast.downsample_blend(hr, sr, alpha, scale, rounding, transposed, dtype)
     return result
 
@@ -111,6 +115,9 @@ def blended_loss(
     check_alpha("blended_loss", alpha, windows)
     if gradient_scale is not None:
         check_scalar("blended_loss", "gradient_scale", gradient_scale, torch.float32, prediction)
+    if _fused_by_the_compiler(windows):  # autograd sees the formula, so the upstream gradient needs no preparation
+        loss = reference.blended_loss(prediction, hr, sr, alpha, kind, margin=margin)
+        return loss, loss.detach().isfinite()
     loss, _, finite = torch.ops.eco_fast.blended_loss(prediction, hr, sr, alpha, kind, margin, gradient_scale)
     return loss, finite
 
@@ -184,3 +191,7 @@ def lamb_step(
         clip_value,
         average_decay,
     )
+
+
+def _fused_by_the_compiler(tensor: Tensor) -> bool:
+    return torch.compiler.is_compiling() and tensor.device.type == "cpu"

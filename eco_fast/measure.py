@@ -1,0 +1,109 @@
+"""What a step costs and what the device can do: work, time by stage, the device's own peak, memory."""
+
+import copy
+import resource
+import time
+from functools import cache
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+STAGES = ("data", "forward", "backward", "optimizer")
+GIGA = 1e9
+
+
+class Stopwatch:
+    """Splits the time of a window of steps into stages; outside the window it does nothing.
+
+    On a GPU the marks are events in the stream, so that watching changes nothing.
+
+    Args:
+        device: where the steps run.
+        first: steps before the window.
+        steps: its length.
+    """
+
+    def __init__(self, device: str, first: int = 3, steps: int = 10) -> None:
+        self._on_gpu = device.startswith("cuda")
+        self._window = range(first, first + steps)
+        self._step = -1
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def mark(self, stage: str) -> None:
+        """A stage begins; "data" begins a step."""
+        if stage == "data":
+            self._step += 1
+        if self._step in self._window or (self._step == self._window.stop and stage == "data"):
+            self._marks.append((stage, self._now()))
+
+    def shares(self) -> dict[str, float] | None:
+        """Each stage's share of the window's time, once it is over; waits for the device."""
+        if self._step < self._window.stop or not self._marks:
+            return None
+        seconds = dict.fromkeys(STAGES, 0.0)
+        for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            seconds[stage] += _between(begin, end)
+        self._marks.clear()
+        return {stage: spent / sum(seconds.values()) for stage, spent in seconds.items()}
+
+    def _now(self) -> "float | torch.cuda.Event":
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+
+def _between(begin: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    if isinstance(begin, float) or isinstance(end, float):
+        return end - begin  # type: ignore[operator]
+    end.synchronize()
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1000
+
+
+def training_flops(network: nn.Module, patch: int) -> int:
+    """Floating-point operations of one LR patch's forward and backward pass: three times those of the forward pass."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        copy.deepcopy(network).to("meta")(torch.empty(1, 3, patch, patch, device="meta"))
+    return 3 * int(counter.get_total_flops())
+
+
+@cache
+def measured_peak(device: str, dtype: torch.dtype) -> float:
+    """The best FLOP/s of a matrix product and of a 3x3 convolution with its gradients, each the best of three."""
+    size, samples = (2048, 16) if device == "cpu" else (8192, 128)
+    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    layer = nn.Conv2d(64, 64, 3, padding=1, device=device, dtype=dtype)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.randn(samples, 64, 48, 48, device=device, dtype=dtype)
+    image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.randn_like(image.detach())
+    works = (
+        (2.0 * size**3, lambda: torch.mm(first, second)),
+        (6.0 * 9 * 64 * 64 * samples * 48 * 48, lambda: layer(image).backward(upstream)),
+    )
+    best = 0.0
+    for flops, work in works:
+        work()
+        for _ in range(3):
+            _finish(device)
+            began = time.perf_counter()
+            work()
+            _finish(device)
+            best = max(best, flops / (time.perf_counter() - began))
+    return best
+
+
+def peak_memory(device: str) -> float:
+    """The most memory that has been in use so far, in GB: the device's for tensors, or this process's on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / GIGA
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGA
+
+
+def _finish(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

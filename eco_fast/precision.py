@@ -1,0 +1,82 @@
+"""What the network computes in, and the scaling that 16-bit gradients need."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eco_fast.config import Train
+
+GROWTH_INTERVAL = 2000  # steps without overflow after which the factor is doubled, as torch's GradScaler
+FIRST_SCALE = 2.0**16
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision policy. Weights, gradients, optimizer state, input and loss are float32 under all of them."""
+
+    name: str
+    """fp32, tf32, bf16 or fp16."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What convolutions and matrix products compute in, or None for float32."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
+
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether gradients would underflow without a factor."""
+        return self.name == "fp16"
+
+    def autocast(self, device_type: str) -> AbstractContextManager[None]:
+        """The region that the network runs in."""
+        return torch.autocast(device_type, self.dtype, enabled=self.dtype is not None)
+
+
+def set_precision(train: Train, device: str) -> Precision:
+    """Choose the policy for a device, and set torch's switches accordingly.
+
+    auto is bf16 on GPUs from sm_80 (A6000, H100) on, fp16 on older ones (TITAN RTX), fp32 on a CPU.
+
+    Raises:
+        ValueError: the device cannot do it; says what it can.
+    """
+    name, capability = train.precision, (0, 0)
+    if device.startswith("cuda"):
+        capability = torch.cuda.get_device_capability(device)
+    if name == "auto":
+        name = "fp32" if device == "cpu" else "bf16" if capability >= (8, 0) else "fp16"
+    if name == "tf32" and capability < (8, 0):
+        raise ValueError(f"train.precision=tf32 needs a GPU of sm_80 or newer, the device is {device}; take fp32")
+    if name == "bf16" and device != "cpu" and capability < (8, 0):
+        raise ValueError(f"train.precision=bf16 needs a GPU of sm_80 or newer, {device} is older; take fp16 or auto")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cudnn.benchmark = not train.deterministic  # patches keep their size: the search pays once
+    return Precision(name)
+
+
+class GradientScale:
+    """The factor on 16-bit gradients: halved after each overflow, doubled after many steps without; on the device."""
+
+    def __init__(self, device: str) -> None:
+        self.value = torch.tensor(FIRST_SCALE, device=device)
+        self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def update(self, overflow: Tensor) -> None:
+        """Count a step, given whether its gradients were not finite (bool [])."""
+        good = torch.where(overflow, 0, self.good_steps + 1)
+        grow = good == GROWTH_INTERVAL
+        factor = torch.where(overflow, 0.5, torch.where(grow, 2.0, 1.0))
+        self.value.mul_(factor)
+        self.good_steps.copy_(torch.where(grow, 0, good))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on."""
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state_dict`."""
+        self.value.copy_(state["value"])
+        self.good_steps.copy_(state["good_steps"])

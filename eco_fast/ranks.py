@@ -1,0 +1,198 @@
+"""The processes of one training: torchrun starts them, they share every batch, and each knows why another stopped.
+
+    torchrun --nproc-per-node 8 -m eco_fast train edsr_x2_eco --run runs/mine
+
+Without torchrun there is one rank, and everything here is a matter of course. Tensors on GPUs travel by NCCL, those on
+CPUs and Python objects by gloo. Every rank reports its stage through the store of the group, so that the ranks that
+are left can say which one broke, hangs or is gone.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+BEAT = 0.5  # seconds between two signs of life
+PATIENCE = 3.0  # seconds without one after which a rank counts as gone, and that a failing one has to say why
+
+
+@dataclass
+class _Group:
+    """This process among the others."""
+
+    rank: int = 0
+    world: int = 1
+    stage: str = "starting"
+    store: Any = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+_group = _Group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return _group.rank
+
+
+def world() -> int:
+    """Number of processes."""
+    return _group.world
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and speaks."""
+    return _group.rank == 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def joined(timeout: float) -> Iterator[None]:
+    """Be one of torchrun's processes; without torchrun, a process of its own.
+
+    Args:
+        timeout: seconds after which a rank that others wait for is given up.
+
+    Raises:
+        ValueError: whatever stopped this rank, or the rank that stopped this one; names it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    store, number, count = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    signs = PrefixStore(f"eco-fast/{attempt}", store)
+    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timedelta(seconds=timeout))
+    _group.__init__(number, count, "starting", signs)  # type: ignore[misc]
+    beating = threading.Thread(target=_beat, name="signs of life", daemon=True)
+    beating.start()
+    speaks = sys.stdout
+    try:
+        if number > 0:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - one voice is enough
+        with _named_failures():
+            yield
+            dist.barrier()
+    finally:
+        sys.stdout = speaks
+        _group.ended.set()
+        beating.join()
+        _group.__init__()  # type: ignore[misc]
+        dist.destroy_process_group()
+
+
+def at(stage: str) -> None:
+    """Say what this rank is about to do, for those who may have to wait for it."""
+    _group.stage = stage
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Let the first rank do what only one may do; every rank gets its result, which must be picklable."""
+    outcome = [work() if is_first() else None]
+    if _group.world > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    return outcome[0]  # type: ignore[return-value]
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, in their order."""
+    if _group.world == 1:
+        return [value]
+    values: list[Any] = [None] * _group.world
+    dist.all_gather_object(values, value)
+    return values
+
+
+def share(names: Any) -> list[Any]:
+    """This rank's part of a sequence: every world-th from its rank on."""
+    return list(names)[_group.rank :: _group.world]
+
+
+def _beat() -> None:
+    """Give a sign of life, with the stage, until the end."""
+    store, count = _group.store.clone() if hasattr(_group.store, "clone") else _group.store, 0
+    while True:
+        count += 1
+        try:
+            store.set(f"sign/{_group.rank}", f"{count} {_group.stage}")
+        except RuntimeError:  # the store's host is gone: the group's next exchange fails, and says so
+            return
+        if _group.ended.wait(BEAT):
+            return
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    """Tell the others why this rank stops; or learn from them why it must."""
+    try:
+        yield
+    except ValueError as error:
+        _publish(str(error))
+        raise ValueError(f"rank {_group.rank}: {error}") from error
+    except KeyboardInterrupt:
+        _publish("interrupted")
+        raise
+    except Exception as error:
+        if (cause := _cause()) is not None:
+            raise ValueError(f"rank {_group.rank} stopped, for {cause}") from error
+        _publish(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _publish(reason: str) -> None:
+    try:
+        _group.store.set(f"failure/{_group.rank}", f"{reason} (on {socket.gethostname()})")
+    except RuntimeError:
+        return  # nobody can be told any more
+
+
+def _cause() -> str | None:
+    """Which other rank is to blame for a failed exchange, and why; None if nobody is."""
+    others = [number for number in range(_group.world) if number != _group.rank]
+    try:
+        before = {number: _sign(number) for number in others}
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for number in others:
+                if _group.store.check([f"failure/{number}"]):
+                    return f"rank {number} did: {_group.store.get(f'failure/{number}').decode()}"
+            time.sleep(0.1)
+        after = {number: _sign(number) for number in others}
+    except RuntimeError:
+        return "rank 0 is gone"  # without torchrun's agent, it is the one that keeps the store
+    for number in others:
+        if after[number] == before[number]:
+            return f"rank {number} is gone or stopped; it was {after[number][1]}"
+    behind = [number for number in others if after[number][1] != _group.stage]
+    if behind:
+        return f"rank {behind[0]} kept the others waiting; it was {after[behind[0]][1]}"
+    return None
+
+
+def _sign(number: int) -> tuple[str, str]:
+    """Count and stage of a rank's last sign of life."""
+    if not _group.store.check([f"sign/{number}"]):
+        return "0", "starting"
+    count, _, stage = _group.store.get(f"sign/{number}").decode().partition(" ")
+    return count, stage
