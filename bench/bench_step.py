@@ -1,173 +1,222 @@
-"""The whole training step of `edsr_baseline_x2_eco` (batch 16), against eager NCHW and the machine's own peak.
+"""The whole training step against the bare network, the field's loop, and the machine's own peak, in one run.
 
-    pytest bench/bench_step.py
+    pytest bench/bench_step.py -s
 
-The convolutions are the cost of this network, so nothing else may be: the share of the peak says how much there is.
-All figures come from one run; `extra_info` and the last lines hold the ratios.
+| way | what is timed |
+|---|---|
+| whole | the body of the training loop: next batch of the loader, input, network, loss, update, telemetry |
+| bare | forward, L1, backward and Adam of the same compiled network on fixed tensors |
+| field | eager, NCHW, PNG sub-images through a DataLoader of two workers, blend in Python, `.item()` every step |
+| convolution, matmul | the machine's own peak |
+
+Every round times all of them one after the other, so that a change of the machine's mood hits all alike; ratios are
+medians of the rounds' own ratios. `extra_info` and the last lines hold them.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from eco_fast import config
-from eco_fast.batch import Batch
 from eco_fast.config import Config
-from eco_fast.loader import PlainLoader
+from eco_fast.data import open_loader
+from eco_fast.device import pick_device
+from eco_fast.images import builtin_images, read_image
+from eco_fast.measure import training_flops
 from eco_fast.models import build
-from eco_fast.optim import Updater
-from eco_fast.train import batch_loss, loss_function
+from eco_fast.optim import learning_rate_at
+from eco_fast.run_folder import RunFolder
+from eco_fast.step import Step
+from eco_fast.store import Store, Writer
+from eco_fast.telemetry import Telemetry
+from eco_fast.train import TrainingState
 
-ROUNDS = 9
-Step = Callable[[], object]
-
-pytestmark = pytest.mark.benchmark(group="step")
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Config:
-    return config.load("edsr_baseline_x2_eco")
+ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (15, 12)}  # rounds, and steps in each
+SIDE = 480  # of the sub-images
+Work = Callable[[], object]
 
 
 @pytest.fixture(scope="module")
-def batches(recipe: Config) -> list[Batch]:
-    """Batches from the middle of the training, where HR and the centroid are both read."""
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """480x480 sub-images as PNG files and as a store, and their centroids, which here are other sub-images."""
+    folder = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
-    pictures = [random.integers(0, 256, (400, 500, 3), dtype=np.uint8) for _ in range(8)]
-    loader = PlainLoader(recipe, pictures[:4], pictures[4:])
-    middle = recipe.train.steps // 2
-    return [loader.batch_at(middle + step) for step in range(4)]
+    photos = [read_image(path) for group in ("train", "test") for _, path in builtin_images(group)]
+    photos = [photo for photo in photos if min(photo.shape[:2]) >= SIDE]
+    for kind in ("hr", "sr"):
+        (folder / kind).mkdir()
+        writer = Writer(folder / f"store-{kind}", {"kind": "hr"})
+        for index in range(32):
+            photo = photos[index % len(photos)]
+            top, left = (random.integers(0, size - SIDE + 1) for size in photo.shape[:2])
+            noise = random.normal(0, 1, (SIDE, SIDE, 3))
+            picture = np.clip(photo[top : top + SIDE, left : left + SIDE] + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(folder / kind / f"{index}.png", compress_level=3)
+            writer.add(f"{index}.png", picture, origin=str(index))
+        writer.finish()
+    return folder
 
 
-def training_step(recipe: Config, batches: list[Batch], device: str, *, fast: bool) -> Step:
-    """One whole step of the trainer; `fast` is channels_last and compiled, otherwise eager and NCHW."""
-    torch.manual_seed(0)
+def whole(recipe: Config, pictures: Path, device: str, folder: Path, stack: ExitStack) -> Work:
+    """The body of the training loop, from the middle of the training, where HR and the centroid are both read."""
+    start, steps = recipe.train.steps // 2, recipe.train.steps
+    hr, sr = Store(pictures / "store-hr"), Store(pictures / "store-sr")
+    state = TrainingState(recipe, device)
+    state.load(None, "bench")
+    loader = stack.enter_context(open_loader(recipe, hr, sr, start, device=device, label="bench"))
+    run = RunFolder(folder, recipe, resume=False)
+    telemetry = stack.enter_context(Telemetry(run, loader, [], device, start, "bench"))
+    step = Step(state.network, state.updater, recipe, state.precision, device, loader.planner.count)
+
+    def work() -> None:
+        batch = next(loader)
+        loss, skip = step(batch, learning_rate_at(recipe.optimizer, batch.step, steps))
+        telemetry.add(batch.step, loss, skip)
+
+    return work
+
+
+def bare(recipe: Config, device: str) -> Work:
+    """The same compiled network on fixed tensors, with an optimizer."""
     network = build(recipe.model, recipe.scale).to(device)
-    if fast:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train = recipe.train.model_copy(update={"compile": fast})
-    compute_loss = loss_function(network, recipe.model_copy(update={"train": train}), device)
-    if not fast:
-        compiled = compute_loss
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    side = recipe.data.patch
+    lr, hr = (
+        torch.rand(recipe.train.batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        for size in (side, recipe.scale * side)
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 
-        def compute_loss(lr: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return compiled(lr.contiguous(), *rest)
+    def loss_of(lr: Tensor, hr: Tensor) -> Tensor:
+        return nn.functional.l1_loss(network(lr) * 255, hr * 255)
 
-    updater = Updater(network.parameters(), recipe.optimizer, device)
-    endless = _repeat(batches)
+    compiled = torch.compile(loss_of, fullgraph=True, dynamic=False)
 
-    def step() -> float:
-        loss, finite = batch_loss(compute_loss, next(endless).to(device), recipe)
+    def work() -> None:
+        compiled(lr, hr).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return work
+
+
+class SubImages(Dataset[tuple[Tensor, ...]]):
+    """HR and SR sub-images from PNG files, each with its LR by Pillow, as float tensors."""
+
+    def __init__(self, folder: Path, recipe: Config) -> None:
+        self.folder, self.scale, self.patch = folder, recipe.scale, recipe.data.patch
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        side = self.scale * self.patch
+        left, top = torch.randint(0, SIDE - side + 1, (2,)).tolist()
+        turn = list(Image.Transpose)[int(torch.randint(7, ()))]
+        made = []
+        for kind in ("hr", "sr"):
+            with Image.open(self.folder / kind / f"{index % 32}.png") as image:
+                patch = image.convert("RGB").crop((left, top, left + side, top + side)).transpose(turn)
+            lr = patch.resize((self.patch, self.patch), Image.Resampling.BICUBIC)
+            made += [torch.from_numpy(np.array(one)).permute(2, 0, 1).float() / 255 for one in (patch, lr)]
+        return tuple(made)
+
+
+def field(recipe: Config, pictures: Path, device: str) -> Work:
+    """The field's loop with ECO's blend written in Python."""
+    network = build(recipe.model, recipe.scale).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    batches = iter(DataLoader(SubImages(pictures, recipe), batch_size=recipe.train.batch, num_workers=2))
+    alpha = 0.5
+
+    def work() -> float:
+        hr, lr_of_hr, sr, lr_of_sr = (image.to(device) for image in next(batches))
+        lr, target = alpha * lr_of_hr + (1 - alpha) * lr_of_sr, alpha * hr + (1 - alpha) * sr
+        loss = nn.functional.l1_loss(network(lr) * 255, target * 255)
+        optimizer.zero_grad()
         loss.backward()
-        updater.step(loss, finite, recipe.optimizer.learning_rate)
+        torch.nn.utils.clip_grad_value_(network.parameters(), 0.1)
+        optimizer.step()
         return loss.item()
 
-    return step
+    return work
 
 
-def bare_convolution(recipe: Config, device: str) -> Step:
-    """Forward and backward of one 3x3 convolution of the body, at the batch's size."""
-    features, patch = recipe.model.features, recipe.data.patch
-    layer = nn.Conv2d(features, features, 3, padding=1).to(device)
+def convolution(device: str) -> tuple[Work, float]:
+    """Forward and backward of one 3x3 convolution of EDSR-baseline's body, and its work."""
+    layer = nn.Conv2d(64, 64, 3, padding=1).to(device)
     layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(recipe.train.batch, features, patch, patch, device=device)
+    x = torch.randn(16, 64, 48, 48, device=device)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     y = torch.randn_like(x.detach())
 
-    def step() -> None:
+    def work() -> None:
         for _ in range(8):
             layer(x).backward(y)
-        _wait(device)
 
-    return step
+    return work, 8 * 6 * 9 * 64**2 * 16 * 48**2
 
 
-def bare_matmul(device: str) -> Step:
-    """A large float32 matrix product."""
+def matmul(device: str) -> tuple[Work, float]:
+    """A large float32 matrix product, and its work."""
     first, second = torch.randn(2, 2048, 2048, device=device)
-
-    def step() -> None:
-        torch.mm(first, second)
-        _wait(device)
-
-    return step
+    return lambda: torch.mm(first, second), 2 * 2048**3
 
 
-def test_step_against_eager_and_peak(
-    benchmark: BenchmarkFixture, recipe: Config, batches: list[Batch], device: str
-) -> None:
-    """Every round times all four one after the other, so that a change of the machine's mood hits all alike."""
-    network = build(recipe.model, recipe.scale)
-    flops = 6 * multiply_adds(network, recipe.data.patch) * recipe.train.batch
-    pixels = recipe.train.batch * recipe.data.patch**2
-    fast = training_step(recipe, batches, device, fast=True)
-    others = {
-        "eager NCHW": (training_step(recipe, batches, device, fast=False), flops),
-        "convolution": (bare_convolution(recipe, device), 8 * 6 * 9 * recipe.model.features**2 * pixels),
-        "matmul": (bare_matmul(device), 2 * 2048**3),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ("step", *others)}
+@pytest.mark.parametrize("name", ROUNDS)
+def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: Path) -> None:
+    """All ways in turn."""
+    device = pick_device("auto")
+    recipe = config.load(name)
+    rounds, steps = ROUNDS[name]
+    peaks = {"convolution": convolution(device), "matmul": matmul(device)}
+    seconds: dict[str, list[float]] = {way: [] for way in ("whole", "bare", "field", *peaks)}
+    with ExitStack() as stack:
+        ways = {"whole": whole(recipe, pictures, device, tmp_path / "run", stack)}  # resets the compiler: comes first
+        ways |= {"bare": bare(recipe, device), "field": field(recipe, pictures, device)}
+        ways |= {way: work for way, (work, _) in peaks.items()}
 
-    def measured() -> None:
-        seconds["step"].append(_time(fast))
+        def measured() -> None:
+            for way, work in ways.items():
+                seconds[way].append(_time(work, 1 if way in peaks else steps, device))
 
-    def before_round() -> None:
-        for name, (run, _) in others.items():
-            seconds[name].append(_time(run))
+        benchmark.pedantic(measured, rounds=rounds, warmup_rounds=2)
+    for values in seconds.values():
+        del values[:2]  # of the warm-up
 
-    fast()
-    for run, _ in others.values():
-        run()
-    benchmark.pedantic(measured, setup=before_round, rounds=ROUNDS, warmup_rounds=1)
-
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    rates = {name: work / median[name] / 1e9 for name, (_, work) in others.items()}
-    rates["step"] = flops / median["step"] / 1e9
-    peak = max(rates["convolution"], rates["matmul"])
-    paired = [eager / step for eager, step in zip(seconds["eager NCHW"], seconds["step"], strict=True)]
+    flops = training_flops(build(recipe.model, recipe.scale), recipe.data.patch) * recipe.train.batch
+    rates = {way: [work / value / 1e9 for value in seconds[way]] for way, (_, work) in peaks.items()}
+    rates["whole"] = [flops / value / 1e9 for value in seconds["whole"]]
+    best = [max(pair) for pair in zip(rates["convolution"], rates["matmul"], strict=True)]
     result = {
-        "seconds_per_step": median["step"],
-        "speedup_over_eager_nchw": statistics.median(paired),
-        "share_of_peak": rates["step"] / peak,
-        **{f"gflops_{name}": rate for name, rate in rates.items()},
+        "seconds_per_step": statistics.median(seconds["whole"]),
+        "whole_over_bare": _ratio(seconds["whole"], seconds["bare"]),
+        "field_over_whole": _ratio(seconds["field"], seconds["whole"]),
+        "share_of_peak": _ratio(rates["whole"], best),
+        **{f"gflops_{way}": statistics.median(values) for way, values in rates.items()},
     }
     benchmark.extra_info.update(result)
-    print("\n" + "\n".join(f"{name}: {value:.3f}" for name, value in result.items()))
+    print(f"\n{name}\n" + "\n".join(f"{key}: {value:.3f}" for key, value in result.items()))
 
 
-def multiply_adds(network: nn.Module, patch: int) -> int:
-    """Multiply-adds of one forward pass of one LR patch, counted from the convolutions' own shapes."""
-    counts: list[int] = []
-
-    def count(layer: nn.Module, _: object, out: torch.Tensor) -> None:
-        assert isinstance(layer, nn.Conv2d)
-        counts.append(layer.weight.numel() * out.shape[-2] * out.shape[-1])
-
-    hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    with torch.no_grad():
-        network(torch.zeros(1, 3, patch, patch))
-    for hook in hooks:
-        hook.remove()
-    return sum(counts)
+def _ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    return statistics.median(one / other for one, other in zip(first, second, strict=True))
 
 
-def _repeat(batches: list[Batch]) -> Iterator[Batch]:
-    while True:
-        yield from batches
-
-
-def _time(run: Step) -> float:
+def _time(work: Work, times: int, device: str) -> float:
     began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def _wait(device: str) -> None:
+    for _ in range(times):
+        work()
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / times

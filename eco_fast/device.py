@@ -46,8 +46,9 @@ def naming_memory(train: Train) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
             raise
         at_once = train.micro_batch or -(-train.batch // ranks.world())
         precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"

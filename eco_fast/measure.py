@@ -3,6 +3,7 @@
 import copy
 import resource
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -11,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 STAGES = ("data", "forward", "backward", "optimizer")
 GIGA = 1e9
+LONG_ENOUGH = 0.02  # seconds
+Work = Callable[[], object]
 
 
 class Stopwatch:
@@ -73,28 +76,39 @@ def training_flops(network: nn.Module, patch: int) -> int:
 
 @cache
 def measured_peak(device: str, dtype: torch.dtype) -> float:
-    """The best FLOP/s of a matrix product and of a 3x3 convolution with its gradients, each the best of three."""
-    size, samples = (2048, 16) if device == "cpu" else (8192, 128)
-    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    layer = nn.Conv2d(64, 64, 3, padding=1, device=device, dtype=dtype)
-    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    image = torch.randn(samples, 64, 48, 48, device=device, dtype=dtype)
-    image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
-    upstream = torch.randn_like(image.detach())
-    works = (
-        (2.0 * size**3, lambda: torch.mm(first, second)),
-        (6.0 * 9 * 64 * 64 * samples * 48 * 48, lambda: layer(image).backward(upstream)),
-    )
-    best = 0.0
-    for flops, work in works:
-        work()
-        for _ in range(3):
-            _finish(device)
-            began = time.perf_counter()
-            work()
-            _finish(device)
-            best = max(best, flops / (time.perf_counter() - began))
-    return best
+    """The best FLOP/s of a matrix product and of a 3x3 convolution with its gradients, measured now."""
+
+    def matmul(size: int) -> tuple[Work, float]:
+        first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        return lambda: torch.mm(first, second), 2.0 * size**3
+
+    def convolution(samples: int) -> tuple[Work, float]:
+        layer = nn.Conv2d(64, 64, 3, padding=1, device=device, dtype=dtype)
+        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        image = torch.randn(samples, 64, 48, 48, device=device, dtype=dtype)
+        image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
+        upstream = torch.randn_like(image.detach())
+        return lambda: layer(image).backward(upstream), 6.0 * 9 * 64 * 64 * samples * 48 * 48
+
+    return max(_rate(matmul, 256, device), _rate(convolution, 1, device))
+
+
+def _rate(work_of: Callable[[int], tuple[Work, float]], size: int, device: str) -> float:
+    """The best FLOP/s of three, at the first size whose work lasts long enough to be timed."""
+    while True:
+        work, flops = work_of(size)
+        seconds = [_seconds(work, device) for _ in range(4)][1:]
+        if min(seconds) > LONG_ENOUGH:
+            return flops / min(seconds)
+        size *= 2
+
+
+def _seconds(work: Work, device: str) -> float:
+    began = time.perf_counter()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def peak_memory(device: str) -> float:
@@ -102,8 +116,3 @@ def peak_memory(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / GIGA
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGA
-
-
-def _finish(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)

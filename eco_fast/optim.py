@@ -110,12 +110,13 @@ class Updater:
             kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
             self.optimizer = kind(
                 self.parameters,
-                lr=self.learning_rate,
+                lr=config.learning_rate,
                 betas=config.betas,
                 eps=config.epsilon,
                 weight_decay=config.weight_decay,
                 fused=True,
             )
+        self._use_learning_rate()
 
     @property
     def scale(self) -> Tensor:
@@ -157,12 +158,15 @@ class Updater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate  # the loaded copy would never change again
+        self._use_learning_rate()
         for name in COUNTERS:
             setattr(self, name, state[name].to(self.learning_rate.device))
         if self.gradient_scale is not None:
             self.gradient_scale.load_state_dict(state["gradient_scale"])
+
+    def _use_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate  # the tensor itself: a copy would never change again
 
     @torch.no_grad()
     def _adam_step(self, skip: Tensor, inverse_scale: Tensor | None) -> None:

@@ -1,6 +1,6 @@
 """What the network computes in, and the scaling that 16-bit gradients need."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class Precision:
 
     def autocast(self, device_type: str) -> AbstractContextManager[None]:
         """The region that the network runs in."""
-        return torch.autocast(device_type, self.dtype, enabled=self.dtype is not None)
+        return nullcontext() if self.dtype is None else torch.autocast(device_type, self.dtype)
 
 
 def set_precision(train: Train, device: str) -> Precision:

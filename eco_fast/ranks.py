@@ -79,11 +79,13 @@ def joined(timeout: float) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    store, number, count = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    signs = PrefixStore(f"eco-fast/{attempt}", store)
+    limit = timedelta(seconds=timeout)
+    shared, number, count = next(rendezvous("env://", timeout=limit))
+    # torchrun may keep its store over restarts: the addresses of processes that are gone must not be found there
+    store = PrefixStore(f"eco-fast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=timedelta(seconds=timeout))
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
+    signs = PrefixStore("signs", store)
     _group.__init__(number, count, "starting", signs)  # type: ignore[misc]
     beating = threading.Thread(target=_beat, name="signs of life", daemon=True)
     beating.start()
@@ -147,17 +149,21 @@ def _named_failures() -> Iterator[None]:
     """Tell the others why this rank stops; or learn from them why it must."""
     try:
         yield
-    except ValueError as error:
-        _publish(str(error))
-        raise ValueError(f"rank {_group.rank}: {error}") from error
-    except KeyboardInterrupt:
-        _publish("interrupted")
-        raise
     except Exception as error:
-        if (cause := _cause()) is not None:
-            raise ValueError(f"rank {_group.rank} stopped, for {cause}") from error
-        _publish(f"{type(error).__name__}: {error}")
-        raise
+        if not _is_of_an_exchange(error):
+            _publish(str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}")
+            if isinstance(error, ValueError):
+                raise ValueError(f"rank {_group.rank}: {error}") from error
+            raise
+        raise ValueError(f"rank {_group.rank} stopped, because {_cause(error)}") from error
+
+
+def _is_of_an_exchange(error: Exception) -> bool:
+    """Whether an error is that of two ranks' exchange; gloo's have no type of their own."""
+    words = ("gloo", "onnection", "imed out", "Broken pipe")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _publish(reason: str) -> None:
@@ -167,8 +173,8 @@ def _publish(reason: str) -> None:
         return  # nobody can be told any more
 
 
-def _cause() -> str | None:
-    """Which other rank is to blame for a failed exchange, and why; None if nobody is."""
+def _cause(error: Exception) -> str:
+    """Which other rank is to blame for a failed exchange, and why."""
     others = [number for number in range(_group.world) if number != _group.rank]
     try:
         before = {number: _sign(number) for number in others}
@@ -180,14 +186,14 @@ def _cause() -> str | None:
             time.sleep(0.1)
         after = {number: _sign(number) for number in others}
     except RuntimeError:
-        return "rank 0 is gone"  # without torchrun's agent, it is the one that keeps the store
+        return "rank 0, which keeps the ranks' addresses, is gone"
     for number in others:
         if after[number] == before[number]:
             return f"rank {number} is gone or stopped; it was {after[number][1]}"
     behind = [number for number in others if after[number][1] != _group.stage]
     if behind:
         return f"rank {behind[0]} kept the others waiting; it was {after[behind[0]][1]}"
-    return None
+    return f"its exchange with the others failed: {str(error).splitlines()[0]}"
 
 
 def _sign(number: int) -> tuple[str, str]:

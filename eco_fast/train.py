@@ -192,7 +192,7 @@ def describe(step: Step, state: TrainingState, config: Config, label: str) -> No
     copies = 4 + (state.averaged is not None)  # weights, gradients and two moments; the average
     print(
         f"{label} batch {train.batch}: {world} process{'es' if world > 1 else ''}, {step.parts[-1].stop} patches each, "
-        f"in {parts} part{'s' if parts > 1 else ''}; {train.batch * train.steps / 1e6:.2f} million patches in all; "
+        f"in {parts} part{'s' if parts > 1 else ''}; {train.batch * train.steps:,} patches in all; "
         f"learning rate {config.optimizer.learning_rate:.2e}, {config.optimizer.name}, {state.precision.name}; "
         f"{weights * 4 * copies / 1e6:.0f} MB of weights, gradients and optimizer",
         flush=True,

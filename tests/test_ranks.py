@@ -1,0 +1,249 @@
+"""Several processes, one training: the same batches, the same weights, and named causes when one of them fails."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eco_fast import config
+from eco_fast.cli import main
+from eco_fast.images import Pixels, write_png
+from eco_fast.run_folder import RunFolder
+
+STEPS = 50
+RECIPE = f"""
+[data]
+train = ["hr"]
+validation = ["hr/0.png"]
+patch = 8
+loader = "plain"
+[model]
+features = 8
+blocks = 1
+[objective]
+name = "vanilla"
+[optimizer]
+learning_rate = 1e-4
+clip_value = 0.1
+spike_factor = 5.0
+[train]
+steps = {STEPS}
+batch = 7
+log_every = 1
+validate_every = 25
+checkpoint_every = 10
+device = "cpu"
+compile = false
+timeout = 60
+"""
+SCRIPT = """
+import os, signal, sys, time
+import torch
+from eco_fast import cli, train
+
+torch.set_num_threads(1)
+rank, fault = int(os.environ.get("RANK", "0")), os.environ.get("FAULT", "")
+first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+
+class Step(train.Step):
+    def __call__(self, batch, rate):
+        if batch.step == 25 and rank == 1 and first:
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "stalled":
+                time.sleep(14)
+            if fault == "broken":
+                raise ValueError("0.png: the picture is damaged")
+        if fault == "slow":
+            time.sleep(0.2)
+        return super().__call__(batch, rate)
+
+train.Step = Step
+sys.exit(cli.main(sys.argv[1:]))
+"""
+Answers = list[tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def work(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, a recipe, and its run in one process."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for index, side in enumerate((40, 60, 90)):
+        write_png(folder / "hr" / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
+    assert launch(folder, 1, ["--run", "one"])[0][0] == 0
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **more}
+
+
+def launch(folder: Path, world: int, arguments: Sequence[str], fault: str = "") -> Answers:
+    """Run `eco-fast train` as so many ranks; exit code, output and errors of each."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "script.py", "train", "recipe.toml", *arguments],
+            cwd=folder,
+            env=environment(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(world),
+                MASTER_ADDR="localhost",
+                MASTER_PORT=port,
+                FAULT=fault,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        said = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+
+
+def losses(run: Path) -> list[float]:
+    made = config.load(str(run / "config.toml"))
+    return [row["loss"] for row in RunFolder(run, made, resume=True).rows() if "loss" in row]
+
+
+def scores(run: Path) -> list[float]:
+    made = config.load(str(run / "config.toml"))
+    return [row["psnr_y"] for row in RunFolder(run, made, resume=True).rows() if "psnr_y" in row]
+
+
+def assert_same_training(run: Path, reference: Path) -> None:
+    """Losses to 1e-5 at every step, weights to 1e-4, and the same validation."""
+    assert len(losses(reference)) == STEPS
+    assert losses(run) == pytest.approx(losses(reference), rel=1e-5)
+    assert scores(run) == pytest.approx(scores(reference), abs=1e-3)
+    one, other = (load_file(folder / "checkpoints" / "last.safetensors") for folder in (run, reference))
+    assert one.keys() == other.keys()
+    for name, weight in other.items():
+        assert (one[name] - weight).norm() <= 1e-4 * weight.norm(), name
+
+
+def test_parts_of_a_batch_add_up_to_it(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    for size in (1, 3):  # 7 in 3 parts is 2, 2 and 3
+        run = f"parts-of-{size}"
+        assert main(["train", "recipe.toml", "--run", run, "--set", f"train.micro_batch={size}"]) == 0
+        assert_same_training(work / run, work / "one")
+    assert main(["train", "recipe.toml", "--run", "seed", "--set", "seed=1"]) == 0
+    with pytest.raises(AssertionError):
+        assert_same_training(work / "seed", work / "one")
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_train_the_same_network(work: Path, world: int) -> None:
+    """Seven samples over the ranks: their shares differ."""
+    run = work / f"world-{world}"
+    for code, said, complaint in launch(work, world, ["--run", run.name, "--set", "train.micro_batch=2"]):
+        assert (code, complaint) == (0, "")
+        assert ("step 50/50" in said) == bool(said)  # one of them speaks
+    assert_same_training(run, work / "one")
+
+
+def test_a_run_of_two_ranks_goes_on_as_one(work: Path) -> None:
+    run = work / "resumed"
+    assert [code for code, _, _ in launch(work, 2, ["--run", run.name, "--set", "train.steps=50"], "broken")] == [2, 2]
+    ((code, said, _),) = launch(work, 1, ["--run", run.name, "--resume"])
+    assert code == 0
+    assert "continues at step 25 of 50" in said
+    assert_same_training(run, work / "one")
+
+
+def last_step(run: Path) -> int:
+    return int(torch.load(run / "checkpoints" / "last.state.pt", weights_only=True)["step"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("killed", "rank 0 stopped, because rank 1 is gone or stopped"),
+        ("stalled", "rank 0 stopped, because rank 1 kept the others waiting; it was at step 25, loading data"),
+        ("broken", "rank 0 stopped, because rank 1 did: 0.png: the picture is damaged"),
+    ],
+)
+def test_the_rank_that_stops_the_others_is_named(work: Path, fault: str, words: str) -> None:
+    run = work / fault
+    (code, _, complaint), (other, _, reason) = launch(
+        work, 2, ["--run", run.name, *(["--set", "train.timeout=8"] if fault == "stalled" else [])], fault
+    )
+    assert code == 2
+    assert complaint.startswith(f"eco-fast: {words}")
+    assert complaint.count("\n") == 1
+    assert other != 0
+    if fault == "broken":
+        assert (other, reason) == (2, "eco-fast: rank 1: 0.png: the picture is damaged\n")
+    assert last_step(run) == 25  # of the validation
+
+
+def torchrun(work: Path, fault: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
+    return subprocess.Popen(
+        [*command, "--", "script.py", "train", "recipe.toml", "--run", fault],
+        cwd=work,
+        env=environment(FAULT=fault.removeprefix("torchrun-")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
+    process = torchrun(work, "torchrun-killed", "--max-restarts", "1")
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert "continues at step 25 of 50" in said
+    assert_same_training(work / "torchrun-killed", work / "one")
+
+
+def test_sigterm_stops_all_ranks_after_the_same_step(work: Path) -> None:
+    process = torchrun(work, "torchrun-slow")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 3/50" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.communicate(timeout=60)[0]
+    assert said.count("eco-fast: interrupted; go on with --resume") == 2
+    stopped = last_step(work / "torchrun-slow")
+    assert 3 <= stopped < 15
+    ((code, words, _),) = launch(work, 1, ["--run", "torchrun-slow", "--resume"])
+    assert code == 0
+    assert f"continues at step {stopped} of 50" in words
+    assert_same_training(work / "torchrun-slow", work / "one")
+
+
+def test_ranks_share_the_centroids_and_the_scores(work: Path) -> None:
+    shutil.rmtree(work / "eco", ignore_errors=True)
+    settings = [f"--set={key}" for key in ("objective.name=eco", "teacher.steps=2", "train.steps=4")]
+    runs: dict[int, Any] = {}
+    for world in (1, 3):
+        answers = launch(work, world, ["--run", f"eco-{world}", *settings])
+        assert [code for code, _, _ in answers] == [0] * world, answers
+        run = work / f"eco-{world}"
+        runs[world] = {path.name: path.read_bytes() for path in (run / "store").rglob("images/*.npy")}
+        assert not list(run.rglob("journal*"))
+    assert len(runs[1]) == len(runs[3]) == 6
+    same = sum(runs[1].get(name) == pixels for name, pixels in runs[3].items())
+    assert same >= 3  # the decoded pictures; centroids are named after their teacher, which differs in the last bits
