@@ -146,15 +146,22 @@ class PlainLoader(Loader[Batch]):
         inner = self.config.scale * self.config.data.patch
         side = inner + 2 * margin
         windows = empty_windows(len(plan.image), side, margin)
-        out = windows.numpy()
+        out = _whole_pixels(windows.numpy())
         for index, image in enumerate(plan.image):
-            window = cut_window(images[image], plan.top[index], plan.left[index], inner, margin, self.config.scale)
+            window = _whole_pixels(
+                cut_window(images[image], plan.top[index], plan.left[index], inner, margin, self.config.scale)
+            )
             if plan.flip_rows[index]:
                 window = window[::-1]
             if plan.flip_columns[index]:
                 window = window[:, ::-1]
-            out[index] = window.transpose(1, 0, 2) if plan.transpose[index] else window
+            out[index] = window.T if plan.transpose[index] else window
         return windows
+
+
+def _whole_pixels(pixels: Pixels) -> npt.NDArray[np.void]:
+    """A view with one element per pixel: mirrored and transposed copies take half the time."""
+    return pixels.view("V3")[..., 0]
 
 
 def cut_window(image: Pixels, top: int, left: int, inner: int, margin: int, scale: int) -> Pixels:

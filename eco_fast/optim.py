@@ -171,10 +171,12 @@ class Updater:
     @torch.no_grad()
     def _adam_step(self, skip: Tensor, inverse_scale: Tensor | None) -> None:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norms = torch._foreach_norm(gradients, float("inf"))  # noqa: SLF001 - shows any NaN or inf
-        skip |= ~torch.stack(norms).isfinite().all()
-        if inverse_scale is not None:
-            torch._foreach_mul_(gradients, inverse_scale)
+        found = torch.zeros_like(self._one)
+        # what torch's own gradient scaler calls, without a public name: one pass looks and multiplies
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            gradients, found, self._one if inverse_scale is None else inverse_scale
+        )
+        skip |= found > 0
         if self.config.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
         # torch's fused optimizers leave everything as it is where found_inf is 1, without asking the host
