@@ -34,6 +34,8 @@ class Checkpoints:
         self.folder, self.config = folder, resolved
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
+        for half in folder.glob(".*.partial") if ranks.is_first() else ():
+            half.unlink()  # a killed process was writing it
 
     def save(self, network: Network, step: int, state: dict[str, Any], *, best: bool) -> None:
         """Write the weights and, after them, the training state, as they are now, under all their names.

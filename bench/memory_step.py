@@ -1,0 +1,92 @@
+"""The most memory that a step needs, against what it must hold; and whether a longer run grows.
+
+python -m bench.memory_step [RECIPE [BATCH]]      EDSR x2 with batch 16: takes minutes on a CPU
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eco_fast import config
+from eco_fast.batch import Batch
+from eco_fast.config import Config
+from eco_fast.objective import mix_at
+from eco_fast.step import Step
+from eco_fast.train import TrainingState
+
+
+def a_batch(recipe: Config) -> Batch:
+    side = recipe.scale * (recipe.data.patch + 4)
+    hr, sr = torch.randint(0, 256, (2, recipe.train.batch, side, side, 3), dtype=torch.uint8)
+    alpha = torch.tensor(0.5)
+    middle = recipe.train.steps // 2
+    return Batch(
+        step=middle, hr=hr, sr=sr, transposed=torch.zeros(recipe.train.batch, dtype=torch.bool),
+        mix=mix_at(recipe.objective, middle, recipe.train.steps), input_alpha=alpha, target_alpha=alpha,
+    )  # fmt: skip
+
+
+def build_step(recipe: Config) -> tuple[Step, TrainingState]:
+    state = TrainingState(recipe, "cpu")
+    state.load(None, "memory")
+    return Step(state.network, state.updater, recipe, state.precision, "cpu", recipe.train.batch), state
+
+
+def saved_bytes(step: Step, state: TrainingState, batch: Batch) -> int:
+    """What the forward pass keeps for the backward pass, counted once per tensor's memory, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in state.network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = step.loss(**step._inputs(batch), gradient_scale=torch.ones(()))  # noqa: SLF001
+        del loss
+    return sum(kept.values())
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_during(step: Step, batch: Batch) -> int:
+    """The most resident memory during a step."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the earlier peak
+    step(batch, 1e-4)
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def main(name: str, count: int) -> None:
+    recipe = config.load(name, [f"train.batch={count}", "train.compile=false", "optimizer.name=adam"])
+    batch = a_batch(recipe)
+    before = resident()
+    step, state = build_step(recipe)
+    weights = sum(4 * parameter.numel() for parameter in state.network.parameters())
+    saved = saved_bytes(step, state, batch)
+    step(batch, 1e-4)  # makes the optimizer's state
+    peak = peak_during(step, batch) - before
+    computed = 4 * weights + saved
+    print(f"{name}, batch {count}, eager: weights, gradients and two moments {4 * weights / 1e6:.0f} MB, ", end="")
+    print(f"saved activations {saved / 1e6:.0f} MB, together {computed / 1e6:.0f} MB; ", end="")
+    print(f"measured peak {peak / 1e6:.0f} MB, {peak / computed - 1:+.1%}", flush=True)
+
+    small = config.load("quickstart", ["train.steps=100000"])
+    batch = a_batch(small)
+    step, _ = build_step(small)
+    for index in range(2000):
+        step(batch, 1e-4)
+        if index == 199:
+            early = resident()
+    print(f"quickstart, compiled: {(resident() - early) / 1e6:+.1f} MB between step 200 and step 2000")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "edsr_x2_eco", int(sys.argv[2]) if len(sys.argv) > 2 else 16)
