@@ -44,7 +44,7 @@ def saved_bytes(step: Step, state: TrainingState, batch: Batch) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would keep its own graph alive
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = step.loss(**step._inputs(batch), gradient_scale=torch.ones(()))  # noqa: SLF001
