@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable
 
 import torch
-from eco_fast_kernels import lamb_step
 from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
+from eco_fast.lamb import Lamb
 
 
 def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
@@ -23,39 +23,6 @@ def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
     return config.learning_rate
 
 
-class Lamb(torch.optim.Optimizer):
-    """The authors' LAMB over `eco_fast_kernels.lamb_step`; the formula and its options are there.
-
-    `learning_rate` and `skip` are tensors on the parameters' device.
-    """
-
-    def __init__(self, parameters: Iterable[Parameter], config: Optimizer, learning_rate: Tensor) -> None:
-        super().__init__(parameters, {"lr": learning_rate})
-        self.config = config
-
-    @torch.no_grad()
-    def step(self, skip: Tensor) -> None:  # type: ignore[override]
-        """Update all parameters, unless `skip` (bool []) is true or becomes so by a gradient that is not finite."""
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                    self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-            lamb_step(
-                parameters,
-                [parameter.grad for parameter in parameters],
-                [self.state[parameter]["exp_avg"] for parameter in parameters],
-                [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
-                learning_rate=group["lr"],
-                skip=skip,
-                betas=self.config.betas,
-                epsilon=self.config.epsilon,
-                weight_decay=self.config.weight_decay,
-                clip_value=self.config.clip_value or None,
-            )
-
-
 class Updater:
     """Gradient clipping, the skip rule and the optimizer's step; reads nothing back to the host.
 
@@ -66,9 +33,12 @@ class Updater:
         parameters: trainable, on `device`.
         config: the recipe's optimizer.
         device: where the parameters are.
+        compiled: compile the optimizer's own code, where it has some that can be.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], config: Optimizer, device: str) -> None:
+    def __init__(
+        self, parameters: Iterable[Parameter], config: Optimizer, device: str, *, compiled: bool = True
+    ) -> None:
         self.config = config
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
@@ -76,7 +46,7 @@ class Updater:
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped_in_row = torch.zeros((), dtype=torch.int64, device=device)
         if config.name == "lamb":
-            self.optimizer: torch.optim.Optimizer = Lamb(self.parameters, config, self.learning_rate)
+            self.optimizer: torch.optim.Optimizer = Lamb(self.parameters, config, self.learning_rate, compiled=compiled)
         else:
             kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
             self.optimizer = kind(

@@ -62,7 +62,7 @@ def train_network(
         kept = warm_start(network, Path(config.model.start_from))
         print(f"{label} starts from {config.model.start_from}; fresh weights: {', '.join(kept) or 'none'}", flush=True)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    updater = Updater(network.parameters(), config.optimizer, device)
+    updater = Updater(network.parameters(), config.optimizer, device, compiled=config.train.compile)
     if saved is not None:
         start, best = saved["step"], saved["best"]
         network.load_state_dict(saved["network"])
