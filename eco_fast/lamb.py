@@ -195,8 +195,11 @@ class _Blocks:
         self.one = torch.ones((), device=device)
         self.find_bad, self.find_update, self.follow = _find_bad, _find_update, _follow
         if compiled and why_not_compile(str(device)) is None:  # where it cannot be, the trainer has said so
+            # Otherwise the compiler decides about threads by the size of the block that it happens to see first.
+            options = {"cpp.dynamic_threads": True}
             self.find_bad, self.find_update, self.follow = (
-                torch.compile(function, fullgraph=True, dynamic=True) for function in (_find_bad, _find_update, _follow)
+                torch.compile(function, fullgraph=True, dynamic=True, options=options)
+                for function in (_find_bad, _find_update, _follow)
             )
         self.release()
 
@@ -221,13 +224,12 @@ class _Blocks:
                     f"{tuple(parameter.shape)}, strides {parameter.stride()}"
                 )
             groups.setdefault((parameter.shape, parameter.stride()), []).append(parameter)
-        # The largest first: compiled code is laid out for what it sees first.
-        ordered = sorted(groups.values(), key=lambda members: -len(members) * members[0].numel())
-        counts = [max(1, BLOCK_BYTES // 4 // max(members[0].numel(), 1)) for members in ordered]
-        size = max(min(count, len(rows)) * rows[0].numel() for count, rows in zip(counts, ordered, strict=True))
+        members_of_each = list(groups.values())
+        counts = [max(1, BLOCK_BYTES // 4 // max(members[0].numel(), 1)) for members in members_of_each]
+        size = max(min(count, len(rows)) * rows[0].numel() for count, rows in zip(counts, members_of_each, strict=True))
         scratch = torch.empty(size, device=parameters[0].device)
         self.release()
-        for members, most in zip(ordered, counts, strict=True):
+        for members, most in zip(members_of_each, counts, strict=True):
             columns: dict[str, list[Tensor]] = {
                 "weights": [parameter.data for parameter in members],
                 "exp_avg": [state[parameter]["exp_avg"] for parameter in members],
@@ -261,18 +263,19 @@ class _Blocks:
             self.find_bad(block.update.view(-1), skip)
         for block in reversed(self.blocks):
             _collect(block)
-            self.find_update(
-                block.weights.view(-1), block.update.view(-1), block.exp_avg, block.exp_avg_sq, self.constants, scale,
-                skip,
-            )  # fmt: skip
-            weight_norm, update_norm = (
-                torch.linalg.vector_norm(rows, dim=1, keepdim=True) for rows in (block.weights, block.update)
-            )
-            weight_norm.clamp_(max=NORM_CLAMP)
-            trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
-            block.weights.sub_(block.update.mul_(trust.mul_(learning_rate)))
-            if block.average is not None:
-                self.follow(block.average, block.weights.view(-1), self.follow_rate, skip)
+            self._update(block, learning_rate, scale, skip)
+
+    def _update(self, block: _Block, learning_rate: Tensor, scale: Tensor, skip: Tensor) -> None:
+        update = block.update.view(-1)
+        self.find_update(block.weights.view(-1), update, block.exp_avg, block.exp_avg_sq, self.constants, scale, skip)
+        weight_norm, update_norm = (
+            torch.linalg.vector_norm(rows, dim=1, keepdim=True) for rows in (block.weights, block.update)
+        )
+        weight_norm.clamp_(max=NORM_CLAMP)
+        trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
+        block.weights.sub_(block.update.mul_(trust.mul_(learning_rate)))
+        if block.average is not None:
+            self.follow(block.average, block.weights.view(-1), self.follow_rate, skip)
 
 
 def _stacked(tensors: list[Tensor], like: Tensor) -> Tensor:
