@@ -108,6 +108,8 @@ class Optimizer(Section):
 
     name: Literal["adam", "adamw", "lamb"] = "adam"
     """adam and adamw are torch's; lamb is the authors' form (weight norm clamped at 10, no bias correction)."""
+    backend: Literal["auto", "triton", "torch", "apex"] = "auto"
+    """Who does the LAMB step: auto is triton on a GPU, torch on the CPU; apex if it is installed, without the clamp."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Base learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)

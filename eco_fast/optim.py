@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from eco_fast_kernels import lamb_step
 from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
+from eco_fast.lamb import Lamb
 from eco_fast.precision import GradientScale
 
 COUNTERS = ("last_accepted", "skipped", "skipped_in_row")
@@ -27,49 +27,6 @@ def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
     return config.learning_rate
 
 
-class Lamb(torch.optim.Optimizer):
-    """The authors' LAMB over `eco_fast_kernels.lamb_step`; the formula and its options are there.
-
-    `learning_rate` and `skip` are tensors on the parameters' device.
-    """
-
-    def __init__(
-        self,
-        parameters: Iterable[Parameter],
-        config: Optimizer,
-        learning_rate: Tensor,
-        average: list[Tensor],
-        average_decay: float,
-    ) -> None:
-        super().__init__(parameters, {"lr": learning_rate})
-        self.config, self.average, self.average_decay = config, average, average_decay
-
-    @torch.no_grad()
-    def step(self, skip: Tensor, inverse_scale: Tensor | None = None) -> None:  # type: ignore[override]
-        """Update all parameters, unless `skip` (bool []) is true or becomes so by a gradient that is not finite."""
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                    self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-            lamb_step(
-                parameters,
-                [parameter.grad for parameter in parameters],
-                [self.state[parameter]["exp_avg"] for parameter in parameters],
-                [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
-                learning_rate=group["lr"],
-                skip=skip,
-                betas=self.config.betas,
-                epsilon=self.config.epsilon,
-                weight_decay=self.config.weight_decay,
-                clip_value=self.config.clip_value or None,
-                inverse_scale=inverse_scale,
-                average=self.average,
-                average_decay=self.average_decay,
-            )
-
-
 class Updater:
     """Gradient clipping, the skip rule, the optimizer's step, the weights' average; reads nothing back to the host.
 
@@ -83,6 +40,7 @@ class Updater:
         scale: the factor on 16-bit gradients, or None for gradients that need none.
         average: running averages of the trainable parameters, in their order; empty for none.
         average_decay: their decay per step.
+        compiled: compile the optimizer's own code, where it has some that can be.
     """
 
     def __init__(
@@ -93,6 +51,8 @@ class Updater:
         scale: GradientScale | None = None,
         average: Sequence[Tensor] = (),
         average_decay: float = 0.0,
+        *,
+        compiled: bool = True,
     ) -> None:
         self.config, self.gradient_scale = config, scale
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
@@ -104,7 +64,12 @@ class Updater:
         self._one = torch.ones((), device=device)
         if config.name == "lamb":
             self.optimizer: torch.optim.Optimizer = Lamb(
-                self.parameters, config, self.learning_rate, self.average, average_decay
+                self.parameters,
+                config,
+                self.learning_rate,
+                self.average or None,
+                average_decay,
+                compiled=compiled,
             )
         else:
             kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam

@@ -149,6 +149,7 @@ class TrainingState:
             GradientScale(self.device) if self.precision.scales_gradients else None,
             [mean for mean, is_trained in zip(averages, trainable, strict=False) if is_trained],
             config.train.ema_decay,
+            compiled=config.train.compile,
         )
         if saved is None:
             return 0
