@@ -85,7 +85,7 @@ def some_tensors(scale: float = 0.05) -> list[Tensor]:
         *(channels_last(8, 4, 3, 3) * scale for _ in range(4)),
         *(torch.randn(16) * scale for _ in range(30)),
         *(torch.randn(()) for _ in range(2)),
-        torch.randn(5, 7).t() * scale,
+        *(torch.randn(5, 7).t() * scale for _ in range(2)),
         channels_last(1, 6, 3, 3) * scale,
         torch.randn(6, 4, 1, 1) * scale,
         torch.zeros(16),
@@ -250,7 +250,7 @@ def test_a_skipped_step_leaves_every_bit(backend: str, bad: float | None, place:
     assert not run.step(gradients_like(tensors))
     assert not any(
         torch.equal(after, bits) for index, (after, bits) in enumerate(zip(run.bits(), before, strict=True))
-        if index % len(tensors) != 7
+        if index % len(tensors) != 7 and bits.numel() > 1
     )  # fmt: skip
 
 
@@ -382,7 +382,7 @@ def test_a_weight_without_a_gradient_stays(backend: str) -> None:
         run.lamb.step(run.skip)
         for index, (after, bits) in enumerate(zip(run.bits(), before, strict=True)):
             place = index % len(tensors)
-            if place != 7 and step:
+            if place != 7 and bits.numel() > 1 and step:
                 assert torch.equal(after, bits) == (place % 3 == 1 and step == 1), index
     run.lamb.zero_grad()
     assert all(parameter.grad is None for parameter in run.parameters)
