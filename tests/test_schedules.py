@@ -228,8 +228,8 @@ def test_lamb_has_the_options_of_the_recipe(clip_value: float) -> None:
             epsilon=1e-4,
             weight_decay=0.05,
         )
-    for parameter, wanted in zip(run.parameters, expected, strict=True):
-        assert torch.equal(parameter.detach(), wanted)
+    for parameter, wanted in zip(run.parameters, expected, strict=True):  # on the CPU another backend's sums
+        assert (parameter - wanted).norm() <= 1e-6 * wanted.norm()
 
 
 @EVERY_OPTIMIZER
