@@ -9,6 +9,7 @@ from pathlib import Path
 SCALES = (2, 3, 4, 8)
 ROUNDINGS = ("uint8", "im2double")
 BAD_INPUT = 2
+TIMEOUT = 3600  # seconds that one process may be behind the others with its share of the pictures
 
 Arguments = argparse.Namespace
 
@@ -164,22 +165,24 @@ def _prepare(arguments: Arguments) -> None:
 
 
 def _teach(arguments: Arguments) -> None:
+    from eco_fast import ranks
     from eco_fast.teach import teach
 
     tile = _checked_tile(arguments)
-    out = teach(
-        arguments.store,
-        arguments.teacher,
-        arguments.scale,
-        rounding=arguments.rounding,
-        tile=tile,
-        device=arguments.device,
-    )
+    with ranks.joined(TIMEOUT):
+        out = teach(
+            arguments.store,
+            arguments.teacher,
+            arguments.scale,
+            rounding=arguments.rounding,
+            tile=tile,
+            device=arguments.device,
+        )
     print(f"centroids: {out}")
 
 
 def _evaluate(arguments: Arguments) -> None:
-    from eco_fast import evaluate
+    from eco_fast import evaluate, ranks
 
     pictures = arguments.sr is not None and arguments.hr is not None
     checkpoint = arguments.checkpoint is not None and arguments.data is not None
@@ -187,20 +190,26 @@ def _evaluate(arguments: Arguments) -> None:
         raise ValueError("evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR")
     if pictures and arguments.save_images:
         raise ValueError("--save-images goes with CHECKPOINT: the pictures of --sr exist already")
+    speaks = True  # of several processes, the first
     if pictures:
         results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
         facts = {"sr": arguments.sr, "hr": arguments.hr}
     else:
-        results = evaluate.evaluate_checkpoint(
-            arguments.checkpoint,
-            arguments.data,
-            arguments.scale,
-            rounding=arguments.rounding,
-            save_images=arguments.save_images,
-            tile=_checked_tile(arguments),
-            device=arguments.device,
-        )
+        tile = _checked_tile(arguments)
+        with ranks.joined(TIMEOUT):
+            speaks = ranks.is_first()
+            results = evaluate.evaluate_checkpoint(
+                arguments.checkpoint,
+                arguments.data,
+                arguments.scale,
+                rounding=arguments.rounding,
+                save_images=arguments.save_images,
+                tile=tile,
+                device=arguments.device,
+            )
         facts = {"checkpoint": str(arguments.checkpoint), "rounding": arguments.rounding}
+    if not speaks:
+        return
     evaluate.show(results)
     if arguments.json:
         evaluate.write_results(arguments.json, results, scale=arguments.scale, **facts)

@@ -153,7 +153,7 @@ class Train(Section):
     """Steps between checkpoints."""
     keep_checkpoints: Positive = 1
     """Checkpoints that are kept beside the best one: above 1, also as step-NUMBER."""
-    timeout: Positive = 600
+    timeout: Positive = 1800
     """Seconds after which a process that others wait for is given up."""
     compile: bool = True
     """torch.compile the input, the model and the loss."""

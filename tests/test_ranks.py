@@ -1,14 +1,12 @@
 """Several processes, one training: the same batches, the same weights, and named causes when one of them fails."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -60,7 +58,7 @@ class Step(train.Step):
             if fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "stalled":
-                time.sleep(14)
+                time.sleep(11)
             if fault == "broken":
                 raise ValueError("0.png: the picture is damaged")
         if fault == "slow":
@@ -89,14 +87,25 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **more}
 
 
-def launch(folder: Path, world: int, arguments: Sequence[str], fault: str = "") -> Answers:
-    """Run `eco-fast train` as so many ranks; exit code, output and errors of each."""
+@pytest.fixture
+def _there(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+
+
+def launch(
+    folder: Path,
+    world: int,
+    arguments: Sequence[str],
+    fault: str = "",
+    command: Sequence[str] = ("train", "recipe.toml"),
+) -> Answers:
+    """Run a command of eco-fast as so many ranks; exit code, output and errors of each."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     processes = [
         subprocess.Popen(
-            [sys.executable, "script.py", "train", "recipe.toml", *arguments],
+            [sys.executable, "script.py", *command, *arguments],
             cwd=folder,
             env=environment(
                 RANK=str(rank),
@@ -141,8 +150,8 @@ def assert_same_training(run: Path, reference: Path) -> None:
         assert (one[name] - weight).norm() <= 1e-4 * weight.norm(), name
 
 
-def test_parts_of_a_batch_add_up_to_it(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(work)
+@pytest.mark.usefixtures("_there")
+def test_parts_of_a_batch_add_up_to_it(work: Path) -> None:
     for size in (1, 3):  # 7 in 3 parts is 2, 2 and 3
         run = f"parts-of-{size}"
         assert main(["train", "recipe.toml", "--run", run, "--set", f"train.micro_batch={size}"]) == 0
@@ -162,15 +171,6 @@ def test_ranks_train_the_same_network(work: Path, world: int) -> None:
     assert_same_training(run, work / "one")
 
 
-def test_a_run_of_two_ranks_goes_on_as_one(work: Path) -> None:
-    run = work / "resumed"
-    assert [code for code, _, _ in launch(work, 2, ["--run", run.name, "--set", "train.steps=50"], "broken")] == [2, 2]
-    ((code, said, _),) = launch(work, 1, ["--run", run.name, "--resume"])
-    assert code == 0
-    assert "continues at step 25 of 50" in said
-    assert_same_training(run, work / "one")
-
-
 def last_step(run: Path) -> int:
     return int(torch.load(run / "checkpoints" / "last.state.pt", weights_only=True)["step"])
 
@@ -183,11 +183,14 @@ def last_step(run: Path) -> int:
         ("broken", "rank 0 stopped, because rank 1 did: 0.png: the picture is damaged"),
     ],
 )
-def test_the_rank_that_stops_the_others_is_named(work: Path, fault: str, words: str) -> None:
+@pytest.mark.usefixtures("_there")
+def test_the_rank_that_stops_the_others_is_named(
+    work: Path, fault: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what two ranks have left, one goes on with: it sees the same batches."""
     run = work / fault
-    (code, _, complaint), (other, _, reason) = launch(
-        work, 2, ["--run", run.name, *(["--set", "train.timeout=8"] if fault == "stalled" else [])], fault
-    )
+    setting = ["--set", "train.timeout=6"] if fault == "stalled" else []
+    (code, _, complaint), (other, _, reason) = launch(work, 2, ["--run", run.name, *setting], fault)
     assert code == 2
     assert complaint.startswith(f"eco-fast: {words}")
     assert complaint.count("\n") == 1
@@ -195,6 +198,9 @@ def test_the_rank_that_stops_the_others_is_named(work: Path, fault: str, words: 
     if fault == "broken":
         assert (other, reason) == (2, "eco-fast: rank 1: 0.png: the picture is damaged\n")
     assert last_step(run) == 25  # of the validation
+    assert main(["train", "recipe.toml", "--run", run.name, *setting, "--resume"]) == 0
+    assert "continues at step 25 of 50" in capsys.readouterr().out
+    assert_same_training(run, work / "one")
 
 
 def torchrun(work: Path, fault: str, *arguments: str) -> subprocess.Popen[str]:
@@ -217,7 +223,8 @@ def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
     assert_same_training(work / "torchrun-killed", work / "one")
 
 
-def test_sigterm_stops_all_ranks_after_the_same_step(work: Path) -> None:
+@pytest.mark.usefixtures("_there")
+def test_sigterm_stops_all_ranks_after_the_same_step(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     process = torchrun(work, "torchrun-slow")
     assert process.stdout is not None
     for line in process.stdout:
@@ -228,22 +235,32 @@ def test_sigterm_stops_all_ranks_after_the_same_step(work: Path) -> None:
     assert said.count("eco-fast: interrupted; go on with --resume") == 2
     stopped = last_step(work / "torchrun-slow")
     assert 3 <= stopped < 15
-    ((code, words, _),) = launch(work, 1, ["--run", "torchrun-slow", "--resume"])
-    assert code == 0
-    assert f"continues at step {stopped} of 50" in words
+    assert main(["train", "recipe.toml", "--run", "torchrun-slow", "--resume"]) == 0
+    assert f"continues at step {stopped} of 50" in capsys.readouterr().out
     assert_same_training(work / "torchrun-slow", work / "one")
 
 
-def test_ranks_share_the_centroids_and_the_scores(work: Path) -> None:
-    shutil.rmtree(work / "eco", ignore_errors=True)
-    settings = [f"--set={key}" for key in ("objective.name=eco", "teacher.steps=2", "train.steps=4")]
-    runs: dict[int, Any] = {}
-    for world in (1, 3):
-        answers = launch(work, world, ["--run", f"eco-{world}", *settings])
-        assert [code for code, _, _ in answers] == [0] * world, answers
-        run = work / f"eco-{world}"
-        runs[world] = {path.name: path.read_bytes() for path in (run / "store").rglob("images/*.npy")}
-        assert not list(run.rglob("journal*"))
-    assert len(runs[1]) == len(runs[3]) == 6
-    same = sum(runs[1].get(name) == pixels for name, pixels in runs[3].items())
-    assert same >= 3  # the decoded pictures; centroids are named after their teacher, which differs in the last bits
+@pytest.mark.usefixtures("_there")
+def test_ranks_share_the_centroids(work: Path) -> None:
+    """Each makes its part of the pictures, and the store is the one that a single process makes."""
+    (work / "teacher.safetensors").write_bytes((work / "one/checkpoints/last.safetensors").read_bytes())
+    keys = ("objective.name=eco", "teacher.checkpoint=teacher.safetensors", "train.steps=4", "train.log_every=4")
+    settings = [word for key in keys for word in ("--set", key)]
+    assert main(["train", "recipe.toml", "--run", "eco-1", *settings]) == 0
+    assert [code for code, _, _ in launch(work, 2, ["--run", "eco-2", *settings])] == [0, 0]
+    stores = [
+        {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        for run in (work / "eco-1" / "store", work / "eco-2" / "store")
+    ]
+    assert stores[0] == stores[1]
+    assert sum(path.suffix == ".npy" for path in stores[0]) == 6
+
+
+@pytest.mark.usefixtures("_there")
+def test_ranks_share_an_evaluation(work: Path) -> None:
+    given = ["evaluate", "one/checkpoints/last.safetensors", "--data", "hr", "--scale", "2", "--device", "cpu"]
+    assert main([*given, "--json", "scores-1.json"]) == 0
+    answers = launch(work, 2, ["--json", "scores-2.json"], command=given)
+    assert [(code, "PSNR-Y" in said) for code, said, _ in answers] == [(0, True), (0, False)]
+    one, two = ((work / f"scores-{world}.json").read_text(encoding="utf-8") for world in (1, 2))
+    assert one == two
