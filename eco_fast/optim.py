@@ -107,9 +107,10 @@ class Updater:
         if self.gradient_scale is not None:
             self.gradient_scale.update(skip & ~spike if self.config.spike_factor else skip)
         self.optimizer.zero_grad()
-        self.last_accepted = torch.where(skip, self.last_accepted, loss)
-        self.skipped += skip
-        self.skipped_in_row = (self.skipped_in_row + 1) * skip
+        # in place, so that a step that is recorded once and replayed goes on from its own results
+        self.last_accepted.copy_(torch.where(skip, self.last_accepted, loss))
+        self.skipped.add_(skip)
+        self.skipped_in_row.add_(1).mul_(skip)
         return skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Updater:
         self.optimizer.load_state_dict(state["optimizer"])
         self._use_learning_rate()
         for name in COUNTERS:
-            setattr(self, name, state[name].to(self.learning_rate.device))
+            getattr(self, name).copy_(state[name])
         if self.gradient_scale is not None:
             self.gradient_scale.load_state_dict(state["gradient_scale"])
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ class _Group:
     world: int = 1
     stage: str = "starting"
     store: Any = None
-    ended: threading.Event = field(default_factory=threading.Event)
+    """Where the ranks leave signs of life, and why they stop."""
 
 
 _group = _Group()
@@ -85,9 +85,9 @@ def joined(timeout: float) -> Iterator[None]:
     store = PrefixStore(f"eco-fast/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
     backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
-    signs = PrefixStore("signs", store)
-    _group.__init__(number, count, "starting", signs)  # type: ignore[misc]
-    beating = threading.Thread(target=_beat, name="signs of life", daemon=True)
+    _group.rank, _group.world, _group.store = number, count, PrefixStore("signs", store)
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(ended,), name="signs of life", daemon=True)
     beating.start()
     speaks = sys.stdout
     try:
@@ -95,12 +95,12 @@ def joined(timeout: float) -> Iterator[None]:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - one voice is enough
         with _named_failures():
             yield
-            dist.barrier()
+            gather(None)  # nobody leaves while another may need it
     finally:
         sys.stdout = speaks
-        _group.ended.set()
+        ended.set()
         beating.join()
-        _group.__init__()  # type: ignore[misc]
+        _group.rank, _group.world, _group.store = 0, 1, None
         dist.destroy_process_group()
 
 
@@ -131,16 +131,16 @@ def share(names: Any) -> list[Any]:
     return list(names)[_group.rank :: _group.world]
 
 
-def _beat() -> None:
+def _beat(ended: threading.Event) -> None:
     """Give a sign of life, with the stage, until the end."""
-    store, count = _group.store.clone() if hasattr(_group.store, "clone") else _group.store, 0
+    store, count = _group.store.clone(), 0  # a connection of its own: the main thread may be waiting on the other
     while True:
         count += 1
         try:
             store.set(f"sign/{_group.rank}", f"{count} {_group.stage}")
         except RuntimeError:  # the store's host is gone: the group's next exchange fails, and says so
             return
-        if _group.ended.wait(BEAT):
+        if ended.wait(BEAT):
             return
 
 

@@ -111,6 +111,30 @@ def test_a_step_on_a_device_that_has_no_values(
         state.updater.skipped.cpu()
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_everything_that_lasts_is_changed_in_place(name: str, pictures: list[Pixels]) -> None:
+    """A step could be recorded and replayed: what the next one reads is where this one has found it."""
+    made = recipe(optimizer__name=name, train__precision="fp16", train__ema_decay=0.9)
+    step, state = step_of(made)
+    places = []
+    for batch in batches(made, pictures, range(45, 49)):
+        step(batch, 1e-3)
+        lasting = [value for value in leaves(state.updater.state_dict()) if isinstance(value, torch.Tensor)]
+        lasting += [*state.network.parameters(), *state.averaged.parameters()]  # type: ignore[union-attr]
+        places.append([value.data_ptr() for value in lasting])
+    assert len(places[0]) > 30
+    assert places[0] == places[1] == places[2] == places[3]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    if children is None:
+        yield value
+    else:
+        for child in children:
+            yield from leaves(child)
+
+
 @pytest.fixture
 def compiled_graphs() -> Iterator[Any]:
     torch._dynamo.reset()
