@@ -151,7 +151,7 @@ def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: 
         (["trian.steps=3"], "unknown key trian (did you mean train?)"),
         (["batch=3"], "unknown key batch (did you mean train.batch?)"),
         (["train.learning_rate=1"], "unknown key train.learning_rate (did you mean optimizer.learning_rate?)"),
-        (["optimizer.lr=1"], "unknown key optimizer.lr; the keys of optimizer are name, learning_rate, "),
+        (["optimizer.lr=1"], "unknown key optimizer.lr; the keys of optimizer are name, backend, learning_rate, "),
         (['train.steps="abc"'], "train.steps: input should be a valid integer, got 'abc'"),
         (["train.steps=0"], "train.steps: input should be greater than or equal to 1, got 0"),
         (["train.compile=1"], "train.compile: input should be a valid boolean, got 1"),

@@ -33,7 +33,7 @@ SURFACE = {
         "--device DEVICE = auto",
         "--tile N = 256",
     },
-    "train": {"[RECIPE]", "--run DIR", "--resume", "--set KEY=VALUE... = []"},
+    "train": {"[RECIPE]", "--run DIR", "--resume", "--profile", "--set KEY=VALUE... = []"},
     "evaluate": {
         "[CHECKPOINT]",
         "--data HR_DIR...",
@@ -85,7 +85,7 @@ def test_the_command_line_is_what_it_was() -> None:
             "teach --store D --teacher C --scale 2",
             {"store": Path("D"), "teacher": Path("C"), "scale": 2, "rounding": "uint8", "device": "auto", "tile": 256},
         ),
-        ("train", {"recipe": None, "folder": None, "resume": False, "overrides": []}),
+        ("train", {"recipe": None, "folder": None, "resume": False, "profile": False, "overrides": []}),
         (
             "train R --run D --resume --set a=1 --set b=2",
             {"recipe": "R", "folder": Path("D"), "resume": True, "overrides": ["a=1", "b=2"]},
@@ -279,7 +279,7 @@ def test_a_resumed_run_takes_its_recipe_from_its_folder(tmp_path: Path, monkeypa
     (tmp_path / "config.toml").write_text(config.dump(given), encoding="utf-8")
     seen: list[tuple[config.Config, Path, bool]] = []
     monkeypatch.setattr(
-        "eco_fast.pipeline.run_recipe", lambda recipe, folder, *, resume: seen.append((recipe, folder, resume))
+        "eco_fast.pipeline.run_recipe", lambda recipe, folder, *, resume, **_: seen.append((recipe, folder, resume))
     )
     run = ["train", "--run", str(tmp_path)]
     assert cli.main([*run, "--resume"]) == 0

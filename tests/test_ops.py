@@ -119,7 +119,9 @@ class Step(torch.nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_step_equals_the_eager_one_to_the_bit(dtype: torch.dtype) -> None:
+def test_compiled_step_equals_the_eager_one_to_the_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opaque to the compiler, as the ops are for CUDA tensors."""
+    monkeypatch.setattr("eco_fast_kernels.ops._fused_by_the_compiler", lambda _: False)
     torch.compiler.reset()
     step, counter = Step(dtype), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter)
@@ -140,6 +142,34 @@ def test_compiled_step_equals_the_eager_one_to_the_bit(dtype: torch.dtype) -> No
     assert counter.frame_count == 1  # a new weight is no new graph
     with pytest.raises(ValueError, match="alpha is a weight"):
         compiled(hr, sr, torch.tensor(1.5), torch.tensor(8.0))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)], ids=str)
+def test_a_compiler_that_sees_through_the_ops_changes_rounding_alone(dtype: torch.dtype, tolerance: float) -> None:
+    """As they are for CPU tensors: no op is left in the graph, and the input is the same to the bit."""
+    torch.compiler.reset()
+    graphs: list[Any] = []
+    step = Step(dtype)
+
+    def keep(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(step, fullgraph=True, backend=keep)
+    hr, sr = (empty_windows(2, 20, 4).copy_(random_bytes(2, 20, 20, 3)) for _ in range(2))
+    results = []
+    for run in (step, compiled):
+        step.zero_grad()
+        loss, finite = run(hr, sr, torch.tensor(0.25), torch.tensor(8.0))
+        (3 * loss).backward()
+        assert step.conv.weight.grad is not None
+        results.append((loss.detach(), finite, step.conv.weight.grad.clone()))
+    (loss, finite, gradient), (other_loss, other_finite, other_gradient) = results
+    assert torch.equal(loss, other_loss)
+    assert torch.equal(finite, other_finite)
+    assert (gradient - other_gradient).norm() <= tolerance * gradient.norm()
+    assert len(graphs) == 1
+    assert "eco_fast" not in graphs[0].code
 
 
 @pytest.mark.parametrize("kind", LOSS_KINDS)

@@ -47,8 +47,8 @@ def downsample_blend(
 ) -> Tensor:
     """The network's input: see `reference.downsample_blend` for the formula, shapes and ranges.
 
-    `alpha` is a tensor so that a captured CUDA graph sees it change. Its range is checked on the CPU; a GPU's value is
-    not read back.
+    `alpha` is a tensor so that a captured CUDA graph sees it change. Its range is checked on the CPU, outside
+    torch.compile; a GPU's value is not read back.
 
     Raises:
         ValueError: bad shapes, dtypes, strides, scale, rounding, alpha or devices.
