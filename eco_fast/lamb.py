@@ -89,14 +89,16 @@ class Lamb(torch.optim.Optimizer):
         parameters = [parameter for parameter in self.param_groups[0]["params"] if parameter.grad is not None]
         if not parameters:
             raise ValueError("optimizer: expected at least one parameter with a gradient, got none")
+        learning_rate = self.param_groups[0]["lr"]
+        if self._blocks is not None and self._blocks.hold(parameters):
+            self._blocks.step(learning_rate, skip, inverse_scale)
+            return
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-        learning_rate = self.param_groups[0]["lr"]
         if self._blocks is not None:
-            if not self._blocks.hold(parameters):
-                self._blocks.take(parameters, self.state, self.averages)
+            self._blocks.take(parameters, self.state, self.averages)
             self._blocks.step(learning_rate, skip, inverse_scale)
         elif self._apex is not None:
             self._step_by_apex(parameters, learning_rate, skip, inverse_scale)
