@@ -18,7 +18,7 @@ from eco_fast_kernels.windows import empty_windows, move_windows
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from bench.plain import lamb_per_tensor, rcan_shapes
+from bench.plain import lamb_parameters, lamb_per_tensor, rcan_shapes
 from eco_fast.config import Optimizer
 from eco_fast.lamb import Lamb
 
@@ -77,12 +77,8 @@ def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
     Every round times all ways one after the other, so that a change of the machine's mood hits all alike.
     """
     recipe = Optimizer(name="lamb", betas=(0.9, 0.99), epsilon=1e-6, clip_value=0.1)
-    parameters = [nn.Parameter(torch.randn(shape, device=device) * 0.05) for shape in rcan_shapes()]
-    weights, gradients, exp_avg, exp_avg_sq = (
-        [torch.randn_like(one).abs().detach() for one in parameters] for _ in range(4)
-    )
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.clone()
+    parameters, _ = lamb_parameters(device)
+    theirs, state = lamb_parameters(device)
     optimizer = Lamb(parameters, recipe, torch.tensor(1e-3, device=device))
     skip = torch.tensor(False, device=device)
     moved = (28 if device == "cpu" else 44) * sum(parameter.numel() for parameter in parameters)
@@ -91,7 +87,7 @@ def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
 
     ways: dict[str, Run] = {
         "backend": lambda: optimizer.step(skip),
-        "authors' loop": lambda: lamb_per_tensor(weights, gradients, exp_avg, exp_avg_sq),
+        "authors' loop": lambda: lamb_per_tensor(theirs, state),
         "copy": lambda: target.copy_(source),
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -1,9 +1,10 @@
 """The plain ways that benchmarks compare with, and the shapes they are measured on."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 
 def rcan_shapes() -> list[tuple[int, ...]]:
@@ -14,21 +15,34 @@ def rcan_shapes() -> list[tuple[int, ...]]:
     return [(64, 3, 3, 3), (64,), *body, (256, 64, 3, 3), (256,), (3, 64, 3, 3), (3,)]
 
 
-def lamb_per_tensor(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], exp_avg: Sequence[Tensor], exp_avg_sq: Sequence[Tensor]
-) -> None:
+def lamb_per_tensor(parameters: Sequence[nn.Parameter], state: dict[nn.Parameter, dict[str, Any]]) -> None:
     """One update as the authors' trainer does it: all gradients clipped at 0.1, then LAMB in a loop over the tensors.
 
     Learning rate 1e-3, betas 0.9 and 0.99, epsilon 1e-6, no weight decay. The host reads both norms of every tensor.
-    Finding the state and clearing the gradients are left out: they are nearly free.
+    `state` holds exp_avg, exp_avg_sq and step of each parameter.
     """
-    torch._foreach_clamp_min_(list(gradients), -0.1)  # as torch.nn.utils.clip_grad_value_
-    torch._foreach_clamp_max_(list(gradients), 0.1)
-    for p, g, m, v in zip(parameters, gradients, exp_avg, exp_avg_sq, strict=True):
+    nn.utils.clip_grad_value_(parameters, 0.1)
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        p, g, kept = parameter.data, parameter.grad.data, state[parameter]
+        m, v = kept["exp_avg"], kept["exp_avg_sq"]
+        kept["step"] += 1
         m.mul_(0.9).add_(g, alpha=0.1)
         v.mul_(0.99).addcmul_(g, g, value=0.01)
-        weight_norm = p.norm().clamp(0, 10)
+        weight_norm = torch.norm(p).clamp(0, 10)
         update = m / v.sqrt().add(1e-6)
-        update_norm = update.norm()
+        update_norm = torch.norm(update)
         trust = 1.0 if weight_norm == 0 or update_norm == 0 else weight_norm / update_norm
-        p.add_(update, alpha=-1e-3 * trust)  # a tensor becomes a number here
+        p.add_(update, alpha=-1e-3 * trust)
+
+
+def lamb_parameters(device: str) -> tuple[list[nn.Parameter], dict[nn.Parameter, dict[str, Any]]]:
+    """RCAN's parameters with gradients, and the state that `lamb_per_tensor` wants."""
+    parameters = [nn.Parameter(torch.randn(shape, device=device) * 0.05) for shape in rcan_shapes()]
+    state: dict[nn.Parameter, dict[str, Any]] = {}
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        state[parameter] = {"step": 0, **moments}
+    return parameters, state

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime import interpreter
 
-from bench.plain import lamb_per_tensor, rcan_shapes
+from bench.plain import lamb_parameters, lamb_per_tensor, rcan_shapes
 
 SAMPLES, PATCH, SCALE = 2, 12, 2  # the interpreter is slow; the ratios hardly depend on the size
 Counts = tuple[int, int]
@@ -154,7 +154,7 @@ def lamb_launches() -> dict[str, Counts]:
     """Launches of one LAMB update of RCAN's parameters: a loop over the tensors, and ours (bytes by contract)."""
     shapes = rcan_shapes()
     weights = sum(int(np.prod(shape)) for shape in shapes)
-    lists = [[torch.rand(shape) for shape in shapes] for _ in range(4)]  # real numbers: the loop reads norms
+    parameters, state = lamb_parameters("cpu")
 
     launches = 0
 
@@ -180,7 +180,10 @@ def lamb_launches() -> dict[str, Counts]:
     finally:
         for name, kernel in kernels.items():
             setattr(lamb_step, name, kernel)
-    return {"eager": count_eager(lambda: lamb_per_tensor(*lists)), "fused": (launches, 44 * weights)}
+    return {
+        "eager": count_eager(torch.no_grad()(lambda: lamb_per_tensor(parameters, state))),
+        "fused": (launches, 44 * weights),
+    }
 
 
 def main() -> None:

@@ -58,13 +58,13 @@ class Blocks:
         self.constants = torch.tensor([*betas, *others], device=device)
         self.follow_rate = torch.tensor(1 - average_decay, device=device)
         self.one = torch.ones((), device=device)
-        self.find_update, self.follow = _find_update, _follow
+        self.find_update, self.move, self.follow = _find_update, _move, _follow
         if compiled and why_not_compile(str(device)) is None:  # where it cannot be, the trainer has said so
             # Otherwise the compiler decides about threads by the size of the block that it happens to see first.
             options: dict[str, Any] = {"cpp.dynamic_threads": True}
-            self.find_update, self.follow = (
+            self.find_update, self.move, self.follow = (
                 torch.compile(function, fullgraph=True, dynamic=True, options=options)
-                for function in (_find_update, _follow)
+                for function in (_find_update, _move, _follow)
             )
         self.release()
 
@@ -139,9 +139,7 @@ class Blocks:
         weight_norm, update_norm = (
             torch.linalg.vector_norm(rows, dim=1, keepdim=True) for rows in (block.weights, block.update)
         )
-        weight_norm.clamp_(max=NORM_CLAMP)
-        trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
-        block.weights.addcmul_(block.update, trust.mul_(learning_rate), value=-1)
+        self.move(block.weights, block.update, weight_norm, update_norm, learning_rate)
         if block.average is not None:
             self.follow(block.average, block.weights.view(-1), self.follow_rate, skip)
 
@@ -202,6 +200,11 @@ def _find_update(
     m.copy_(first)
     v.copy_(second)
     g.copy_(torch.where(skip, 0.0, first / (second.sqrt() + epsilon) + weight_decay * p))
+
+
+def _move(p: Tensor, update: Tensor, weight_norm: Tensor, update_norm: Tensor, learning_rate: Tensor) -> None:
+    trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm.clamp(max=NORM_CLAMP) / update_norm, 1.0)
+    p.addcmul_(update, trust * learning_rate, value=-1)
 
 
 def _follow(average: Tensor, p: Tensor, rate: Tensor, skip: Tensor) -> None:
