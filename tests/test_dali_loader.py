@@ -240,11 +240,13 @@ def test_leaving_ends_all_threads(
 def test_an_interrupted_program_ends(tmp_path: Path) -> None:
     program = """
         import os
+        import signal
         import time
         import numpy as np
         from eco_fast.config import Config, Data, Objective
         from eco_fast.dali_loader import DaliLoader
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts in the background ignores it
         config = Config(data=Data(patch=8), objective=Objective(name="vanilla"))
         before = len(os.listdir("/proc/self/task"))
         try:
