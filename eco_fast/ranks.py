@@ -1,6 +1,6 @@
 """The processes of one training: torchrun starts them, they share every batch, and each knows why another stopped.
 
-    torchrun --nproc-per-node 8 -m eco_fast train edsr_x2_eco --run runs/mine
+    torchrun --nproc-per-node 8 -m -- eco_fast train edsr_x2_eco --run runs/mine
 
 Without torchrun there is one rank, and everything here is a matter of course. Tensors on GPUs travel by NCCL, those on
 CPUs and Python objects by gloo. Every rank reports its stage through the store of the group, so that the ranks that
@@ -12,13 +12,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401 - before there is a group: its default arguments would keep one for ever
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -126,9 +127,9 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def share(names: Any) -> list[Any]:
-    """This rank's part of a sequence: every world-th from its rank on."""
-    return list(names)[_group.rank :: _group.world]
+def share(values: Iterable[T]) -> list[T]:
+    """This rank's part of the values: every world-th from its rank on."""
+    return list(values)[_group.rank :: _group.world]
 
 
 def _beat(ended: threading.Event) -> None:
