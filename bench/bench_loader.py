@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from eco_fast_kernels import margin_of
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from bench.plain import SIDE, SubImages, sub_images
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.encoded import EncodedImages
-from eco_fast.images import Pixels, builtin_images, find_images, read_image
+from eco_fast.images import find_images
 from eco_fast.loader import Loader, PlainLoader, cut_window
 from eco_fast.step import input_of
 from eco_fast.store import Store, Writer
 
 dali_loader = pytest.importorskip("eco_fast.dali_loader", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 
-SIDE, PATCH = 480, 48
+PATCH = 48
 SCALE: Scale = 2
 SECONDS = 1.0  # of each measurement
 ROUNDS = 3
@@ -39,47 +39,13 @@ Draw = Callable[[], int]
 """Loads one batch and returns its samples."""
 
 
-class SubImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The field's habit: PNG sub-images, decoded whole for each patch; LR by Pillow."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with Image.open(self.paths[index % len(self.paths)]) as image:
-            left, top = torch.randint(0, SIDE - 96 + 1, (2,)).tolist()
-            patch = image.convert("RGB").crop((left, top, left + 96, top + 96))
-        patch = patch.transpose(list(Image.Transpose)[int(torch.randint(7, ()))])
-        lr = patch.resize((PATCH, PATCH), Image.Resampling.BICUBIC)
-        hr_lr = [torch.from_numpy(np.array(one)).permute(2, 0, 1).float() / 255 for one in (patch, lr)]
-        return hr_lr[0], hr_lr[1]
-
-
 @pytest.fixture(scope="module")
-def pictures() -> list[Pixels]:
-    """Sub-images of photographs, with a little noise, so that no two are alike."""
-    generator = np.random.default_rng(0)
-    photos = [read_image(path) for group in ("train", "test") for _, path in builtin_images(group)]
-    photos = [photo for photo in photos if min(photo.shape[:2]) >= SIDE]
-    made = []
-    for index in range(64):
-        photo = photos[index % len(photos)]
-        top, left = (generator.integers(0, size - SIDE + 1) for size in photo.shape[:2])
-        noise = generator.normal(0, 1, (SIDE, SIDE, 3))
-        made.append(np.clip(photo[top : top + SIDE, left : left + SIDE] + noise, 0, 255).astype(np.uint8))
-    return made
-
-
-@pytest.fixture(scope="module")
-def folder(pictures: list[Pixels], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     writer = Writer(folder / "store", {"kind": "hr"})
     for name in ("png", "jpg"):
         (folder / name).mkdir()
-    for index, picture in enumerate(pictures):
+    for index, picture in enumerate(sub_images(64, np.random.default_rng(0))):
         image = Image.fromarray(picture)
         image.save(folder / "png" / f"{index}.png", compress_level=3)
         image.save(folder / "jpg" / f"{index}.jpg", quality=95)
@@ -92,7 +58,7 @@ def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
     """A way of loading, ready to draw batches; ends what it started when it is closed."""
     images = Store(folder / "store").images
     if way == "PIL PNG DataLoader":
-        dataset = SubImages(sorted((folder / "png").iterdir()))
+        dataset = SubImages([folder / "png"], SCALE, PATCH)
         endless = iter(DataLoader(dataset, batch_size=batch, num_workers=2))
         yield lambda: len(next(endless)[0])
         return

@@ -15,7 +15,7 @@ medians of the rounds' own ratios. `extra_info` and the last lines hold them.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from bench.plain import SubImages, sub_images
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.data import open_loader
 from eco_fast.device import pick_device
-from eco_fast.images import builtin_images, read_image
-from eco_fast.measure import training_flops
+from eco_fast.measure import Work, convolution, matmul, training_flops
 from eco_fast.models import build
 from eco_fast.optim import learning_rate_at
 from eco_fast.run_folder import RunFolder
@@ -42,26 +42,18 @@ from eco_fast.telemetry import Telemetry
 from eco_fast.train import TrainingState
 
 ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (15, 12)}  # rounds, and steps in each
-SIDE = 480  # of the sub-images
 SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so that they do not disturb what comes next
-Work = Callable[[], object]
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """480x480 sub-images as PNG files and as a store, and their centroids, which here are other sub-images."""
     folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    photos = [read_image(path) for group in ("train", "test") for _, path in builtin_images(group)]
-    photos = [photo for photo in photos if min(photo.shape[:2]) >= SIDE]
+    generator = np.random.default_rng(0)
     for kind in ("hr", "sr"):
         (folder / kind).mkdir()
         writer = Writer(folder / f"store-{kind}", {"kind": "hr"})
-        for index in range(32):
-            photo = photos[index % len(photos)]
-            top, left = (random.integers(0, size - SIDE + 1) for size in photo.shape[:2])
-            noise = random.normal(0, 1, (SIDE, SIDE, 3))
-            picture = np.clip(photo[top : top + SIDE, left : left + SIDE] + noise, 0, 255).astype(np.uint8)
+        for index, picture in enumerate(sub_images(32, generator)):
             Image.fromarray(picture).save(folder / kind / f"{index}.png", compress_level=3)
             writer.add(f"{index}.png", picture, origin=str(index))
         writer.finish()
@@ -72,8 +64,7 @@ def whole(recipe: Config, pictures: Path, device: str, folder: Path, stack: Exit
     """The body of the training loop, from the middle of the training, where HR and the centroid are both read."""
     start, steps = recipe.train.steps // 2, recipe.train.steps
     hr, sr = Store(pictures / "store-hr"), Store(pictures / "store-sr")
-    state = TrainingState(recipe, device)
-    state.load(None, "bench")
+    state = TrainingState(recipe, device, None, "bench")
     loader = stack.enter_context(open_loader(recipe, hr, sr, start, device=device, label="bench"))
     run = RunFolder(folder, recipe, resume=False)
     telemetry = stack.enter_context(Telemetry(run, loader, [], device, start, "bench"))
@@ -111,33 +102,12 @@ def bare(recipe: Config, device: str) -> Work:
     return work
 
 
-class SubImages(Dataset[tuple[Tensor, ...]]):
-    """HR and SR sub-images from PNG files, each with its LR by Pillow, as float tensors."""
-
-    def __init__(self, folder: Path, recipe: Config) -> None:
-        self.folder, self.scale, self.patch = folder, recipe.scale, recipe.data.patch
-
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        side = self.scale * self.patch
-        left, top = torch.randint(0, SIDE - side + 1, (2,)).tolist()
-        turn = list(Image.Transpose)[int(torch.randint(7, ()))]
-        made = []
-        for kind in ("hr", "sr"):
-            with Image.open(self.folder / kind / f"{index % 32}.png") as image:
-                patch = image.convert("RGB").crop((left, top, left + side, top + side)).transpose(turn)
-            lr = patch.resize((self.patch, self.patch), Image.Resampling.BICUBIC)
-            made += [torch.from_numpy(np.array(one)).permute(2, 0, 1).float() / 255 for one in (patch, lr)]
-        return tuple(made)
-
-
 def field(recipe: Config, pictures: Path, device: str) -> Work:
     """The field's loop with ECO's blend written in Python."""
     network = build(recipe.model, recipe.scale).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    batches = iter(DataLoader(SubImages(pictures, recipe), batch_size=recipe.train.batch, num_workers=2))
+    dataset = SubImages([pictures / "hr", pictures / "sr"], recipe.scale, recipe.data.patch)
+    batches = iter(DataLoader(dataset, batch_size=recipe.train.batch, num_workers=2))
     alpha = 0.5
 
     def work() -> float:
@@ -153,34 +123,14 @@ def field(recipe: Config, pictures: Path, device: str) -> Work:
     return work
 
 
-def convolution(device: str) -> tuple[Work, float]:
-    """Forward and backward of one 3x3 convolution of EDSR-baseline's body, and its work."""
-    layer = nn.Conv2d(64, 64, 3, padding=1).to(device)
-    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(16, 64, 48, 48, device=device)
-    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = torch.randn_like(x.detach())
-
-    def work() -> None:
-        for _ in range(8):
-            layer(x).backward(y)
-
-    return work, 8 * 6 * 9 * 64**2 * 16 * 48**2
-
-
-def matmul(device: str) -> tuple[Work, float]:
-    """A large float32 matrix product, and its work."""
-    first, second = torch.randn(2, 2048, 2048, device=device)
-    return lambda: torch.mm(first, second), 2 * 2048**3
-
-
 @pytest.mark.parametrize("name", ROUNDS)
 def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: Path) -> None:
     """All ways in turn."""
     device = pick_device("auto")
     recipe = config.load(name)
     rounds, steps = ROUNDS[name]
-    peaks = {"convolution": convolution(device), "matmul": matmul(device)}
+    peaks = {"convolution": convolution(16, device, torch.float32), "matmul": matmul(2048, device, torch.float32)}
+    times = {"convolution": 8, "matmul": 1}
     seconds: dict[str, list[float]] = {way: [] for way in ("whole", "bare", "field", *peaks)}
     with ExitStack() as stack:
         ways = {"whole": whole(recipe, pictures, device, tmp_path / "run", stack)}  # resets the compiler: comes first
@@ -189,7 +139,7 @@ def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: 
 
         def measured() -> None:
             for way, work in ways.items():
-                seconds[way].append(_time(work, 1 if way in peaks else steps, device))
+                seconds[way].append(_time(work, times.get(way, steps), device))
                 if way == "field":
                     time.sleep(SETTLE)
 

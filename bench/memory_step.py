@@ -30,8 +30,7 @@ def a_batch(recipe: Config) -> Batch:
 
 
 def build_step(recipe: Config) -> tuple[Step, TrainingState]:
-    state = TrainingState(recipe, "cpu")
-    state.load(None, "memory")
+    state = TrainingState(recipe, "cpu", None, "memory")
     return Step(state.network, state.updater, recipe, state.precision, "cpu", recipe.train.batch), state
 
 

@@ -1,10 +1,61 @@
 """The plain ways that benchmarks compare with, and the shapes they are measured on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from eco_fast.images import Pixels, builtin_images, read_image
+
+SIDE = 480  # of sub-images
+
+
+def sub_images(count: int, generator: np.random.Generator) -> list[Pixels]:
+    """480x480 cut-outs of photographs, with a little noise, so that no two are alike."""
+    photos = [read_image(path) for group in ("train", "test") for _, path in builtin_images(group)]
+    photos = [photo for photo in photos if min(photo.shape[:2]) >= SIDE]
+    made = []
+    for index in range(count):
+        photo = photos[index % len(photos)]
+        top, left = (generator.integers(0, size - SIDE + 1) for size in photo.shape[:2])
+        noise = generator.normal(0, 1, (SIDE, SIDE, 3))
+        made.append(np.clip(photo[top : top + SIDE, left : left + SIDE] + noise, 0, 255).astype(np.uint8))
+    return made
+
+
+class SubImages(Dataset[tuple[Tensor, ...]]):
+    """The field's habit: PNG sub-images, decoded whole for each patch; LR by Pillow.
+
+    Args:
+        folders: each holds its version of the same sub-images: HR, or HR and the centroids.
+        scale: upscaling factor.
+        patch: side of an LR patch.
+    """
+
+    def __init__(self, folders: Sequence[Path], scale: int, patch: int) -> None:
+        self.files = list(zip(*(sorted(folder.iterdir()) for folder in folders), strict=True))
+        self.scale, self.patch = scale, patch
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """For each folder the HR patch and its LR patch, float [3, H, W]; the same window in the same orientation."""
+        side = self.scale * self.patch
+        left, top = torch.randint(0, SIDE - side + 1, (2,)).tolist()
+        turn = list(Image.Transpose)[int(torch.randint(7, ()))]
+        made = []
+        for path in self.files[index % len(self.files)]:
+            with Image.open(path) as image:
+                patch = image.convert("RGB").crop((left, top, left + side, top + side)).transpose(turn)
+            lr = patch.resize((self.patch, self.patch), Image.Resampling.BICUBIC)
+            made += [torch.from_numpy(np.array(one)).permute(2, 0, 1).float() / 255 for one in (patch, lr)]
+        return tuple(made)
 
 
 def rcan_shapes() -> list[tuple[int, ...]]:

@@ -178,7 +178,7 @@ def _teach(arguments: Arguments) -> None:
             tile=tile,
             device=arguments.device,
         )
-    print(f"centroids: {out}")
+        print(f"centroids: {out}")
 
 
 def _evaluate(arguments: Arguments) -> None:
@@ -190,14 +190,12 @@ def _evaluate(arguments: Arguments) -> None:
         raise ValueError("evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR")
     if pictures and arguments.save_images:
         raise ValueError("--save-images goes with CHECKPOINT: the pictures of --sr exist already")
-    speaks = True  # of several processes, the first
-    if pictures:
-        results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
-        facts = {"sr": arguments.sr, "hr": arguments.hr}
-    else:
-        tile = _checked_tile(arguments)
-        with ranks.joined(TIMEOUT):
-            speaks = ranks.is_first()
+    tile = _checked_tile(arguments)
+    with ranks.joined(TIMEOUT):
+        if pictures:
+            results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
+            facts = {"sr": arguments.sr, "hr": arguments.hr}
+        else:
             results = evaluate.evaluate_checkpoint(
                 arguments.checkpoint,
                 arguments.data,
@@ -207,12 +205,10 @@ def _evaluate(arguments: Arguments) -> None:
                 tile=tile,
                 device=arguments.device,
             )
-        facts = {"checkpoint": str(arguments.checkpoint), "rounding": arguments.rounding}
-    if not speaks:
-        return
-    evaluate.show(results)
-    if arguments.json:
-        evaluate.write_results(arguments.json, results, scale=arguments.scale, **facts)
+            facts = {"checkpoint": str(arguments.checkpoint), "rounding": arguments.rounding}
+        evaluate.show(results)
+        if arguments.json and ranks.is_first():
+            evaluate.write_results(arguments.json, results, scale=arguments.scale, **facts)
 
 
 def _upscale(arguments: Arguments) -> None:

@@ -10,7 +10,6 @@
 another one may continue a run.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from torch.nn import Parameter
 from eco_fast.config import Optimizer
 from eco_fast.lamb_apex import make_apex
 from eco_fast.lamb_blocks import NORM_CLAMP, Blocks
+from eco_fast.precision import multiply_gradients
 
 Backend = Literal["triton", "torch", "apex"]
 
@@ -101,7 +101,7 @@ class Lamb(torch.optim.Optimizer):
             self._blocks.take(parameters, self.state, self.averages)
             self._blocks.step(learning_rate, skip, inverse_scale)
         elif self._apex is not None:
-            self._step_by_apex(parameters, learning_rate, skip, inverse_scale)
+            self._step_by_apex(self._apex, parameters, learning_rate, skip, inverse_scale)
         else:
             lamb_step(
                 parameters,
@@ -127,23 +127,26 @@ class Lamb(torch.optim.Optimizer):
             self._blocks.release()  # the state has new tensors
 
     def _step_by_apex(
-        self, parameters: list[Parameter], learning_rate: Tensor, skip: Tensor, inverse_scale: Tensor | None
+        self,
+        apex: torch.optim.Optimizer,
+        parameters: list[Parameter],
+        learning_rate: Tensor,
+        skip: Tensor,
+        inverse_scale: Tensor | None,
     ) -> None:
         """The step by apex, which takes the rate as a number and knows no skipping: the host waits for both, once.
 
         The gradients are used up: apex leaves its update in them.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        skip |= ~torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()  # noqa: SLF001 - any NaN or inf
+        multiply_gradients(gradients, torch.ones_like(learning_rate) if inverse_scale is None else inverse_scale, skip)
         rate, skipped = torch.stack([learning_rate, skip.to(learning_rate.dtype)]).tolist()
         if skipped:
             return
-        if inverse_scale is not None:
-            torch._foreach_mul_(gradients, inverse_scale)
         if self.config.clip_value:
             torch.nn.utils.clip_grad_value_(parameters, self.config.clip_value)
-        self._apex.state = self.state  # type: ignore[union-attr]  # anew, for loading makes another one
-        self._apex.param_groups[0]["lr"] = rate  # type: ignore[union-attr]
-        self._apex.step()  # type: ignore[union-attr]
+        apex.state = self.state  # anew, for loading makes another one
+        apex.param_groups[0]["lr"] = rate
+        apex.step()
         for parameter in parameters if self.averages else ():
             self.averages[parameter].lerp_(parameter, 1 - self.average_decay)

@@ -1,8 +1,8 @@
 """The `torch` backend of LAMB: tensors of one shape in one buffer, worked through in blocks that stay in cache.
 
-A loop over RCAN's 1 628 tensors goes through memory again with each of its ten operators. Here
-the weights and moments of all tensors of one shape and memory layout lie in one buffer each, [tensors, numel], of which
-the parameters and their state are views. A block is as many rows as fit into `BLOCK_BYTES`:
+A loop over RCAN's 1 628 tensors goes through memory again with each of its ten operators. Here the weights and moments
+of all tensors of one shape and memory layout lie in one buffer each, [tensors, numel], of which parameters and state
+are views. A block is as many rows as fit into `BLOCK_BYTES`:
 
     1. is a gradient not finite? (the check of torch's gradient scalers, with a factor of 1)
     2. for each block, the last first: gather its gradients into the scratch; moments, and the update u in place of the
@@ -26,6 +26,7 @@ from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
 from eco_fast.device import why_not_compile
+from eco_fast.precision import multiply_gradients
 
 BLOCK_BYTES = 4 << 20  # of each of a block's four arrays: they share the last cache, and calls are few
 LARGE_PAGE = 2 << 20
@@ -123,12 +124,9 @@ class Blocks:
     def step(self, learning_rate: Tensor, skip: Tensor, inverse_scale: Tensor | None) -> None:
         """One update of what was taken, with the gradients that the parameters have now."""
         scale = self.one if inverse_scale is None else inverse_scale
-        # The factor of 1 leaves the gradients as they are; nothing else reads a list of tensors at the speed of memory.
         every = [parameter.grad for block in self.blocks for parameter in block.parameters]
         gradients = [gradient for gradient in every if gradient is not None]
-        found = torch.zeros_like(self.one)
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self.one)
-        skip.logical_or_(found)
+        multiply_gradients(gradients, self.one, skip)  # leaves them as they are: the scale comes with the moments
         for block in reversed(self.blocks):
             _collect(block)
             self._update(block, learning_rate, scale, skip)

@@ -34,7 +34,7 @@ class Stopwatch:
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def mark(self, stage: str) -> None:
-        """A stage begins; "data" begins a step."""
+        """A stage begins; "data" begins a step, and what begins with another name than `STAGES` has is left out."""
         if stage == "data":
             self._step += 1
         if self._step in self._window or (self._step == self._window.stop and stage == "data"):
@@ -46,7 +46,8 @@ class Stopwatch:
             return None
         seconds = dict.fromkeys(STAGES, 0.0)
         for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            seconds[stage] += _between(begin, end)
+            if stage in seconds:
+                seconds[stage] += _between(begin, end)
         self._marks.clear()
         return {stage: spent / sum(seconds.values()) for stage, spent in seconds.items()}
 
@@ -74,29 +75,34 @@ def training_flops(network: nn.Module, patch: int) -> int:
     return 3 * int(counter.get_total_flops())
 
 
+def matmul(size: int, device: str, dtype: torch.dtype) -> tuple[Work, float]:
+    """A matrix product of a size, and its floating-point operations."""
+    first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return lambda: torch.mm(first, second), 2.0 * size**3
+
+
+def convolution(samples: int, device: str, dtype: torch.dtype) -> tuple[Work, float]:
+    """Forward and backward of a 3x3 convolution of EDSR-baseline's body, and its floating-point operations."""
+    layer = nn.Conv2d(64, 64, 3, padding=1, device=device, dtype=dtype)
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.randn(samples, 64, 48, 48, device=device, dtype=dtype)
+    image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.randn_like(image.detach())
+    return lambda: layer(image).backward(upstream), 6.0 * 9 * 64 * 64 * samples * 48 * 48
+
+
 @cache
 def measured_peak(device: str, dtype: torch.dtype) -> float:
-    """The best FLOP/s of a matrix product and of a 3x3 convolution with its gradients, measured now."""
-
-    def matmul(size: int) -> tuple[Work, float]:
-        first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        return lambda: torch.mm(first, second), 2.0 * size**3
-
-    def convolution(samples: int) -> tuple[Work, float]:
-        layer = nn.Conv2d(64, 64, 3, padding=1, device=device, dtype=dtype)
-        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        image = torch.randn(samples, 64, 48, 48, device=device, dtype=dtype)
-        image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
-        upstream = torch.randn_like(image.detach())
-        return lambda: layer(image).backward(upstream), 6.0 * 9 * 64 * 64 * samples * 48 * 48
-
-    return max(_rate(matmul, 256, device), _rate(convolution, 1, device))
+    """The best FLOP/s of a matrix product and of a convolution, measured now."""
+    return max(_rate(work_of, size, device, dtype) for work_of, size in ((matmul, 256), (convolution, 1)))
 
 
-def _rate(work_of: Callable[[int], tuple[Work, float]], size: int, device: str) -> float:
+def _rate(
+    work_of: Callable[[int, str, torch.dtype], tuple[Work, float]], size: int, device: str, dtype: torch.dtype
+) -> float:
     """The best FLOP/s of three, at the first size whose work lasts long enough to be timed."""
     while True:
-        work, flops = work_of(size)
+        work, flops = work_of(size, device, dtype)
         seconds = [_seconds(work, device) for _ in range(4)][1:]
         if min(seconds) > LONG_ENOUGH:
             return flops / min(seconds)

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
 from eco_fast.lamb import Lamb
-from eco_fast.precision import GradientScale
+from eco_fast.precision import GradientScale, multiply_gradients
 
 COUNTERS = ("last_accepted", "skipped", "skipped_in_row")
 
@@ -137,18 +137,13 @@ class Updater:
     @torch.no_grad()
     def _adam_step(self, skip: Tensor, inverse_scale: Tensor | None) -> None:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        found = torch.zeros_like(self._one)
-        # what torch's own gradient scaler calls, without a public name: one pass looks and multiplies
-        torch._amp_foreach_non_finite_check_and_unscale_(
-            gradients, found, self._one if inverse_scale is None else inverse_scale
-        )
-        skip |= found > 0
+        multiply_gradients(gradients, self._one if inverse_scale is None else inverse_scale, skip)
         if self.config.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.config.clip_value)
         # torch's fused optimizers leave everything as it is where found_inf is 1, without asking the host
         self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average:
-            change = torch._foreach_sub(list[Tensor](self.parameters), self.average)  # noqa: SLF001 - as above
+            change = torch._foreach_sub(list[Tensor](self.parameters), self.average)  # noqa: SLF001 - no public name
             torch._foreach_mul_(change, (1 - self.average_decay) * ~skip)
             torch._foreach_add_(self.average, change)

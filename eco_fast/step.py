@@ -7,6 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from eco_fast_kernels import blend_lr, blended_loss, downsample_blend, margin_of
@@ -35,27 +36,22 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.network, self.config, self.precision = network, config, precision
 
-    def forward(
-        self,
-        hr: Tensor | None,
-        sr: Tensor | None,
-        lr_of_hr: Tensor | None,
-        lr_of_sr: Tensor | None,
-        transposed: Tensor,
-        input_alpha: Tensor,
-        target_alpha: Tensor,
-        noise: Tensor | None,
-        gradient_scale: Tensor,
-    ) -> Tensor:
-        """The mean loss, float32 []; the arguments are those of `Batch`, and the loss's expected upstream gradient."""
+    def forward(self, target_alpha: Tensor, gradient_scale: Tensor, **inputs: Any) -> Tensor:
+        """The mean loss, float32 [].
+
+        Args:
+            target_alpha: as `Batch` has it.
+            gradient_scale: the upstream gradient that is to be expected, float32 [].
+            inputs: those of `network_input`.
+        """
         config = self.config
-        lr = network_input(config, hr, sr, lr_of_hr, lr_of_sr, transposed, input_alpha, noise)
+        lr = network_input(config, **inputs)
         with self.precision.autocast(lr.device.type):
             prediction = self.network(lr)
         loss, _ = blended_loss(
             prediction,
-            hr,
-            sr,
+            inputs["hr"],
+            inputs["sr"],
             target_alpha,
             config.objective.loss,
             margin=margin_of(config.scale),
@@ -74,7 +70,10 @@ def network_input(
     input_alpha: Tensor,
     noise: Tensor | None,
 ) -> Tensor:
-    """The blended LR images with their noise: float32 [N, 3, patch, patch] in 0..1 (not clipped), channels_last."""
+    """The blended LR images with their noise: float32 [N, 3, patch, patch] in 0..1 (not clipped), channels_last.
+
+    The arguments are those of `Batch`.
+    """
     if config.data.downsample == "dali":
         lr = blend_lr(lr_of_hr, lr_of_sr, input_alpha)
     else:
@@ -118,18 +117,12 @@ class Step:
     ) -> None:
         self.updater, self.config, self.device = updater, config, device
         self.parts = split(samples, config.train.micro_batch or samples)
-        shares = {part.stop - part.start for part in self.parts}
-        of_batch = {count: count / config.train.batch for count in shares}
-        self._weight = {count: torch.tensor(share, device=device) for count, share in of_batch.items()}
-        # DistributedDataParallel takes the mean over the ranks, of what is here to be a sum
-        world = ranks.world()
-        self._factor = {count: torch.tensor(share * world, device=device) for count, share in of_batch.items()}
         loss = TrainingLoss(network, config, precision)
         if config.train.compile and why_not_compile(device) is None:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
             loss.compile(fullgraph=True, dynamic=False)
         self.parallel: DistributedDataParallel | None = None
-        if world > 1:
+        if ranks.world() > 1:
             with warnings.catch_warnings():  # the new name of `broadcast_buffers` is not in all the torch we support
                 warnings.simplefilter("ignore", FutureWarning)
                 self.parallel = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -147,17 +140,20 @@ class Step:
         total = torch.zeros((), device=self.device)
         for part in self.parts:
             self.mark("forward")
-            count = part.stop - part.start
-            upstream = self._factor[count] * self.updater.scale
+            share = (part.stop - part.start) / self.config.train.batch
+            # DistributedDataParallel takes the mean over the ranks, of what is here to be a sum
+            upstream = self.updater.scale * (share * ranks.world())
             with self._reduced_at_the_end(part):
                 loss: Tensor = self.loss(**self._inputs(batch.part(part)), gradient_scale=upstream)
                 self.mark("backward")
                 loss.backward(upstream)  # type: ignore[no-untyped-call]
-            total += loss.detach() * self._weight[count]
+            total += loss.detach() * share
         if self.parallel is not None:
             torch.distributed.all_reduce(total)
         self.mark("optimizer")
-        return total, self.updater.step(total, learning_rate)
+        skip = self.updater.step(total, learning_rate)
+        self.mark("other")
+        return total, skip
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor | None]:
         """The tensors of a part, always the same ones of them None, so that one compiled graph serves all steps.

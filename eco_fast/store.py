@@ -239,7 +239,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _recover_journals(folder: Path) -> list[dict[str, Any]]:
-    """What the journals of all ranks hold; each rank mends its own, before the first one writes."""
+    """What the journals of all ranks hold; the first rank to look mends them, before any writes."""
     found: list[dict[str, Any]] = []
     for path in _journals(folder):
         whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")

@@ -77,7 +77,7 @@ class Telemetry:
         if self._board is not None:
             self._board.close()
 
-    def describe(self, network: Network, precision: Precision) -> None:
+    def calibrate(self, network: Network, precision: Precision) -> None:
         """Count what a step's work is, and measure what the device can do, so that the speed has a measure."""
         config = self.run.config
         self._flops = float(training_flops(network, config.data.patch))

@@ -3,7 +3,7 @@
     eco-fast train                                                   the quick start
     eco-fast train edsr_baseline_x2_eco --set data.train='["DIV2K_train_HR"]'
     eco-fast train --run runs/quickstart --resume
-    torchrun --nproc-per-node 8 -m eco_fast train edsr_x2_eco --run runs/edsr
+    torchrun --nproc-per-node 8 -m -- eco_fast train edsr_x2_eco --run runs/edsr
 
 `pipeline.py` runs it for the teacher, the student and the twin; `step.py` is what happens in a step.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eco_fast import ranks
 from eco_fast.checkpoints import Checkpoints, load_state
@@ -62,8 +63,8 @@ def train_network(
     """
     config, steps = run.config, run.config.train.steps
     device = pick_device(config.train.device)
-    state = TrainingState(config, device)
-    start = state.load(load_state(run.checkpoints, device), label)
+    state = TrainingState(config, device, load_state(run.checkpoints, device), label)
+    start = state.start
     if ranks.is_first():
         run.rewind(start)
     if start == steps:
@@ -82,7 +83,7 @@ def train_network(
             telemetry.load_state_dict(state.telemetry)
         count, mark = loader.planner.count, telemetry.stopwatch.mark
         step = Step(state.network, state.updater, config, state.precision, device, count, mark)
-        telemetry.describe(state.network, state.precision)
+        telemetry.calibrate(state.network, state.precision)
         describe(step, state, config, label)
         ranks.at(f"at step {start}, loading data")
         for batch in loader:
@@ -118,48 +119,45 @@ class TrainingState:
     Args:
         config: the recipe.
         device: where it lives.
+        saved: a checkpoint's state to continue from, or None to begin.
+        label: precedes the line that says so.
     """
 
-    def __init__(self, config: Config, device: str) -> None:
+    def __init__(self, config: Config, device: str, saved: dict[str, Any] | None, label: str) -> None:
         self.config, self.device = config, device
         self.precision: Precision = set_precision(config.train, device)
         torch.manual_seed(config.seed)
         self.network = build(config.model, config.scale)
-        self.averaged: Network | None = None
-        self.best = float("-inf")
-        self.telemetry: dict[str, Any] | None = None
-
-    def load(self, saved: dict[str, Any] | None, label: str) -> int:
-        """Continue from a checkpoint's state, or begin; returns the step to begin with."""
-        config = self.config
         if config.model.start_from and saved is None:
             kept = warm_start(self.network, Path(config.model.start_from))
             print(
                 f"{label} starts from {config.model.start_from}; fresh weights: {', '.join(kept) or 'none'}", flush=True
             )
-        self.network.to(device=self.device, memory_format=self.network.memory_format)  # type: ignore[call-overload]
+        self.network.to(device=device, memory_format=self.network.memory_format)  # type: ignore[call-overload]
+        self.averaged: Network | None = None
+        averages: list[Tensor] = []
         if config.train.ema_decay:
             self.averaged = copy.deepcopy(self.network).requires_grad_(requires_grad=False)
-        trainable = [parameter.requires_grad for parameter in self.network.parameters()]
-        averages = self.averaged.parameters() if self.averaged is not None else ()
+            pairs = zip(self.averaged.parameters(), self.network.parameters(), strict=True)
+            averages = [average for average, parameter in pairs if parameter.requires_grad]
         self.updater = Updater(
             self.network.parameters(),
             config.optimizer,
-            self.device,
-            GradientScale(self.device) if self.precision.scales_gradients else None,
-            [mean for mean, is_trained in zip(averages, trainable, strict=False) if is_trained],
+            device,
+            GradientScale(device) if self.precision.scales_gradients else None,
+            averages,
             config.train.ema_decay,
             compiled=config.train.compile,
         )
-        if saved is None:
-            return 0
-        self.best, self.telemetry = saved["best"], saved["telemetry"]
-        self.network.load_state_dict(saved["network"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(saved["averaged"])
-        self.updater.load_state_dict(saved["updater"])
-        print(f"{label} continues at step {saved['step']} of {config.train.steps}", flush=True)
-        return int(saved["step"])
+        self.start, self.best = 0, float("-inf")
+        self.telemetry: dict[str, Any] | None = None
+        if saved is not None:
+            self.start, self.best, self.telemetry = saved["step"], saved["best"], saved["telemetry"]
+            self.network.load_state_dict(saved["network"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(saved["averaged"])
+            self.updater.load_state_dict(saved["updater"])
+            print(f"{label} continues at step {self.start} of {config.train.steps}", flush=True)
 
     @property
     def result(self) -> Network:
