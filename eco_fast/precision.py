@@ -52,7 +52,8 @@ def set_precision(train: Train, device: str) -> Precision:
     if name == "bf16" and device != "cpu" and capability < (8, 0):
         raise ValueError(f"train.precision=bf16 needs a GPU of sm_80 or newer, {device} is older; take fp16 or auto")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
-    torch.use_deterministic_algorithms(train.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != train.deterministic:  # setting it imports the compiler
+        torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic  # patches keep their size: the search pays once
     return Precision(name)
 
