@@ -11,6 +11,7 @@ another one may continue a run.
 """
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -86,12 +87,16 @@ class Lamb(torch.optim.Optimizer):
             skip: bool []; becomes true by a gradient that is not finite. Where true, every bit stays as it is.
             inverse_scale: float32 [], undoes a gradient scaler's factor; None for 1.
         """
-        parameters = [parameter for parameter in self.param_groups[0]["params"] if parameter.grad is not None]
+        parameters = self.param_groups[0]["params"]
+        gradients = list(map(attrgetter("grad"), parameters))  # there are thousands: no loop of our own
+        if any(gradient is None for gradient in gradients):
+            parameters = [parameter for parameter in parameters if parameter.grad is not None]
+            gradients = [gradient for gradient in gradients if gradient is not None]
         if not parameters:
             raise ValueError("optimizer: expected at least one parameter with a gradient, got none")
         learning_rate = self.param_groups[0]["lr"]
         if self._blocks is not None and self._blocks.hold(parameters):
-            self._blocks.step(learning_rate, skip, inverse_scale)
+            self._blocks.step(gradients, learning_rate, skip, inverse_scale)
             return
         for parameter in parameters:
             if not self.state[parameter]:
@@ -99,13 +104,13 @@ class Lamb(torch.optim.Optimizer):
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
         if self._blocks is not None:
             self._blocks.take(parameters, self.state, self.averages)
-            self._blocks.step(learning_rate, skip, inverse_scale)
+            self._blocks.step(gradients, learning_rate, skip, inverse_scale)
         elif self._apex is not None:
-            self._step_by_apex(self._apex, parameters, learning_rate, skip, inverse_scale)
+            self._step_by_apex(self._apex, parameters, gradients, learning_rate, skip, inverse_scale)
         else:
             lamb_step(
                 parameters,
-                [parameter.grad for parameter in parameters],
+                gradients,
                 [self.state[parameter]["exp_avg"] for parameter in parameters],
                 [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
                 learning_rate=learning_rate,
@@ -130,6 +135,7 @@ class Lamb(torch.optim.Optimizer):
         self,
         apex: torch.optim.Optimizer,
         parameters: list[Parameter],
+        gradients: list[Tensor],
         learning_rate: Tensor,
         skip: Tensor,
         inverse_scale: Tensor | None,
@@ -138,7 +144,6 @@ class Lamb(torch.optim.Optimizer):
 
         The gradients are used up: apex leaves its update in them.
         """
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         multiply_gradients(gradients, torch.ones_like(learning_rate) if inverse_scale is None else inverse_scale, skip)
         rate, skipped = torch.stack([learning_rate, skip.to(learning_rate.dtype)]).tolist()
         if skipped:

@@ -4,12 +4,13 @@ A loop over RCAN's 1 628 tensors goes through memory again with each of its ten 
 of all tensors of one shape and memory layout lie in one buffer each, [tensors, numel], of which parameters and state
 are views. A block is as many rows as fit into `BLOCK_BYTES`:
 
-    1. is a gradient not finite? (the check of torch's gradient scalers, with a factor of 1)
-    2. for each block, the last first: gather its gradients into the scratch; moments, and the update u in place of the
-       gradients (one fused loop); norms of each row; p -= rate * u
+    1. gather the gradients of blocks of small tensors: biases and the like, where a call costs more than its bytes
+    2. is a gradient not finite? (the check of torch's gradient scalers, with a factor of 1)
+    3. for each block, the last first: gather its gradients, if they are large, into a scratch that all blocks share;
+       moments, and the update u in place of the gradients (one fused loop); norms of each row; p -= rate * u
 
 Memory moves 28 bytes a weight for the update and 8 for the question that must be answered before it; the scratch and
-what step 2 reads twice stay in the cache, and so do the gradients that step 1 has read last.
+what step 3 reads twice stay in the cache, and so do the gradients that step 2 has read last.
 """
 
 import math
@@ -29,6 +30,7 @@ from eco_fast.device import why_not_compile
 from eco_fast.precision import multiply_gradients
 
 BLOCK_BYTES = 4 << 20  # of each of a block's four arrays: they share the last cache, and calls are few
+SMALL = 4096  # weights, below which a tensor is small
 LARGE_PAGE = 2 << 20
 NORM_CLAMP = 10.0  # the authors' bound of a weight's norm
 
@@ -37,14 +39,23 @@ NORM_CLAMP = 10.0  # the authors' bound of a weight's norm
 class _Block:
     """Rows of the buffers of one shape; `rows` is [tensors, numel], `flat` the same memory in one dimension."""
 
-    parameters: list[Parameter]
+    places: list[int]  # of its tensors among all that were taken
     weights: Tensor  # rows
     exp_avg: Tensor  # flat
     exp_avg_sq: Tensor  # flat
     average: Tensor | None  # flat
-    update: Tensor  # rows of the scratch
+    update: Tensor  # rows of the scratch, or of memory of its own if they are small
     gradients: Tensor  # the same memory, as `gather` writes it
     gather: Callable[..., Tensor]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its gradients are gathered before they are checked."""
+        return self.weights.shape[1] < SMALL
+
+    def collect(self, gradients: list[Tensor]) -> None:
+        """Gather its part of all gradients."""
+        self.gather([gradients[place] for place in self.places], out=self.gradients)
 
 
 class Blocks:
@@ -76,26 +87,28 @@ class Blocks:
 
     def hold(self, parameters: list[Parameter]) -> bool:
         """Whether these are the parameters that were taken last, where they were put."""
-        return [parameter.data_ptr() for parameter in parameters] == self.addresses
+        return list(map(Tensor.data_ptr, parameters)) == self.addresses
 
     def take(
         self, parameters: list[Parameter], state: dict[Tensor, dict[str, Tensor]], averages: dict[Parameter, Tensor]
     ) -> None:
         """Make parameters, state and averages views of one buffer per shape and layout."""
-        groups: dict[tuple[object, ...], list[Parameter]] = {}
-        for parameter in parameters:
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for place, parameter in enumerate(parameters):
             if parameter.dtype != torch.float32 or not is_dense(parameter):
                 raise ValueError(
                     f"optimizer: LAMB needs dense float32 weights, got {parameter.dtype}, shape "
                     f"{tuple(parameter.shape)}, strides {parameter.stride()}"
                 )
-            groups.setdefault((parameter.shape, parameter.stride()), []).append(parameter)
-        members_of_each = list(groups.values())
-        counts = [max(1, BLOCK_BYTES // 4 // max(members[0].numel(), 1)) for members in members_of_each]
-        size = max(min(count, len(rows)) * rows[0].numel() for count, rows in zip(counts, members_of_each, strict=True))
-        scratch = _memory(size, parameters[0].device)
+            groups.setdefault((parameter.shape, parameter.stride()), []).append(place)
+        places_of_each = list(groups.values())
+        sizes = [max(parameters[places[0]].numel(), 1) for places in places_of_each]
+        counts = [max(1, BLOCK_BYTES // 4 // size) for size in sizes]
+        largest = max(min(most, len(places)) * n for most, places, n in zip(counts, places_of_each, sizes, strict=True))
+        scratch = _memory(largest, parameters[0].device)
         self.release()
-        for members, most in zip(members_of_each, counts, strict=True):
+        for places, most in zip(places_of_each, counts, strict=True):
+            members = [parameters[place] for place in places]
             columns: dict[str, list[Tensor]] = {
                 "weights": [parameter.data for parameter in members],
                 "exp_avg": [state[parameter]["exp_avg"] for parameter in members],
@@ -116,19 +129,24 @@ class Blocks:
             count = -(-len(members) // -(-len(members) // most))  # blocks of equal size
             for first in range(0, len(members), count):
                 rows = slice(first, first + count)
-                self.blocks.append(
-                    _block(members[rows], {name: buffer[rows] for name, buffer in buffers.items()}, scratch)
-                )
+                part = {name: buffer[rows] for name, buffer in buffers.items()}
+                self.blocks.append(_block(places[rows], members[0], part, scratch))
         self.addresses = [parameter.data_ptr() for parameter in parameters]
 
-    def step(self, learning_rate: Tensor, skip: Tensor, inverse_scale: Tensor | None) -> None:
-        """One update of what was taken, with the gradients that the parameters have now."""
+    def step(self, gradients: list[Tensor], learning_rate: Tensor, skip: Tensor, inverse_scale: Tensor | None) -> None:
+        """One update of what was taken, given its gradients in that order."""
         scale = self.one if inverse_scale is None else inverse_scale
-        every = [parameter.grad for block in self.blocks for parameter in block.parameters]
-        gradients = [gradient for gradient in every if gradient is not None]
-        multiply_gradients(gradients, self.one, skip)  # leaves them as they are: the scale comes with the moments
+        to_check: list[Tensor] = []
+        for block in self.blocks:
+            if block.is_small:
+                block.collect(gradients)
+                to_check.append(block.update)
+            else:
+                to_check += [gradients[place] for place in block.places]
+        multiply_gradients(to_check, self.one, skip)  # leaves them as they are: the scale comes with the moments
         for block in reversed(self.blocks):
-            _collect(block)
+            if not block.is_small:
+                block.collect(gradients)
             self._update(block, learning_rate, scale, skip)
 
     def _update(self, block: _Block, learning_rate: Tensor, scale: Tensor, skip: Tensor) -> None:
@@ -160,10 +178,12 @@ def _stacked(tensors: list[Tensor], like: Tensor) -> Tensor:
     return buffer
 
 
-def _block(parameters: list[Parameter], buffers: dict[str, Tensor], scratch: Tensor) -> _Block:
+def _block(places: list[int], like: Tensor, buffers: dict[str, Tensor], scratch: Tensor) -> _Block:
     weights = buffers["weights"]
-    shape, strides = parameters[0].shape, parameters[0].stride()
+    shape, strides = like.shape, like.stride()
     rows, numel = weights.shape
+    if numel < SMALL:
+        scratch = torch.empty(weights.numel(), device=weights.device)
     gather: Callable[..., Tensor]
     # Concatenated tensors are the rows one after the other, if their first axis is the outermost in memory. torch does
     # this at the speed of memory; the general way is slower.
@@ -172,7 +192,7 @@ def _block(parameters: list[Parameter], buffers: dict[str, Tensor], scratch: Ten
     else:
         gradients, gather = scratch.as_strided((rows, *shape), (numel, *strides)), torch.stack
     return _Block(
-        parameters,
+        places,
         weights,
         buffers["exp_avg"].view(-1),
         buffers["exp_avg_sq"].view(-1),
@@ -181,10 +201,6 @@ def _block(parameters: list[Parameter], buffers: dict[str, Tensor], scratch: Ten
         gradients,
         gather,
     )
-
-
-def _collect(block: _Block) -> None:
-    block.gather([parameter.grad for parameter in block.parameters], out=block.gradients)
 
 
 def _find_update(
