@@ -9,8 +9,8 @@
 | field | eager, NCHW, PNG sub-images through a DataLoader of two workers, blend in Python, `.item()` every step |
 | convolution, matmul | the machine's own peak |
 
-Every round times all of them one after the other, so that a change of the machine's mood hits all alike; ratios are
-medians of the rounds' own ratios. `extra_info` and the last lines hold them.
+Every round times all of them one after the other, whole and bare step by step, so that a change of the machine's mood
+hits all alike; ratios are medians of the rounds' own ratios. `extra_info` and the last lines hold them.
 """
 
 import statistics
@@ -41,7 +41,7 @@ from eco_fast.store import Store, Writer
 from eco_fast.telemetry import Telemetry
 from eco_fast.train import TrainingState
 
-ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (15, 12)}  # rounds, and steps in each
+ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (13, 12)}  # rounds, and steps in each
 SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so that they do not disturb what comes next
 
 
@@ -138,10 +138,12 @@ def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: 
         ways |= {way: work for way, (work, _) in peaks.items()}
 
         def measured() -> None:
-            for way, work in ways.items():
-                seconds[way].append(_time(work, times.get(way, steps), device))
-                if way == "field":
-                    time.sleep(SETTLE)
+            for way, total in _alternately({way: ways[way] for way in ("whole", "bare")}, steps, device).items():
+                seconds[way].append(total)
+            seconds["field"].append(_time(ways["field"], steps, device))
+            time.sleep(SETTLE)
+            for way in peaks:
+                seconds[way].append(_time(ways[way], times[way], device))
 
         benchmark.pedantic(measured, rounds=rounds, warmup_rounds=2)
     for values in seconds.values():
@@ -164,6 +166,15 @@ def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: 
 
 def _ratio(first: Sequence[float], second: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(first, second, strict=True))
+
+
+def _alternately(ways: dict[str, Work], steps: int, device: str) -> dict[str, float]:
+    """Seconds a step of each way, which take turns step by step: some percent of difference are less than the mood."""
+    totals = dict.fromkeys(ways, 0.0)
+    for _ in range(steps):
+        for way, work in ways.items():
+            totals[way] += _time(work, 1, device) / steps
+    return totals
 
 
 def _time(work: Work, times: int, device: str) -> float:

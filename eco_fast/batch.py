@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from eco_fast.config import Config
 from eco_fast.objective import Mix, mix_at
 from eco_fast.sampler import Plan, Sampler
+
+PLANS = 16  # that are remembered: HR, centroids and the batch ask for the same one, some steps apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +92,15 @@ class Planner:
         self.sizes = [(height // scale * scale, width // scale * scale) for height, width in sizes]
         """(height, width) of every picture, cropped to multiples of the scale, where D has its borders."""
         self.sampler = Sampler(self.sizes, scale=scale, patch=config.data.patch, batch=batch, seed=config.seed)
+        self.plan = lru_cache(PLANS)(self._plan)
+        """This rank's windows at a step."""
 
     @property
     def count(self) -> int:
         """Samples of this rank in a batch."""
         return self.samples.stop - self.samples.start
 
-    def plan(self, step: int) -> Plan:
-        """This rank's windows."""
+    def _plan(self, step: int) -> Plan:
         return self.sampler.plan(step).part(self.samples)
 
     def mix(self, step: int) -> Mix:

@@ -4,11 +4,11 @@
     encoded   files --decoders.image_slice--> the window, without what ---+
               lies beyond the picture --slice(reflect)--> whole windows   +--> D (`downsample = "dali"`) --> LR
 
-HR and centroids have a pipeline each, so that neither is read at steps whose mix ignores it. A pipeline asks for its
-inputs by a function of the batch's index alone. On a GPU the windows are copied as they were cut, and everything behind
-the fork happens there. DALI's buffers become tensors without a copy, in the consumer's thread: DALI makes its stream
-wait for the data. DALI calls CUDA from threads of its own: a CUDA graph is to be captured with
-`capture_error_mode="thread_local"`.
+Each kind of step has a pipeline, so that pictures are not read where the mix ignores them: centroids alone, both, HR
+alone. A pipeline asks for its inputs by a function of the batch's index alone. On a GPU the windows are copied as they
+were cut, and everything behind the fork happens there. DALI's buffers become tensors without a copy, in the consumer's
+thread: DALI makes its stream wait for the data. DALI calls CUDA from threads of its own: a CUDA graph is to be captured
+with `capture_error_mode="thread_local"`.
 """
 
 import os
@@ -34,6 +34,8 @@ from eco_fast.sampler import Plan
 Inputs = list[Any]
 """One array or list per input of the graph, each with a value per sample."""
 Pictures = Sequence[Pixels] | EncodedImages
+Kinds = dict[str, Pictures]
+"""Pictures under the names of their windows: hr, sr."""
 
 
 class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
@@ -63,7 +65,7 @@ class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
         super().__init__(Planner(config, _sizes(hr), rank, world), start, ahead=1)  # DALI keeps more
         self._pictures = {"hr": hr} if sr is None else {"hr": hr, "sr": sr}
         self._device = device
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[tuple[str, ...], _Stream] = {}
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -74,14 +76,12 @@ class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
 
     def _make(self, step: int) -> tuple[Batch, dict[str, Any]]:
         mix = self.planner.mix(step)
-        made: dict[str, Any] = {}
-        for name, is_read in (("hr", mix.reads_hr), ("sr", mix.reads_sr)):
-            if is_read and name in self._pictures:
-                if name not in self._streams:
-                    self._streams[name] = _Stream(self.planner, self._pictures[name], step, self._device)
-                made[name], *lr = self._streams[name].take(step)
-                made |= {f"lr_of_{name}": image for image in lr}
-        return self.planner.batch(step, hr=None, sr=None), made
+        wanted = {"hr": mix.reads_hr, "sr": mix.reads_sr}
+        names = tuple(name for name in self._pictures if wanted[name])
+        if names not in self._streams:
+            pictures = {name: self._pictures[name] for name in names}
+            self._streams[names] = _Stream(self.planner, pictures, step, self._device)
+        return self.planner.batch(step, hr=None, sr=None), self._streams[names].take(step)
 
     def _hand_over(self, made: tuple[Batch, dict[str, Any]]) -> Batch:
         batch, images = made
@@ -90,26 +90,26 @@ class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
 
 
 class _Stream:
-    """The windows of one kind of picture, step after step.
+    """The windows of one kind of step, step after step.
 
     Args:
         planner: which windows.
-        pictures: where from.
+        pictures: where from, under the names of their windows.
         first: the first step that reads them.
         device: see `DaliLoader`.
     """
 
-    def __init__(self, planner: Planner, pictures: Pictures, first: int, device: str) -> None:
+    def __init__(self, planner: Planner, pictures: Kinds, first: int, device: str) -> None:
         self._planner, self._pictures, self._first = planner, pictures, first
         self._last = planner.config.train.steps
         self._device = torch.device(device)
         self._error: Exception | None = None
         self._next = first
-        self._pipeline = self._build(self._inputs, planner.count, max(planner.config.data.prefetch, 1))
+        self._pipeline = self._build(pictures, self._inputs, planner.count, max(planner.config.data.prefetch, 1))
 
-    def take(self, step: int) -> tuple[Any, ...]:
-        """The windows of the next step that reads these pictures, and their LR images where the graph makes them."""
-        assert step == self._next, "an objective reads a kind of picture in one stretch of steps"  # noqa: S101
+    def take(self, step: int) -> dict[str, Any]:
+        """The windows of the next step of this kind, by name, and their LR images where the graph makes them."""
+        assert step == self._next, "steps of one kind are one stretch"  # noqa: S101
         self._next += 1
         try:
             outputs: tuple[Any, ...] = self._pipeline.run()
@@ -118,7 +118,9 @@ class _Stream:
             raise self._error from None
         except RuntimeError as error:
             raise ValueError(self._culprit(step, error)) from error
-        return outputs
+        windows = dict(zip(self._pictures, outputs, strict=False))
+        lr = zip(self._pictures, outputs[len(windows) :], strict=False)
+        return windows | {f"lr_of_{name}": image for name, image in lr}
 
     def close(self) -> None:
         """End DALI's threads."""
@@ -129,30 +131,35 @@ class _Stream:
         if self._error is not None or step >= self._last:
             raise StopIteration
         try:
-            return self._read(self._planner.plan(step))
+            return self._read(self._pictures, self._planner.plan(step))
         except Exception as error:
             self._error = error  # for the consumer, after the batches that are under way
             raise StopIteration from error
 
-    def _read(self, plan: Plan) -> Inputs:
+    def _read(self, kinds: Kinds, plan: Plan) -> Inputs:
+        inputs = [np.stack([plan.flip_rows, plan.flip_columns, plan.transpose], axis=1).astype(np.int32)]
+        for pictures in kinds.values():
+            inputs += self._windows(pictures, plan)
+        return inputs
+
+    def _windows(self, pictures: Pictures, plan: Plan) -> Inputs:
         config = self._planner.config
         margin, inner = margin_of(config.scale), config.scale * config.data.patch
-        orientation = [plan.flip_rows.astype(np.int32), plan.flip_columns.astype(np.int32), plan.transpose]
-        if not isinstance(self._pictures, EncodedImages):
+        if not isinstance(pictures, EncodedImages):
             cut = np.empty((len(plan.image), inner + 2 * margin, inner + 2 * margin, 3), dtype=np.uint8)
             for index, image in enumerate(plan.image):
                 top, left = plan.top[index], plan.left[index]
-                cut[index] = cut_window(self._pictures[image], top, left, inner, margin, config.scale)
-            return [cut, *orientation]
+                cut[index] = cut_window(pictures[image], top, left, inner, margin, config.scale)
+            return [cut]
         first = np.stack([plan.top, plan.left], axis=1) - margin
         ends = np.array([self._planner.sizes[image] for image in plan.image])
         low, high = np.maximum(first, 0), np.minimum(first + inner + 2 * margin, ends)
-        files = [self._pictures.read(image) for image in plan.image]
-        return [files, *(value.astype(np.int32) for value in (low, high - low, first - low)), *orientation]
+        files = [pictures.read(image) for image in plan.image]
+        return [files, *(value.astype(np.int32) for value in (low, high - low, first - low))]
 
-    def _build(self, source: Callable[[int], Inputs], count: int, depth: int) -> Any:
+    def _build(self, kinds: Kinds, source: Callable[[int], Inputs], count: int, depth: int) -> Any:
         config, on_gpu = self._planner.config, self._device.type == "cuda"
-        encoded = isinstance(self._pictures, EncodedImages)
+        encoded = [isinstance(pictures, EncodedImages) for pictures in kinds.values()]
         pipeline = _graph(
             source,
             encoded=encoded,
@@ -162,7 +169,7 @@ class _Stream:
             rounding=config.data.rounding if config.data.downsample == "dali" else None,
             batch_size=count,
             # decoding takes all the cores there are; the rest is little, and more threads only disturb the training
-            num_threads=min(len(os.sched_getaffinity(0)), count) if encoded else 1,
+            num_threads=min(len(os.sched_getaffinity(0)), count) if any(encoded) else 1,
             device_id=self._device.index or 0 if on_gpu else None,
             prefetch_queue_depth=depth,
         )
@@ -171,16 +178,17 @@ class _Stream:
 
     def _culprit(self, step: int, error: Exception) -> str:
         """Name the file that does not decode: DALI knows its bytes alone, so each file of the batch is tried."""
-        if isinstance(self._pictures, EncodedImages):
-            plan = self._planner.plan(step)
-            for sample, image in enumerate(plan.image):
-                if not self._decodes(plan.part(slice(sample, sample + 1))):
-                    return f"{self._pictures.entries[image].path}: the picture is damaged, DALI cannot decode it"
+        plan = self._planner.plan(step)
+        for name, pictures in self._pictures.items():
+            if isinstance(pictures, EncodedImages):
+                for sample, image in enumerate(plan.image):
+                    if not self._decodes({name: pictures}, plan.part(slice(sample, sample + 1))):
+                        return f"{pictures.entries[image].path}: the picture is damaged, DALI cannot decode it"
         return f"DALI stopped at step {step}: {error}"
 
-    def _decodes(self, alone: Plan) -> bool:
+    def _decodes(self, kinds: Kinds, alone: Plan) -> bool:
         try:
-            self._build(lambda _: self._read(alone), 1, 1).run()
+            self._build(kinds, lambda _: self._read(kinds, alone), 1, 1).run()
         except RuntimeError:
             return False
         return True
@@ -188,24 +196,32 @@ class _Stream:
 
 @pipeline_def(enable_conditionals=True)
 def _graph(
-    source: Callable[[int], Inputs], *, encoded: bool, device: str, scale: int, patch: int, rounding: str | None
+    source: Callable[[int], Inputs], *, encoded: list[bool], device: str, scale: int, patch: int, rounding: str | None
 ) -> tuple[Any, ...]:
-    side = scale * (patch + 4)
-    if encoded:
-        files, start, shape, offset, rows, columns, swapped = fn.external_source(
-            source, num_outputs=7, layout=["", "", "", "", "", "", ""]
-        )
-        decoded = fn.decoders.image_slice(
-            files, start=start, shape=shape, axes=[0, 1], device="mixed" if device == "gpu" else "cpu"
-        )
-        window = fn.slice(decoded, start=offset, shape=[side, side], axes=[0, 1], out_of_bounds_policy="reflect")
-    else:
-        window, rows, columns, swapped = fn.external_source(source, num_outputs=4, layout=["HWC", "", "", ""])
-        window = window.gpu() if device == "gpu" else window
-    if rounding is None:
-        return (_orient(window, rows, columns, swapped),)
-    lr = _downsample(window, scale, patch, rounding)
-    return _orient(window, rows, columns, swapped), _orient(lr, rows, columns, swapped)
+    """The windows of each kind of picture, then, with a rounding, their LR images."""
+    layouts = [""]
+    for is_encoded in encoded:
+        layouts += ["", "", "", ""] if is_encoded else ["HWC"]
+    inputs = list(fn.external_source(source, num_outputs=len(layouts), layout=layouts))
+    orientation = inputs.pop(0)
+    windows = []
+    for is_encoded in encoded:
+        if is_encoded:
+            files, start, shape, offset = (inputs.pop(0) for _ in range(4))
+            windows.append(_decode(files, start, shape, offset, scale * (patch + 4), device))
+        else:
+            window = inputs.pop(0)
+            windows.append(window.gpu() if device == "gpu" else window)
+    images = windows if rounding is None else windows + [_downsample(one, scale, patch, rounding) for one in windows]
+    return tuple(_orient(image, orientation[0], orientation[1], orientation[2]) for image in images)
+
+
+def _decode(files: Any, start: Any, shape: Any, offset: Any, side: int, device: str) -> Any:
+    """Windows of encoded files: the part inside the picture is decoded, and mirrored where the window sticks out."""
+    decoded = fn.decoders.image_slice(
+        files, start=start, shape=shape, axes=[0, 1], device="mixed" if device == "gpu" else "cpu"
+    )
+    return fn.slice(decoded, start=offset, shape=[side, side], axes=[0, 1], out_of_bounds_policy="reflect")
 
 
 def _orient(image: Any, rows: Any, columns: Any, swapped: Any) -> Any:
