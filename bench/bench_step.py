@@ -169,7 +169,12 @@ def _ratio(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _alternately(ways: dict[str, Work], steps: int, device: str) -> dict[str, float]:
-    """Seconds a step of each way, which take turns step by step: some percent of difference are less than the mood."""
+    """Seconds a step of each way, which take turns step by step: some percent of difference are less than the mood.
+
+    Each has one step before that does not count: it gets back the memory that other ways have pushed out.
+    """
+    for work in ways.values():
+        _time(work, 1, device)
     totals = dict.fromkeys(ways, 0.0)
     for _ in range(steps):
         for way, work in ways.items():
