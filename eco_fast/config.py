@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 Scale = Literal[2, 3, 4, 8]
 Positive = Annotated[int, Field(ge=1)]
@@ -62,11 +62,11 @@ class Data(Section):
     """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255)."""
 
 
-class Model(Section):
-    """The network."""
+class EdsrModel(Section):
+    """EDSR; EDSR-baseline by default."""
 
     name: Literal["edsr"] = "edsr"
-    """Architecture."""
+    """Architecture: edsr."""
     features: Positive = 64
     """Channels of the body."""
     blocks: Positive = 16
@@ -75,6 +75,41 @@ class Model(Section):
     """Factor on each residual branch (EDSR's 0.1 for 256 features)."""
     start_from: str = ""
     """Checkpoint whose matching weights start the run (x2 for an x3, x4 or x8 run); empty means from scratch."""
+
+
+class RcanModel(Section):
+    """RCAN; the published one by default."""
+
+    name: Literal["rcan"] = "rcan"
+    """Architecture: rcan."""
+    features: Positive = 64
+    """Channels of the body."""
+    groups: Positive = 10
+    """Residual groups."""
+    blocks: Positive = 20
+    """Attention blocks in each group."""
+    reduction: Positive = 16
+    """The hidden layer of the channel attention is so many times smaller than `features`."""
+    start_from: str = ""
+    """Checkpoint whose matching weights start the run, as EDSR's."""
+
+
+MODELS: dict[str, type[EdsrModel | RcanModel]] = {"edsr": EdsrModel, "rcan": RcanModel}
+
+
+def _architecture(model: Any) -> str:
+    return str(model.get("name", "edsr") if isinstance(model, dict) else getattr(model, "name", model))
+
+
+Model = Annotated[
+    Annotated[EdsrModel, Tag("edsr")] | Annotated[RcanModel, Tag("rcan")],
+    Discriminator(
+        _architecture,
+        custom_error_type="architecture",
+        custom_error_message=f"the architecture is one of {', '.join(MODELS)}",
+    ),
+]
+"""The network; each architecture has keys of its own, and EDSR is what a section without a name means."""
 
 
 class Teacher(Section):
@@ -173,7 +208,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the samples and the initial weights."""
     data: Data = Data()
-    model: Model = Model()
+    model: Model = EdsrModel()
     teacher: Teacher = Teacher()
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
@@ -244,7 +279,7 @@ def dump(config: Config) -> str:
 def differences(first: Config, second: Config) -> list[str]:
     """Dotted keys in which two configs differ."""
     left, right = dict(_leaves(first.model_dump())), dict(_leaves(second.model_dump()))
-    return [key for key in left if left[key] != right[key]]
+    return [key for key in {**left, **right} if left.get(key) != right.get(key)]
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -281,16 +316,22 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    place, value = [str(part) for part in first["loc"]], first["input"]
+    example = Config()
+    if first["type"] == "architecture":
+        place, value = ["model", "name"], _architecture(value)
+    elif place[0] == "model" and len(place) > 1:  # pydantic names the architecture as if it were a section
+        example = Config(model=MODELS[place.pop(1)]())
+    key = ".".join(place)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggest_key(key)}"
+        return f"unknown key {key}{_suggest_key(key, example)}"
     expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
-    return f"{key}: {expected}, got {first['input']!r}"
+    return f"{key}: {expected}, got {value!r}"
 
 
-def _suggest_key(key: str) -> str:
+def _suggest_key(key: str, example: Config) -> str:
     """The nearest name of the same section, the same name in another one, or else what the section has."""
-    known = dict.fromkeys((*Config.model_fields, *(name for name, _ in _leaves(Config().model_dump()))))
+    known = dict.fromkeys((*Config.model_fields, *(name for name, _ in _leaves(example.model_dump()))))
     section, dot, word = key.rpartition(".")
     siblings = [name.removeprefix(section + dot) for name in known if name.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(word, siblings, n=1):

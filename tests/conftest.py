@@ -30,6 +30,17 @@ def _fixed_seed() -> None:
 
 
 @pytest.fixture(scope="session")
+def spandrel() -> Iterator[Any]:
+    """The library of other people's networks; it needs torchvision, of which the CPU build of torch lacks two ops."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    if not hasattr(torch.ops.torchvision, "nms"):
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield pytest.importorskip("spandrel")
+    del library
+
+
+@pytest.fixture(scope="session")
 def device() -> str:
     """Where the kernels run: on a GPU, else in Triton's interpreter."""
     if torch.cuda.is_available():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from eco_fast import device
 from eco_fast.checkpoints import Checkpoints
-from eco_fast.config import Config, Data, Model, Objective, Train
+from eco_fast.config import Config, Data, EdsrModel, Objective, Train
 from eco_fast.data import choose_loader
 from eco_fast.images import Pixels
 from eco_fast.pipeline import run_recipe
@@ -42,7 +42,7 @@ def hr(tmp_path: Path, photo: Pixels) -> Path:
 def recipe(hr: Path, objective: Objective | None = None, *, steps: int = 6, **data: Any) -> Config:
     return Config(
         data=Data(train=(str(hr),), patch=8, **data),
-        model=Model(features=4, blocks=1),
+        model=EdsrModel(features=4, blocks=1),
         objective=objective or Objective(name="vanilla"),
         train=Train(steps=steps, batch=4, device="cpu", compile=False, log_every=2, checkpoint_every=2),
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - everybody's name
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eco_fast.config import Model
+from eco_fast.config import EdsrModel
 from eco_fast.models import (
     build,
     load_network,
@@ -85,7 +85,7 @@ def test_published_sizes_and_keys(
 ) -> None:
     monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda _: None)  # only sizes matter: leave the memory untouched
     features, blocks, residual_scale = sizes
-    network = build(Model(features=features, blocks=blocks, residual_scale=residual_scale), scale)
+    network = build(EdsrModel(features=features, blocks=blocks, residual_scale=residual_scale), scale)
     assert sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad) == parameters
     assert list(network.state_dict()) == keys_of(blocks, scale)
     assert len(network.state_dict()) == tensors
@@ -302,5 +302,5 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        states.append(build(Model(features=4, blocks=1), 2).state_dict())
+        states.append(build(EdsrModel(features=4, blocks=1), 2).state_dict())
     assert [same(*pair) for pair in itertools.combinations(states, 2)] == [True, False, False]

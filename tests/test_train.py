@@ -14,11 +14,11 @@ from torch import Tensor
 
 from eco_fast import config, evaluate
 from eco_fast.bicubic import downsample_image
-from eco_fast.config import Config, Scale
+from eco_fast.config import Config, EdsrModel, Scale
 from eco_fast.evaluate import evaluate_checkpoint
 from eco_fast.files import sha256_of
 from eco_fast.images import Pixels, write_png
-from eco_fast.models import load_network, save_network, warm_start
+from eco_fast.models import Network, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import mix_at
 from eco_fast.pipeline import read_pictures, run_recipe
@@ -68,6 +68,7 @@ def train(recipe: Config, folder: Path) -> list[dict[str, Any]]:
 
 
 def initial(recipe: Config) -> EDSR:
+    assert isinstance(recipe.model, EdsrModel)
     torch.manual_seed(recipe.seed)
     return EDSR(recipe.scale, recipe.model.features, recipe.model.blocks, recipe.model.residual_scale)
 
@@ -81,7 +82,7 @@ def decoded(recipe: Config) -> list[Pixels]:
     ]
 
 
-def centroids(recipe: Config, teacher: EDSR) -> list[Pixels]:
+def centroids(recipe: Config, teacher: Network) -> list[Pixels]:
     """The teacher's output over the LR image of every picture, each in one piece."""
     made = []
     for image in decoded(recipe):

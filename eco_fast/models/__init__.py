@@ -13,16 +13,32 @@ from torch import Tensor
 from eco_fast.config import Model
 from eco_fast.files import write_atomically
 from eco_fast.models.edsr import EDSR
+from eco_fast.models.network import Network
+from eco_fast.models.rcan import RCAN
+from eco_fast.models.spellings import authors_names
 
 WRAPPERS = ("params_ema", "params", "state_dict")  # BasicSR, KAIR and rcan-it put the weights under these
 METADATA = "eco_fast"  # our key in the metadata of a safetensors file
 
-Network = EDSR
+__all__ = [
+    "Network",
+    "build",
+    "description",
+    "load_network",
+    "load_network_of_scale",
+    "read_state",
+    "save_network",
+    "save_weights",
+    "warm_start",
+]
+
+ARCHITECTURES: tuple[type[Network], ...] = (EDSR, RCAN)
+BY_NAME = {architecture.architecture: architecture for architecture in ARCHITECTURES}
 
 
 def build(model: Model, scale: int) -> Network:
     """A network with fresh weights, drawn from torch's global random state."""
-    return EDSR(scale, model.features, model.blocks, model.residual_scale)
+    return BY_NAME[model.name](scale, **model.model_dump(exclude={"name", "start_from"}))
 
 
 def save_network(path: Path, network: Network, **facts: str | int) -> None:
@@ -39,12 +55,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, st
 
 def description(network: Network, **facts: str | int) -> dict[str, str]:
     """The metadata from which `load_network` builds the network again, and other facts worth keeping."""
-    values = {"architecture": "edsr", "scale": network.scale, **network.hyperparameters, **facts}
+    values = {"architecture": network.architecture, "scale": network.scale, **network.hyperparameters, **facts}
     return {METADATA: json.dumps(values)}  # one key: safetensors writes several in random order
 
 
 def load_network(path: Path) -> Network:
-    """Load a checkpoint: our safetensors, or a .pt/.pth file with EDSR-PyTorch's keys in any usual wrapper.
+    """Load a checkpoint: our safetensors, or a .pt/.pth file with the authors' keys or BasicSR's, in any usual wrapper.
 
     Returns:
         The network in evaluation mode, frozen, on the CPU.
@@ -53,11 +69,16 @@ def load_network(path: Path) -> Network:
         ValueError: the file is missing, damaged or of a network that eco-fast does not know.
     """
     state, metadata = read_state(path)
-    network = EDSR.recognise(state, json.loads(metadata.get(METADATA, "{}")).get("residual_scale"))
+    facts = json.loads(metadata.get(METADATA, "{}"))
+    known = (architecture.recognise(state, facts) for architecture in ARCHITECTURES)
+    network = next((one for one in known if one is not None), None)
     if network is None:
-        raise ValueError(f"{path}: not a checkpoint of a known network (EDSR); its first keys are {_first_keys(state)}")
-    _check_mean_shift(path, state)
-    _match(path, state, network.state_dict())
+        names = ", ".join(name.upper() for name in BY_NAME)
+        raise ValueError(
+            f"{path}: not a checkpoint of a known network ({names}); its first keys are {_first_keys(state)}"
+        )
+    _check_mean_shift(path, state, network)
+    _match(path, state, network)
     network.load_state_dict(state)
     return network.eval().requires_grad_(requires_grad=False)
 
@@ -83,12 +104,12 @@ def warm_start(network: Network, path: Path) -> list[str]:
     own = network.state_dict()
     matching = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     kept = sorted(own.keys() - matching.keys())
-    outside = [key for key in kept if not key.startswith("tail.")]
-    outside += [key for key in state if key not in own and not key.startswith("tail.")]
+    outside = [key for key in kept if not key.startswith(network.tail_keys)]
+    outside += [key for key in state if key not in own and not key.startswith(network.tail_keys)]
     if outside:
         raise ValueError(
             f"{path}: cannot start this network from it, {outside[0]} does not match; "
-            "the checkpoint must be of the same features and blocks"
+            "the checkpoint must be of the same architecture and sizes"
         )
     network.load_state_dict(matching, strict=False)
     return kept
@@ -112,7 +133,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except Exception as error:  # torch.load raises a dozen types on a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights ({reason})") from error
-    return _unwrap(path, content), metadata
+    return authors_names(_unwrap(path, content)), metadata
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
@@ -127,18 +148,29 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     return state
 
 
-def _match(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
+def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
+    own, name = network.state_dict(), network.architecture.upper()
+    wrong = [f"{key} is missing" for key in own if key not in state]
+    wrong += [f"{key} is unknown" for key in state if key not in own]
+    wrong += [
+        f"{key} is of shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
     if wrong:
-        raise ValueError(f"{path}: not a complete EDSR checkpoint, {wrong[0]} is missing, of another shape or unknown")
+        raise ValueError(f"{path}: not a complete {name} checkpoint, {wrong[0]}")
 
 
-def _check_mean_shift(path: Path, state: Mapping[str, Tensor]) -> None:
-    for name in ("sub_mean", "add_mean"):
-        weight = state.get(f"{name}.weight")
+def _check_mean_shift(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
+    """The original's 1x1 convolutions that subtract and add the mean: their weights are here a file's alone."""
+    for name in ("sub_mean.weight", "add_mean.weight"):
+        if name not in network.state_dict():
+            continue
+        weight = state.get(name)
         if weight is None or weight.shape != (3, 3, 1, 1) or not torch.equal(weight[:, :, 0, 0].float(), torch.eye(3)):
-            raise ValueError(f"{path}: {name}.weight is not EDSR's identity; the file is of another network")
+            raise ValueError(
+                f"{path}: {name} is not {network.architecture.upper()}'s identity; the file is of another network"
+            )
 
 
 def _first_keys(state: Mapping[str, Tensor]) -> str:

@@ -6,30 +6,11 @@ Images are float [N, 3, h, w] in 0..1 outside; inside, as the original, 0..255 w
 import math
 import re
 from collections.abc import Mapping
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
-
-
-class MeanShift(nn.Module):
-    """Add `sign` times the DIV2K mean on the 0..255 scale.
-
-    The original is a frozen 1x1 convolution with identity weights; the weight is kept for its files alone.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, sign: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.eye(3).view(3, 3, 1, 1))
-        self.register_buffer("bias", sign * 255 * torch.tensor(RGB_MEAN))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[N, 3, H, W] to the same shape."""
-        return image + self.bias.view(1, 3, 1, 1)
+from eco_fast.models.network import MeanShift, Network, conv3x3, doublings, scale_of, upsampler
 
 
 class ResidualBlock(nn.Module):
@@ -37,7 +18,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, features: int, residual_scale: float) -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv(features, features), nn.ReLU(), _conv(features, features))
+        self.body = nn.Sequential(conv3x3(features, features), nn.ReLU(), conv3x3(features, features))
         self.residual_scale = residual_scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +27,7 @@ class ResidualBlock(nn.Module):
         return x + (residual if self.residual_scale == 1 else residual * self.residual_scale)
 
 
-class EDSR(nn.Module):
+class EDSR(Network):
     """EDSR; 16 blocks of 64 features are EDSR-baseline, 32 of 256 with residual scale 0.1 are EDSR.
 
     Args:
@@ -56,26 +37,24 @@ class EDSR(nn.Module):
         residual_scale: factor on each residual branch.
     """
 
-    memory_format = torch.channels_last  # what its convolutions are fastest in
+    architecture = "edsr"
+    tail_keys = ("tail.",)
 
     def __init__(self, scale: int, features: int = 64, blocks: int = 16, residual_scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-        self.hyperparameters = {"features": features, "blocks": blocks, "residual_scale": residual_scale}
+        super().__init__(scale, features=features, blocks=blocks, residual_scale=residual_scale)
         self.sub_mean = MeanShift(-1)
         self.add_mean = MeanShift(1)
-        self.head = nn.Sequential(_conv(3, features))
+        self.head = nn.Sequential(conv3x3(3, features))
         body = [ResidualBlock(features, residual_scale) for _ in range(blocks)]
-        self.body = nn.Sequential(*body, _conv(features, features))
-        self.tail = nn.Sequential(_upsampler(scale, features), _conv(features, 3))
+        self.body = nn.Sequential(*body, conv3x3(features, features))
+        self.tail = nn.Sequential(upsampler(scale, features), conv3x3(features, 3))
 
     @property
     def halo(self) -> int:
         """Radius of the receptive field in LR pixels: what an output pixel can see beyond its own place."""
         at_lr = 1 + 2 * (len(self.body) - 1) + 1
-        doublings = 1 if self.scale == 3 else int(math.log2(self.scale))
-        upsampler = sum(0.5**index for index in range(doublings))
-        return math.ceil(at_lr + upsampler + 1 / self.scale)
+        in_upsampler = sum(0.5**index for index in range(len(doublings(self.scale))))
+        return math.ceil(at_lr + in_upsampler + 1 / self.scale)
 
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1."""
@@ -85,8 +64,8 @@ class EDSR(nn.Module):
         return sr / 255
 
     @classmethod
-    def recognise(cls, state: Mapping[str, Tensor], residual_scale: float | None = None) -> "EDSR | None":
-        """An EDSR of the sizes that a state dict's keys tell, or None if they are not EDSR's.
+    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
+        """See `Network.recognise`.
 
         The residual scale leaves no trace in the weights: 0.1 is taken for EDSR's 256 features, else 1.
         """
@@ -95,21 +74,5 @@ class EDSR(nn.Module):
         if not blocks or any(key not in state or state[key].ndim != 4 for key in ends):
             return None
         features = state["head.0.weight"].shape[0]
-        convolutions = len({key for key in state if re.fullmatch(r"tail\.0\.\d+\.weight", key)})
-        scale = 3 if state["tail.0.0.weight"].shape[0] == 9 * features else 2**convolutions
-        if residual_scale is None:
-            residual_scale = 0.1 if features == 256 else 1.0
-        return cls(scale, features, blocks, residual_scale)
-
-
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _upsampler(scale: int, features: int) -> nn.Sequential:
-    """Sub-pixel upsampling: one step of 3, or log2(scale) steps of 2; its convolutions are .0, .2, .4."""
-    factors = [3] if scale == 3 else [2] * int(math.log2(scale))
-    layers: list[nn.Module] = []
-    for factor in factors:
-        layers += [_conv(features, features * factor**2), nn.PixelShuffle(factor)]
-    return nn.Sequential(*layers)
+        residual_scale = facts.get("residual_scale", 0.1 if features == 256 else 1.0)
+        return cls(scale_of(state, "tail.0.", features), features, blocks, residual_scale)

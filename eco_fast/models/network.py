@@ -1,0 +1,89 @@
+"""What the trainer knows of a network, whatever its architecture."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
+
+
+class Network(nn.Module, ABC):
+    """A super-resolution network: float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1.
+
+    Args:
+        scale: upscaling factor.
+        hyperparameters: the other arguments that build it again, as JSON has them.
+    """
+
+    architecture: ClassVar[str]
+    """Its name in recipes and checkpoints."""
+    tail_keys: ClassVar[tuple[str, ...]]
+    """How the keys of those weights begin that depend on the scale."""
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    """What it is fastest in."""
+
+    def __init__(self, scale: int, **hyperparameters: Any) -> None:
+        super().__init__()
+        self.scale = scale
+        self.hyperparameters = hyperparameters
+
+    @property
+    @abstractmethod
+    def halo(self) -> int:
+        """What an output pixel can see beyond its own place, in LR pixels, or as much of it as matters."""
+
+    @classmethod
+    @abstractmethod
+    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
+        """A network of the sizes that a checkpoint's keys tell, or None if they are not of this architecture.
+
+        Args:
+            state: the checkpoint, with this architecture's keys.
+            facts: what our own checkpoints say of themselves; empty for anybody else's.
+        """
+
+
+class MeanShift(nn.Module):
+    """Add `sign` times the DIV2K mean on the 0..255 scale.
+
+    The original is a frozen 1x1 convolution with identity weights; the weight is kept for its files alone.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, sign: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.eye(3).view(3, 3, 1, 1))
+        self.register_buffer("bias", sign * 255 * torch.tensor(RGB_MEAN))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, 3, H, W] to the same shape."""
+        return image + self.bias.view(1, 3, 1, 1)
+
+
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def doublings(scale: int) -> list[int]:
+    """The factors of sub-pixel upsampling: one step of 3, or steps of 2."""
+    return [3] if scale == 3 else [2] * (scale.bit_length() - 1)
+
+
+def upsampler(scale: int, features: int) -> nn.Sequential:
+    """Sub-pixel upsampling; its convolutions are .0, .2, .4."""
+    layers: list[nn.Module] = []
+    for factor in doublings(scale):
+        layers += [conv3x3(features, features * factor**2), nn.PixelShuffle(factor)]
+    return nn.Sequential(*layers)
+
+
+def scale_of(state: Mapping[str, Tensor], upsample: str, features: int) -> int:
+    """The scale of a checkpoint whose `upsampler` is at the prefix `upsample`."""
+    convolutions = [key for key in state if key.startswith(upsample) and key.endswith(".weight")]
+    return 3 if state[f"{upsample}0.weight"].shape[0] == 9 * features else int(2 ** len(convolutions))
