@@ -18,7 +18,7 @@ from eco_fast import ranks
 from eco_fast.batch import Batch
 from eco_fast.config import Config
 from eco_fast.device import why_not_compile
-from eco_fast.models import Network
+from eco_fast.models import Network, compile_blocks
 from eco_fast.optim import Updater
 from eco_fast.precision import Precision
 
@@ -120,7 +120,10 @@ class Step:
         loss = TrainingLoss(network, config, precision)
         if config.train.compile and why_not_compile(device) is None:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
-            loss.compile(fullgraph=True, dynamic=False)
+            if network.repeated is None:
+                loss.compile(fullgraph=True, dynamic=False)
+            else:
+                compile_blocks(network)
         self.parallel: DistributedDataParallel | None = None
         if ranks.world() > 1:
             with warnings.catch_warnings():  # the new name of `broadcast_buffers` is not in all the torch we support

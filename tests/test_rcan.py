@@ -2,18 +2,17 @@
 
 import copy
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from eco_fast.config import RcanModel
-from eco_fast.models import build, load_network, save_network, warm_start
+from eco_fast.models import build, compile_blocks, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
 
@@ -136,31 +135,44 @@ def test_warm_start_copies_all_but_the_upsampler(scale: int, fresh: list[str], t
     assert kept == sorted(f"{layer}.{kind}" for layer in fresh for kind in ("bias", "weight"))
 
 
-def test_one_graph_without_breaks_is_as_exact_as_the_eager_network() -> None:
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
+def test_compiled_without_breaks_it_is_as_exact_as_eager(whole: bool) -> None:
     """Loss and gradients, against float64."""
     torch.manual_seed(0)
     network, lr = RCAN(2, **SMALL), torch.rand(2, 3, 8, 8)
+    exact, compiled = copy.deepcopy(network).double(), copy.deepcopy(network)
     torch.compiler.reset()
     counters.clear()
-    exact = copy.deepcopy(network).double()
-    eager, compiled, truth = (
-        results(run, lr.to(dtype))
-        for run, dtype in (
-            (network, torch.float32),
-            (torch.compile(network, fullgraph=True, dynamic=False), torch.float32),
-            (exact, torch.float64),
-        )
-    )
+    if whole:
+        compiled.compile(fullgraph=True, dynamic=False)
+    else:
+        compile_blocks(compiled)
+    ours, theirs, truth = (results(run, lr) for run in (compiled, network, exact))
     assert not counters["graph_break"]
-    for ours, theirs, right in zip(compiled, eager, truth, strict=True):
-        error, allowed = (ours - right).norm(), 2 * (theirs - right).norm()
+    assert counters["stats"]["unique_graphs"] == 1
+    for our, their, right in zip(ours, theirs, truth, strict=True):
+        error, allowed = (our - right).norm(), 2 * (their - right).norm()
         assert error <= allowed + 1e-6 * right.norm()
 
 
-def results(network: Callable[[Tensor], Tensor], lr: Tensor) -> list[Tensor]:
-    """A loss and all its gradients, which are then forgotten."""
-    loss = network(lr).square().mean()
-    parameters = list(cast("nn.Module", network).parameters())
+def test_compiled_blocks_leave_pictures_of_other_sizes_alone() -> None:
+    network = RCAN(2, **SMALL)
+    plain = copy.deepcopy(network).eval()
+    torch.compiler.reset()
+    counters.clear()
+    compile_blocks(network)
+    network(torch.rand(2, 3, 8, 8)).sum().backward()
+    network.eval()
+    for size in (5, 7, 9):
+        lr = torch.rand(1, 3, size, size)
+        torch.testing.assert_close(network(lr), plain(lr), rtol=0, atol=0)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def results(network: RCAN, lr: Tensor) -> list[Tensor]:
+    """A loss and all its gradients."""
+    parameters = list(network.parameters())
+    loss = network(lr.to(parameters[0].dtype)).square().mean()
     return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 
 

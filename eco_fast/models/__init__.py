@@ -13,7 +13,7 @@ from torch import Tensor
 from eco_fast.config import Model
 from eco_fast.files import write_atomically
 from eco_fast.models.edsr import EDSR
-from eco_fast.models.network import Network
+from eco_fast.models.network import Network, compile_blocks
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.spellings import authors_names
 
@@ -23,6 +23,7 @@ METADATA = "eco_fast"  # our key in the metadata of a safetensors file
 __all__ = [
     "Network",
     "build",
+    "compile_blocks",
     "description",
     "load_network",
     "load_network_of_scale",

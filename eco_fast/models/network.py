@@ -1,7 +1,8 @@
 """What the trainer knows of a network, whatever its architecture."""
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -24,6 +25,8 @@ class Network(nn.Module, ABC):
     """How the keys of those weights begin that depend on the scale."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """What it is fastest in."""
+    repeated: ClassVar[type[nn.Module] | None] = None
+    """The block that makes up a network too deep to be compiled whole: RCAN would take minutes."""
 
     def __init__(self, scale: int, **hyperparameters: Any) -> None:
         super().__init__()
@@ -44,6 +47,26 @@ class Network(nn.Module, ABC):
             state: the checkpoint, with this architecture's keys.
             facts: what our own checkpoints say of themselves; empty for anybody else's.
         """
+
+
+def compile_blocks(network: Network) -> None:
+    """Compile the repeated block, once for all places; in training alone, for pictures have many sizes."""
+    assert network.repeated is not None, "a network without such a block is compiled whole"  # noqa: S101
+    # the compiler looks at `.grad` of what flows from block to block, and torch warns whoever does
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    for block in network.modules():
+        if isinstance(block, network.repeated):
+            block.forward = _in_training(block, torch.compile(block.forward, fullgraph=True, dynamic=False))
+
+
+def _in_training(block: nn.Module, compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    eager = block.forward
+
+    def forward(x: Tensor) -> Tensor:
+        result: Tensor = (compiled if block.training else eager)(x)
+        return result
+
+    return forward
 
 
 class MeanShift(nn.Module):

@@ -75,6 +75,7 @@ class RCAN(Network):
 
     architecture = "rcan"
     tail_keys = ("tail.",)
+    repeated = AttentionBlock
 
     def __init__(self, scale: int, features: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
         super().__init__(scale, features=features, groups=groups, blocks=blocks, reduction=reduction)
