@@ -71,7 +71,7 @@ def training_flops(network: nn.Module, patch: int) -> int:
     """Floating-point operations of one LR patch's forward and backward pass: three times those of the forward pass."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        copy.deepcopy(network).to("meta")(torch.empty(1, 3, patch, patch, device="meta"))
+        copy.deepcopy(network).eval().to("meta")(torch.empty(1, 3, patch, patch, device="meta"))
     return 3 * int(counter.get_total_flops())
 
 

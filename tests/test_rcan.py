@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from eco_fast.config import RcanModel
+from eco_fast.measure import training_flops
 from eco_fast.models import build, compile_blocks, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
@@ -166,6 +167,7 @@ def test_compiled_blocks_leave_pictures_of_other_sizes_alone() -> None:
     for size in (5, 7, 9):
         lr = torch.rand(1, 3, size, size)
         torch.testing.assert_close(network(lr), plain(lr), rtol=0, atol=0)
+    assert training_flops(network, 8) == training_flops(plain, 8)
     assert counters["stats"]["unique_graphs"] == 1
 
 

@@ -25,7 +25,7 @@ class Network(nn.Module, ABC):
     """How the keys of those weights begin that depend on the scale."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """What it is fastest in."""
-    repeated: ClassVar[type[nn.Module] | None] = None
+    repeated: ClassVar["type[RepeatedBlock] | None"] = None
     """The block that makes up a network too deep to be compiled whole: RCAN would take minutes."""
 
     def __init__(self, scale: int, **hyperparameters: Any) -> None:
@@ -49,24 +49,29 @@ class Network(nn.Module, ABC):
         """
 
 
+class RepeatedBlock(nn.Module, ABC):
+    """A block that a deep network repeats, [N, C, h, w] to the same shape."""
+
+    compiled: Callable[["RepeatedBlock", Tensor], Tensor] | None = None
+
+    @abstractmethod
+    def compute(self, x: Tensor) -> Tensor:
+        """What the block does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the block does, compiled in training alone: pictures have many sizes."""
+        return self.compute(x) if self.compiled is None or not self.training else self.compiled(self, x)
+
+
 def compile_blocks(network: Network) -> None:
-    """Compile the repeated block, once for all places; in training alone, for pictures have many sizes."""
+    """Compile the repeated block, once for all its places."""
     assert network.repeated is not None, "a network without such a block is compiled whole"  # noqa: S101
     # the compiler looks at `.grad` of what flows from block to block, and torch warns whoever does
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    compiled = torch.compile(network.repeated.compute, fullgraph=True, dynamic=False)
     for block in network.modules():
         if isinstance(block, network.repeated):
-            block.forward = _in_training(block, torch.compile(block.forward, fullgraph=True, dynamic=False))
-
-
-def _in_training(block: nn.Module, compiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    eager = block.forward
-
-    def forward(x: Tensor) -> Tensor:
-        result: Tensor = (compiled if block.training else eager)(x)
-        return result
-
-    return forward
+            block.compiled = compiled
 
 
 class MeanShift(nn.Module):

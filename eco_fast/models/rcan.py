@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eco_fast.models.network import MeanShift, Network, conv3x3, scale_of, upsampler
+from eco_fast.models.network import MeanShift, Network, RepeatedBlock, conv3x3, scale_of, upsampler
 
 
 class ChannelAttention(nn.Module):
@@ -33,7 +33,7 @@ class ChannelAttention(nn.Module):
         return x * weights[:, :, None, None]
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(RepeatedBlock):
     """x + attention(conv(relu(conv(x)))): the residual channel attention block."""
 
     def __init__(self, features: int, reduction: int) -> None:
@@ -42,7 +42,7 @@ class AttentionBlock(nn.Module):
             conv3x3(features, features), nn.ReLU(), conv3x3(features, features), ChannelAttention(features, reduction)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """[N, features, h, w] to the same shape."""
         residual: Tensor = self.body(x)
         return x + residual
