@@ -40,6 +40,8 @@ class Batch:
     """The same in the target."""
     noise: Tensor | None = None
     """float32 [N, 3, patch, patch], to be added to the network's input, in grey levels; None without noise."""
+    draws: Tensor | None = None
+    """float32 [N, D], uniform in 0..1: what the network draws for each sample; None if it draws nothing."""
 
     def part(self, samples: slice) -> "Batch":
         """Some of the samples, without a copy."""
@@ -133,6 +135,7 @@ class Planner:
             input_alpha=input_alpha,
             target_alpha=target_alpha,
             noise=self._noise(step) if self.config.data.noise_sigma else None,
+            draws=self._draws(step) if self.config.model.draws else None,
         )
 
     def _noise(self, step: int) -> Tensor:
@@ -140,3 +143,7 @@ class Planner:
         shape = (3, self.config.data.patch, self.config.data.patch)
         noise = [self.sampler.noise(step, sample, shape) for sample in range(self.samples.start, self.samples.stop)]
         return torch.from_numpy(np.stack(noise) * np.float32(self.config.data.noise_sigma))
+
+    def _draws(self, step: int) -> Tensor:
+        samples, count = range(self.samples.start, self.samples.stop), self.config.model.draws
+        return torch.from_numpy(np.stack([self.sampler.draws(step, sample, count) for sample in samples]))

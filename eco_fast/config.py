@@ -62,7 +62,19 @@ class Data(Section):
     """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255)."""
 
 
-class EdsrModel(Section):
+class ModelSection(Section):
+    """What every architecture's section has."""
+
+    start_from: str = ""
+    """Checkpoint whose matching weights start the run (x2 for an x3, x4 or x8 run); empty means from scratch."""
+
+    @property
+    def draws(self) -> int:
+        """Random numbers that a training sample needs inside the network."""
+        return 0
+
+
+class EdsrModel(ModelSection):
     """EDSR; EDSR-baseline by default."""
 
     name: Literal["edsr"] = "edsr"
@@ -73,11 +85,9 @@ class EdsrModel(Section):
     """Residual blocks."""
     residual_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor on each residual branch (EDSR's 0.1 for 256 features)."""
-    start_from: str = ""
-    """Checkpoint whose matching weights start the run (x2 for an x3, x4 or x8 run); empty means from scratch."""
 
 
-class RcanModel(Section):
+class RcanModel(ModelSection):
     """RCAN; the published one by default."""
 
     name: Literal["rcan"] = "rcan"
@@ -90,11 +100,41 @@ class RcanModel(Section):
     """Attention blocks in each group."""
     reduction: Positive = 16
     """The hidden layer of the channel attention is so many times smaller than `features`."""
-    start_from: str = ""
-    """Checkpoint whose matching weights start the run, as EDSR's."""
 
 
-MODELS: dict[str, type[EdsrModel | RcanModel]] = {"edsr": EdsrModel, "rcan": RcanModel}
+class SwinirModel(ModelSection):
+    """SwinIR; the classical SwinIR-M by default."""
+
+    name: Literal["swinir"] = "swinir"
+    """Architecture: swinir."""
+    features: Positive = 180
+    """Channels of the body."""
+    depths: tuple[Positive, ...] = (6,) * 6
+    """Blocks of each layer."""
+    heads: tuple[Positive, ...] = (6,) * 6
+    """Heads of the attention in each layer; they divide the features."""
+    window: Positive = 8
+    """Side of an attention window, even."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
+    """Width of the MLPs over the features."""
+    upsampler: Literal["pixelshuffle", "pixelshuffledirect"] = "pixelshuffle"
+    """pixelshuffledirect: one convolution, the lightweight SwinIR-S."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability of the last block to be left out of a training sample; it grows linearly from 0."""
+    patch: Positive = 48
+    """Side of the images whose attention masks the checkpoint holds (the authors' img_size)."""
+
+    @property
+    def draws(self) -> int:
+        """Two for each block's two branches, unless none is ever left out."""
+        return 2 * sum(self.depths) if self.drop_path else 0
+
+
+MODELS: dict[str, type[EdsrModel | RcanModel | SwinirModel]] = {
+    "edsr": EdsrModel,
+    "rcan": RcanModel,
+    "swinir": SwinirModel,
+}
 
 
 def _architecture(model: Any) -> str:
@@ -102,7 +142,7 @@ def _architecture(model: Any) -> str:
 
 
 Model = Annotated[
-    Annotated[EdsrModel, Tag("edsr")] | Annotated[RcanModel, Tag("rcan")],
+    Annotated[EdsrModel, Tag("edsr")] | Annotated[RcanModel, Tag("rcan")] | Annotated[SwinirModel, Tag("swinir")],
     Discriminator(
         _architecture,
         custom_error_type="architecture",

@@ -62,9 +62,14 @@ def why_not_compile(device: str) -> str | None:
     """The reason why torch.compile cannot work here, or None."""
     if sys.platform == "win32":
         return "torch.compile is not set up on Windows"
-    if device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")) and not shutil.which("clang++"):
+    if device == "cpu" and cpp_compiler() is None:
         return "no C++ compiler was found (g++, clang++ or $CXX)"
     return None
+
+
+def cpp_compiler() -> str | None:
+    """Path of the machine's C++ compiler."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
 def why_not_dali(device: str) -> str | None:

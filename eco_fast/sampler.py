@@ -77,11 +77,20 @@ class Sampler:
 
     def noise(self, step: int, sample: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Standard normal values for one sample of a step's global batch, counted from 0."""
-        # The plan's stretch of counter values is number 0 of the step, the samples' are numbers 1, 2, ...
         count = math.prod(shape)
-        pairs = -(-count // 2)
-        words = np.random.Philox(key=self.seed, counter=[0, step, 1 + sample, 0]).random_raw(pairs)
+        words = self._words(step, sample, 0, -(-count // 2))
         # Box and Muller: two uniform numbers of 32 bits, the first in (0, 1], make two normal ones.
         radius = np.sqrt(-2 * np.log(((words >> np.uint64(32)) + 1).astype(np.float32) * np.float32(2.0**-32)))
         angle = (words & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2 * math.pi * 2.0**-32)
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)
+
+    def draws(self, step: int, sample: int, count: int) -> npt.NDArray[np.float32]:
+        """Uniform values in [0, 1) for one sample of a step's global batch."""
+        return (self._words(step, sample, 1, count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+    def _words(self, step: int, sample: int, purpose: int, count: int) -> npt.NDArray[np.uint64]:
+        # The plan's stretch of counter values is number 0 of the step, the samples' are numbers 1, 2, ...
+        words: npt.NDArray[np.uint64] = np.random.Philox(
+            key=self.seed, counter=[0, step, 1 + sample, purpose]
+        ).random_raw(count)
+        return words

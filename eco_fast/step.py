@@ -36,18 +36,19 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.network, self.config, self.precision = network, config, precision
 
-    def forward(self, target_alpha: Tensor, gradient_scale: Tensor, **inputs: Any) -> Tensor:
+    def forward(self, target_alpha: Tensor, gradient_scale: Tensor, draws: Tensor | None, **inputs: Any) -> Tensor:
         """The mean loss, float32 [].
 
         Args:
             target_alpha: as `Batch` has it.
             gradient_scale: the upstream gradient that is to be expected, float32 [].
+            draws: as `Batch` has it.
             inputs: those of `network_input`.
         """
         config = self.config
         lr = network_input(config, **inputs)
         with self.precision.autocast(lr.device.type):
-            prediction = self.network(lr)
+            prediction = self.network(lr) if draws is None else self.network(lr, draws)
         loss, _ = blended_loss(
             prediction,
             inputs["hr"],
@@ -84,7 +85,7 @@ def network_input(
 def input_of(batch: Batch, config: Config) -> Tensor:
     """`network_input` of a whole batch."""
     values = batch.tensors()
-    del values["target_alpha"]
+    del values["target_alpha"], values["draws"]
     return network_input(config, **values)
 
 
@@ -118,7 +119,8 @@ class Step:
         self.updater, self.config, self.device = updater, config, device
         self.parts = split(samples, config.train.micro_batch or samples)
         loss = TrainingLoss(network, config, precision)
-        if config.train.compile and why_not_compile(device) is None:
+        compiled = config.train.compile and torch.device(device).type in network.compiled_on
+        if compiled and why_not_compile(device) is None:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
             if network.repeated is None:
                 loss.compile(fullgraph=True, dynamic=False)

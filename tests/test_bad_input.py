@@ -119,8 +119,8 @@ CHECKPOINTS = {
     "garbage.safetensors": "garbage.safetensors: damaged or not a safetensors file",
     "garbage.pt": "garbage.pt: damaged, or not a checkpoint of plain weights",
     "cut.safetensors": "cut.safetensors: damaged or not a safetensors file",
-    "other.pt": "other.pt: not a checkpoint of a known network (EDSR, RCAN); its first keys are layer.weight",
-    "other.safetensors": "other.safetensors: not a checkpoint of a known network (EDSR, RCAN)",
+    "other.pt": "other.pt: not a checkpoint of a known network (EDSR, RCAN, SWINIR); its first keys are layer.weight",
+    "other.safetensors": "other.safetensors: not a checkpoint of a known network (EDSR, RCAN, SWINIR)",
     "part.pt": "part.pt: not a complete EDSR checkpoint, body.0.body.2.bias is missing",
     "x3.safetensors": "x3.safetensors: a network for x3, but x2 is asked for",
 }

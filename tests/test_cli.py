@@ -265,6 +265,7 @@ def test_an_override_sets_its_key_alone(override: str, expected: object, tmp_pat
 
 def test_a_later_override_wins_over_an_earlier_one_and_over_the_file() -> None:
     recipe = config.load("quickstart", ["train.batch=5", "train.batch=7", "model.blocks=2"])
+    assert isinstance(recipe.model, config.EdsrModel)
     assert (recipe.train.batch, recipe.model.blocks, recipe.model.features) == (7, 2, 32)
     assert config.differences(config.load("quickstart"), recipe) == ["model.blocks", "train.batch"]
 

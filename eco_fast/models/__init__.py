@@ -16,6 +16,7 @@ from eco_fast.models.edsr import EDSR
 from eco_fast.models.network import Network, compile_blocks
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.spellings import authors_names
+from eco_fast.models.swinir import SwinIR
 
 WRAPPERS = ("params_ema", "params", "state_dict")  # BasicSR, KAIR and rcan-it put the weights under these
 METADATA = "eco_fast"  # our key in the metadata of a safetensors file
@@ -33,7 +34,7 @@ __all__ = [
     "warm_start",
 ]
 
-ARCHITECTURES: tuple[type[Network], ...] = (EDSR, RCAN)
+ARCHITECTURES: tuple[type[Network], ...] = (EDSR, RCAN, SwinIR)
 BY_NAME = {architecture.architecture: architecture for architecture in ARCHITECTURES}
 
 
@@ -79,8 +80,9 @@ def load_network(path: Path) -> Network:
             f"{path}: not a checkpoint of a known network ({names}); its first keys are {_first_keys(state)}"
         )
     _check_mean_shift(path, state, network)
+    state = _without_derived(state, network)
     _match(path, state, network)
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)
     return network.eval().requires_grad_(requires_grad=False)
 
 
@@ -101,8 +103,8 @@ def warm_start(network: Network, path: Path) -> list[str]:
     Raises:
         ValueError: a mismatch outside the tail, that is, another network.
     """
-    state, _ = read_state(path)
-    own = network.state_dict()
+    state = _without_derived(read_state(path)[0], network)
+    own = _without_derived(network.state_dict(), network)
     matching = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     kept = sorted(own.keys() - matching.keys())
     outside = [key for key in kept if not key.startswith(network.tail_keys)]
@@ -150,7 +152,7 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
-    own, name = network.state_dict(), network.architecture.upper()
+    own, name = _without_derived(network.state_dict(), network), network.architecture.upper()
     wrong = [f"{key} is missing" for key in own if key not in state]
     wrong += [f"{key} is unknown" for key in state if key not in own]
     wrong += [
@@ -160,6 +162,10 @@ def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
     ]
     if wrong:
         raise ValueError(f"{path}: not a complete {name} checkpoint, {wrong[0]}")
+
+
+def _without_derived(state: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.endswith(network.derived_keys)}
 
 
 def _check_mean_shift(path: Path, state: Mapping[str, Tensor], network: Network) -> None:

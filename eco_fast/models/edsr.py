@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from eco_fast.models.network import MeanShift, Network, conv3x3, doublings, scale_of, upsampler
+from eco_fast.models.network import MeanShift, Network, conv3x3, doublings, scale_of, sub_pixel_upsampler
 
 
 class ResidualBlock(nn.Module):
@@ -47,7 +47,7 @@ class EDSR(Network):
         self.head = nn.Sequential(conv3x3(3, features))
         body = [ResidualBlock(features, residual_scale) for _ in range(blocks)]
         self.body = nn.Sequential(*body, conv3x3(features, features))
-        self.tail = nn.Sequential(upsampler(scale, features), conv3x3(features, 3))
+        self.tail = nn.Sequential(sub_pixel_upsampler(scale, features), conv3x3(features, 3))
 
     @property
     def halo(self) -> int:

@@ -14,6 +14,8 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 class Network(nn.Module, ABC):
     """A super-resolution network: float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1.
 
+    Where its configuration asks for `draws`, training hands these to it as a second argument.
+
     Args:
         scale: upscaling factor.
         hyperparameters: the other arguments that build it again, as JSON has them.
@@ -23,10 +25,14 @@ class Network(nn.Module, ABC):
     """Its name in recipes and checkpoints."""
     tail_keys: ClassVar[tuple[str, ...]]
     """How the keys of those weights begin that depend on the scale."""
+    derived_keys: ClassVar[tuple[str, ...]] = ()
+    """How the keys of those buffers end that the sizes decide: a file may lack them, or have others."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """What it is fastest in."""
     repeated: ClassVar["type[RepeatedBlock] | None"] = None
     """The block that makes up a network too deep to be compiled whole: RCAN would take minutes."""
+    compiled_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """Kinds of device on which compiling makes its training faster."""
 
     def __init__(self, scale: int, **hyperparameters: Any) -> None:
         super().__init__()
@@ -50,17 +56,19 @@ class Network(nn.Module, ABC):
 
 
 class RepeatedBlock(nn.Module, ABC):
-    """A block that a deep network repeats, [N, C, h, w] to the same shape."""
+    """A block that a deep network repeats; its output has the shape of its first input."""
 
-    compiled: Callable[["RepeatedBlock", Tensor], Tensor] | None = None
+    compiled: Callable[..., Tensor] | None = None
 
     @abstractmethod
-    def compute(self, x: Tensor) -> Tensor:
+    def compute(self, *inputs: Any, **more: Any) -> Tensor:
         """What the block does."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor | None) -> Tensor:
         """What the block does, compiled in training alone: pictures have many sizes."""
-        return self.compute(x) if self.compiled is None or not self.training else self.compiled(self, x)
+        if self.compiled is None or not self.training:
+            return self.compute(*inputs)
+        return self.compiled(self, *inputs)
 
 
 def compile_blocks(network: Network) -> None:
@@ -103,7 +111,7 @@ def doublings(scale: int) -> list[int]:
     return [3] if scale == 3 else [2] * (scale.bit_length() - 1)
 
 
-def upsampler(scale: int, features: int) -> nn.Sequential:
+def sub_pixel_upsampler(scale: int, features: int) -> nn.Sequential:
     """Sub-pixel upsampling; its convolutions are .0, .2, .4."""
     layers: list[nn.Module] = []
     for factor in doublings(scale):
@@ -112,6 +120,6 @@ def upsampler(scale: int, features: int) -> nn.Sequential:
 
 
 def scale_of(state: Mapping[str, Tensor], upsample: str, features: int) -> int:
-    """The scale of a checkpoint whose `upsampler` is at the prefix `upsample`."""
+    """The scale of a checkpoint whose `sub_pixel_upsampler` is at the prefix `upsample`."""
     convolutions = [key for key in state if key.startswith(upsample) and key.endswith(".weight")]
     return 3 if state[f"{upsample}0.weight"].shape[0] == 9 * features else int(2 ** len(convolutions))

@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eco_fast.models.network import MeanShift, Network, RepeatedBlock, conv3x3, scale_of, upsampler
+from eco_fast.models.network import MeanShift, Network, RepeatedBlock, conv3x3, scale_of, sub_pixel_upsampler
 
 
 class ChannelAttention(nn.Module):
@@ -84,7 +84,7 @@ class RCAN(Network):
         self.head = nn.Sequential(conv3x3(3, features))
         body = [Group(features, blocks, reduction) for _ in range(groups)]
         self.body = nn.Sequential(*body, conv3x3(features, features))
-        self.tail = nn.Sequential(upsampler(scale, features), conv3x3(features, 3))
+        self.tail = nn.Sequential(sub_pixel_upsampler(scale, features), conv3x3(features, 3))
 
     @property
     def halo(self) -> int:

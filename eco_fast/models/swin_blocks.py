@@ -1,0 +1,162 @@
+"""What SwinIR's body is made of: attention in windows and MLPs, with the state-dict keys of the authors' code.
+
+Tokens are kept as the image they are, [N, h, w, C]: LayerNorm and linear layers read their last dimension, convolutions
+see the same memory as channels_last, and only the cut into windows moves data.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from eco_fast.models.network import RepeatedBlock, conv3x3
+from eco_fast.models.window_attention import attend
+
+MASKED = -100.0  # added to the score of two tokens that the cyclic shift has made neighbours
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each window, with a learned bias for each relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, features: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_positions(window))
+        self.qkv = nn.Linear(features, 3 * features)
+        self.proj = nn.Linear(features, features)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, window, window, C] to the same shape; `mask` is added to the scores, [windows of an image, T, T]."""
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()
+        qkv = linear(self.qkv, windows).flatten(1, 2)
+        return linear(self.proj, attend(qkv, bias, mask).view(windows.shape))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(features, hidden)
+        self.fc2 = nn.Linear(hidden, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to the same shape."""
+        return linear(self.fc2, functional.gelu(linear(self.fc1, x)))
+
+
+class Block(RepeatedBlock):
+    """Attention in windows and an MLP, each normalised first and added to its input.
+
+    Args:
+        features: C.
+        heads: of the attention; divide C.
+        window: side of a window.
+        shift: by how much the windows are shifted against the image's grid, 0 or half a window.
+        mlp_ratio: width of the MLP over C.
+        patch: side of the images whose mask is kept.
+    """
+
+    attn_mask: Tensor | None
+
+    def __init__(self, features: int, heads: int, window: int, shift: int, mlp_ratio: float, patch: int) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(features)
+        self.attn = Attention(features, heads, window)
+        self.norm2 = nn.LayerNorm(features)
+        self.mlp = Mlp(features, int(features * mlp_ratio))
+        self.register_buffer("attn_mask", shift_mask(patch, patch, window, shift) if shift else None)
+
+    def compute(self, x: Tensor, mask: Tensor | None, factors: Tensor | None) -> Tensor:
+        """[N, h, w, C] to the same shape.
+
+        Args:
+            x: h and w are multiples of the window.
+            mask: of the shifted windows, [windows of an image, T, T].
+            factors: what each sample's two branches are multiplied with, [2, N, 1, 1, 1]; None for 1.
+        """
+        normalised = self.norm1(x)
+        if self.shift:
+            normalised = normalised.roll((-self.shift, -self.shift), (1, 2))
+        attended = join(self.attn(cut(normalised, self.window), mask), x.shape)
+        if self.shift:
+            attended = attended.roll((self.shift, self.shift), (1, 2))
+        x = x + attended if factors is None else torch.addcmul(x, attended, factors[0])
+        transformed: Tensor = self.mlp(self.norm2(x))
+        return x + transformed if factors is None else torch.addcmul(x, transformed, factors[1])
+
+
+class Group(nn.Module):
+    """Blocks whose windows are in turn on the grid and shifted."""
+
+    def __init__(self, features: int, depth: int, heads: int, window: int, mlp_ratio: float, patch: int) -> None:
+        super().__init__()
+        shifts = (index % 2 * (window // 2) for index in range(depth))
+        self.blocks = nn.ModuleList(Block(features, heads, window, shift, mlp_ratio, patch) for shift in shifts)
+
+    def forward(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
+        """[N, h, w, C] to the same shape."""
+        for block, factor in zip(self.blocks, factors, strict=True):
+            x = block(x, mask if block.shift else None, factor)
+        return x
+
+
+class Layer(nn.Module):
+    """x + conv(group(x)): the residual Swin transformer block."""
+
+    def __init__(self, features: int, depth: int, heads: int, window: int, mlp_ratio: float, patch: int) -> None:
+        super().__init__()
+        self.residual_group = Group(features, depth, heads, window, mlp_ratio, patch)
+        self.conv = conv3x3(features, features)
+
+    def forward(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
+        """[N, h, w, C] to the same shape."""
+        y: Tensor = self.conv(self.residual_group(x, mask, factors).permute(0, 3, 1, 2))
+        return x + y.permute(0, 2, 3, 1)
+
+
+def linear(layer: nn.Linear, tokens: Tensor) -> Tensor:
+    """`layer(tokens)` for [B, h, w, C].
+
+    On a CPU as a 1x1 convolution: oneDNN takes half the time of the matrix product that torch has for float32 there.
+    """
+    if tokens.device.type != "cpu":
+        result: Tensor = layer(tokens)
+        return result
+    image = tokens.permute(0, 3, 1, 2)
+    return functional.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
+
+
+def cut(x: Tensor, window: int) -> Tensor:
+    """The windows of images [N, h, w, C]: [B, window, window, C]."""
+    count, height, width, channels = x.shape
+    x = x.reshape(count, height // window, window, width // window, window, channels)
+    return x.transpose(2, 3).reshape(-1, window, window, channels)
+
+
+def join(windows: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `cut`."""
+    count, height, width, channels = shape
+    window = windows.shape[1]
+    x = windows.view(count, height // window, width // window, window, window, channels)
+    return x.transpose(2, 3).reshape(shape)
+
+
+def relative_positions(window: int) -> Tensor:
+    """Row of the bias table for each pair of a window's tokens: int64 [T, T]."""
+    place = torch.arange(window**2)
+    rows, columns = (side[:, None] - side[None] + window - 1 for side in (place // window, place % window))
+    return rows * (2 * window - 1) + columns
+
+
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
+    """0 for two tokens of a window of one part of the image, else `MASKED`: float32 [windows of an image, T, T]."""
+    places = (torch.arange(size, device=device) - size for size in (height, width))
+    rows, columns = ((place >= -window).long() + (place >= -shift) for place in places)
+    region = cut((3 * rows[:, None] + columns)[None, :, :, None], window).flatten(1)
+    return MASKED * (region[:, :, None] != region[:, None])
