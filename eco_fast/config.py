@@ -203,7 +203,7 @@ class Train(Section):
 
 
 class Paper(Section):
-    """The row of the paper that a recipe stands for, and its scores there: PSNR-Y in dB and SSIM-Y. For people alone."""
+    """The row of the paper that a recipe stands for, with its scores (PSNR-Y in dB, SSIM-Y). No run depends on it."""
 
     row: str = ""
     """Table or figure, and the row in it."""

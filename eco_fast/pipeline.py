@@ -52,6 +52,9 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
     test = test or validation
     if config.teacher.checkpoint != "self" and config.needs_centroids:
         load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
+    start = config.model.start_from
+    if start and not Path(start).is_file() and not (folder / "checkpoints").exists():
+        raise ValueError(f"{start}: there is no such checkpoint, from which the run is to start; train that one first")
     choose_loader(config, device)  # likewise
     run = RunFolder(folder, config, resume=resume)
     print(f"{folder} on {device_name(device)}", flush=True)

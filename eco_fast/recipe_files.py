@@ -1,7 +1,7 @@
 """Recipes as files: the shipped ones by name, anybody's by path, and one that extends another.
 
-    extends = "edsr_x2_eco"     # a shipped recipe, or a .toml file, seen from this one
-    scale = 3                   # what differs, key by key
+`extends = "edsr_x2_eco"` in a recipe names a shipped one, or a .toml file as seen from this one; the rest of the recipe
+says what differs, key by key.
 """
 
 import difflib
@@ -78,14 +78,15 @@ def _identity(recipe: str) -> str:
 
 
 def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """One recipe's values over another's. A [model] of another architecture has other keys: it inherits none."""
-    values = dict(inherited)
-    for key, value in own.items():
-        before = inherited.get(key)
-        if not isinstance(value, dict) or not isinstance(before, dict):
-            values[key] = value
-        elif key == "model" and value.get("name", before.get("name")) != before.get("name"):
-            values[key] = value
-        else:
-            values[key] = {**before, **value}
+    """One recipe's values over another's, key by key."""
+    values = {**inherited, **own}
+    for name in inherited.keys() & own.keys():
+        before, after = inherited[name], own[name]
+        if isinstance(before, dict) and isinstance(after, dict) and not (name == "model" and _differ(before, after)):
+            values[name] = {**before, **after}
     return values
+
+
+def _differ(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a [model] turns to another architecture, which has other keys and inherits none."""
+    return "name" in after and after["name"] != before.get("name", "edsr")
