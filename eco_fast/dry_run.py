@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from eco_fast import ranks
 from eco_fast.checkpoints import load_state
 from eco_fast.config import Config
-from eco_fast.device import device_name, pick_device
+from eco_fast.device import pick_device
 from eco_fast.files import sha256_of, size_in_words
 from eco_fast.images import find_images
 from eco_fast.measure import saved_bytes, training_flops
@@ -65,7 +65,7 @@ def dry_run(config: Config, folder: Path, *, resume: bool) -> None:
         "training": f"{config.objective.name}, {config.objective.loss}; {config.optimizer.name}, "
         f"{config.optimizer.learning_rate:.2e}, {config.optimizer.schedule}; {train.steps:,} steps of {train.batch} "
         f"patches, {train.steps * train.batch:,} patches in all",
-        "memory": f"{size_in_words(cost.memory)} on {device_name(device)}, for {cost.at_once} patches at once in "
+        "memory": f"{size_in_words(cost.memory)} on {device}, for {cost.at_once} patches at once in "
         f"{precision.name}: {size_in_words(cost.copies * cost.weights)} of weights, gradients and optimizer, "
         f"{size_in_words(cost.activations)} of activations at most",
         **stages(config, folder, resume=resume),

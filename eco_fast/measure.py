@@ -98,7 +98,7 @@ def saved_bytes(network: nn.Module, forward: Work) -> int:
 
 def _memory(tensor: Tensor) -> int:
     """What tensors of the same memory have in common, also where they have a shape alone."""
-    return tensor.untyped_storage()._cdata  # noqa: SLF001 - no public name; data_ptr is 0 for all fake tensors
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - no public name; data_ptr is 0 for all fake tensors
 
 
 def matmul(size: int, device: str, dtype: torch.dtype) -> tuple[Work, float]:
