@@ -53,7 +53,7 @@ def main(name: str, count: int) -> None:
     step, state = build_step(recipe)
     weights = sum(4 * parameter.numel() for parameter in state.network.parameters())
     inputs = step._inputs(batch)  # noqa: SLF001
-    saved = saved_bytes(state.network, lambda: step.loss(**inputs, gradient_scale=torch.ones(())))
+    saved = saved_bytes(state.network.parameters(), lambda: step.loss(**inputs, gradient_scale=torch.ones(())))
     step(batch, 1e-4)  # makes the optimizer's state
     peak = peak_during(step, batch) - before
     computed = 4 * weights + saved

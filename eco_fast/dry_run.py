@@ -8,6 +8,7 @@ import torch
 from eco_fast_kernels import margin_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from eco_fast import ranks
 from eco_fast.checkpoints import load_state
@@ -16,7 +17,7 @@ from eco_fast.device import pick_device
 from eco_fast.files import sha256_of, size_in_words
 from eco_fast.images import find_images
 from eco_fast.measure import saved_bytes, training_flops
-from eco_fast.models import build
+from eco_fast.models import Network, build
 from eco_fast.objective import mix_at
 from eco_fast.pipeline import self_teacher, vanilla
 from eco_fast.precision import Precision, choose_precision
@@ -86,22 +87,22 @@ def estimate(config: Config, device: str, precision: Precision) -> Cost:
         multiply_adds=training_flops(network, config.data.patch) // 6,  # two operations, forward and twice backward
         at_once=at_once,
         weights=4 * parameters,
-        activations=activation_bytes(config, device, precision, at_once),
+        activations=activation_bytes(config, network, device, precision, at_once),
         copies=4 + (config.train.ema_decay > 0),
     )
 
 
-def activation_bytes(config: Config, device: str, precision: Precision, samples: int) -> int:
+def activation_bytes(config: Config, network: Network, device: str, precision: Precision, samples: int) -> int:
     """What the forward pass of so many patches keeps for the backward pass."""
     side, patch = config.scale * config.data.patch + 2 * margin_of(config.scale), config.data.patch
     mix = mix_at(config.objective, config.train.steps // 2, config.train.steps)
     by_dali = config.data.downsample == "dali"
+    loss = TrainingLoss(network, config, precision)
     with FakeTensorMode(), torch.device(device):
 
         def windows(size: int, *, wanted: bool) -> Tensor | None:
             return torch.empty(samples, size, size, 3, dtype=torch.uint8) if wanted else None
 
-        loss = TrainingLoss(build(config.model, config.scale), config, precision)
         inputs = {
             "target_alpha": torch.tensor(mix.target),
             "gradient_scale": torch.ones(()),
@@ -113,7 +114,12 @@ def activation_bytes(config: Config, device: str, precision: Precision, samples:
             "input_alpha": torch.tensor(mix.input),
             "noise": torch.empty(samples, 3, patch, patch) if config.data.noise_sigma else None,
         }
-        return saved_bytes(loss.network, lambda: loss(**inputs))
+        tensors = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
+        weights = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+            for name, tensor in tensors.items()
+        }
+        return saved_bytes(weights.values(), lambda: functional_call(loss, weights, kwargs=inputs))
 
 
 def stages(config: Config, folder: Path, *, resume: bool) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import copy
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import torch
@@ -75,18 +75,18 @@ def training_flops(network: nn.Module, patch: int) -> int:
     return 3 * int(counter.get_total_flops())
 
 
-def saved_bytes(network: nn.Module, forward: Work) -> int:
+def saved_bytes(weights: Iterable[Tensor], forward: Work) -> int:
     """What a forward pass keeps for the backward pass, counted once per tensor's memory, without the weights.
 
     Args:
-        network: whose weights are left out.
+        weights: the network's.
         forward: computes its loss, on real tensors or fake ones.
     """
-    weights = {_memory(parameter) for parameter in network.parameters()}
+    left_out = {_memory(weight) for weight in weights}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if _memory(tensor) not in weights:
+        if _memory(tensor) not in left_out:
             kept[_memory(tensor)] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # the tensor itself would keep its own graph alive
 

@@ -122,19 +122,7 @@ def test_the_command_lists_every_recipe_with_its_scores(capsys: pytest.CaptureFi
 # --- what they train ---
 
 
-def distinct() -> list[str]:
-    """One recipe of each kind of step: schedules, lengths, batches and learning rates make no other."""
-    kinds: dict[str, str] = {}
-    for name in recipe_names():
-        values = config.recipe_files.read(name)
-        values.get("model", {}).pop("start_from", None)
-        kind = [values.get(key) for key in ("scale", "model", "objective")]
-        values = values["optimizer"]
-        kinds.setdefault(str([kind, values["name"], values.get("spike_factor"), "noisy" in name]), name)
-    return list(kinds.values())
-
-
-@pytest.mark.parametrize("name", distinct())
+@EVERY_RECIPE
 def test_it_trains_two_steps(name: str, photo: Pixels) -> None:
     """At batch 2 on small windows: the losses are finite, and the weights move."""
     patch = 16 if name.startswith("swinir") else 8
