@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from eco_fast import cli, config
+from eco_fast import cli, config, recipe_files
 from eco_fast.config import Config, Score
 from eco_fast.images import Pixels
 from eco_fast.loader import PlainLoader
@@ -149,7 +149,7 @@ def test_it_trains_two_steps(name: str, photo: Pixels) -> None:
 # --- where they start ---
 
 
-FROM_X2 = [name for name in recipe_names() if config.recipe_files.read(name).get("model", {}).get("start_from")]
+FROM_X2 = [name for name in recipe_names() if recipe_files.read(name).get("model", {}).get("start_from")]
 
 
 def test_x3_and_x4_of_the_large_networks_start_from_x2_and_no_other_recipe_does() -> None:
