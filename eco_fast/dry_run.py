@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from eco_fast import ranks
-from eco_fast.checkpoints import load_state
+from eco_fast.checkpoints import load_state, weights_path
 from eco_fast.config import Config
 from eco_fast.device import pick_device
 from eco_fast.files import sha256_of, size_in_words
@@ -21,7 +21,7 @@ from eco_fast.models import Network, build
 from eco_fast.objective import mix_at
 from eco_fast.pipeline import self_teacher, vanilla
 from eco_fast.precision import Precision, choose_precision
-from eco_fast.run_folder import check_folder
+from eco_fast.run_folder import CHECKPOINTS, check_folder
 from eco_fast.step import TrainingLoss, split
 from eco_fast.store import Store, centroid_folder, open_centroids
 
@@ -130,13 +130,14 @@ def stages(config: Config, folder: Path, *, resume: bool) -> dict[str, str]:
     elif config.data.source == "encoded" and config.data.centroids:
         found["teach"] = f"not needed: centroids are {pictures([config.data.centroids])}"
     else:
-        teacher = Path(config.teacher.checkpoint)
+        teacher, own = Path(config.teacher.checkpoint), folder / "teacher"
+        ready = teacher.is_file()
+        found["teacher"] = f"{teacher}{'' if ready else ' is missing'}"
         if config.teacher.checkpoint == "self":
-            teacher = folder / "teacher" / "checkpoints" / "last.safetensors"
-            found["teacher"] = training_stage(self_teacher(config), folder / "teacher", resume=resume)
-        else:
-            found["teacher"] = f"{teacher}{'' if teacher.is_file() else ' is missing'}"
-        found["teach"] = teach_stage(config, folder, teacher)
+            teacher = weights_path(own / CHECKPOINTS, "last")
+            ready = (step_of(own) or 0) >= config.teacher.steps
+            found["teacher"] = training_stage(self_teacher(config), own, resume=resume)
+        found["teach"] = teach_stage(config, folder, teacher) if ready else "after the teacher"
     found["train"] = training_stage(config, folder, resume=resume)
     if config.train.vanilla_twin:
         found["vanilla"] = training_stage(vanilla(config), folder / "vanilla", resume=resume)
@@ -161,9 +162,7 @@ def prepare_stage(config: Config, folder: Path) -> str:
 
 
 def teach_stage(config: Config, folder: Path, teacher: Path) -> str:
-    """The state of the centroids."""
-    if not teacher.is_file():
-        return "after the teacher"
+    """The state of the centroids of a teacher that is there."""
     store = store_of(config, folder)
     made = centroid_folder(store, config.scale, config.data.rounding, sha256_of(teacher))
     try:
@@ -174,20 +173,24 @@ def teach_stage(config: Config, folder: Path, teacher: Path) -> str:
 
 def training_stage(config: Config, folder: Path, *, resume: bool) -> str:
     """The state of one training."""
-    steps, checkpoints = config.train.steps, folder / "checkpoints"
+    steps, done = config.train.steps, step_of(folder)
     try:
         check_folder(folder, config, resume=resume)
         refused = ""
     except ValueError as error:
         refused = f"; refused: {error}"
-    state = load_state(checkpoints, "meta")
-    if state is not None and state["step"] >= steps:
-        return f"finished, at step {steps:,}{refused}"
-    if state is not None:
-        return f"goes on at step {state['step']:,} of {steps:,}{refused}"
+    if done is not None:
+        state = f"goes on at step {done:,} of {steps:,}" if done < steps else f"finished, at step {steps:,}"
+        return state + refused
     start = config.model.start_from
     origin = f" from {start}{'' if Path(start).is_file() else ', which is missing'}" if start else " from scratch"
     return f"{steps:,} steps{origin}{refused}"
+
+
+def step_of(folder: Path) -> int | None:
+    """Steps that a training has behind it, or None where it has not begun."""
+    state = load_state(folder / CHECKPOINTS, "meta")
+    return None if state is None else int(state["step"])
 
 
 def store_of(config: Config, folder: Path) -> Path:

@@ -166,6 +166,9 @@ def test_stages_before_during_and_after_a_run(here: Path, capsys: pytest.Capture
     assert during["train"] == "goes on at step 2 of 4"
     assert during["prepare"].endswith("to be compared with 2 pictures of hr")
     assert during["teach"].startswith("into run/store/centroids/")
+    Path("run/teacher/checkpoints/step-00000001.state.pt").replace("run/teacher/checkpoints/last.state.pt")
+    early = said(capsys, *run, "--resume")
+    assert (early["teacher"], early["teach"]) == ("goes on at step 1 of 2", "after the teacher")
 
 
 def test_what_is_missing_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

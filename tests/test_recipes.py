@@ -221,10 +221,10 @@ def test_another_architecture_inherits_no_keys_of_the_network(model: str, here: 
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "a.toml: extends itself: a.toml -> b.toml -> c.toml -> a.toml": {
+    "a.toml: extends itself: a.toml -> b.toml -> c.toml -> a.toml\n": {
         "a": 'extends = "b.toml"', "b": 'extends = "c.toml"', "c": 'extends = "a.toml"',
     },
-    "a.toml: extends itself: a.toml -> b.toml -> b.toml": {"a": 'extends = "b.toml"', "b": 'extends = "b.toml"'},
+    "a.toml: extends itself: a.toml -> b.toml -> b.toml\n": {"a": 'extends = "b.toml"', "b": 'extends = "b.toml"'},
     "a.toml: extends edsr_x2_eko: there is no recipe 'edsr_x2_eko' (did you mean edsr_x2_eco?)": {
         "a": 'extends = "edsr_x2_eko"',
     },
