@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from eco_fast import config
 from eco_fast.batch import Batch
 from eco_fast.config import Config
+from eco_fast.measure import saved_bytes
 from eco_fast.objective import mix_at
 from eco_fast.step import Step
 from eco_fast.train import TrainingState
@@ -34,23 +34,6 @@ def build_step(recipe: Config) -> tuple[Step, TrainingState]:
     return Step(state.network, state.updater, recipe, state.precision, "cpu", recipe.train.batch), state
 
 
-def saved_bytes(step: Step, state: TrainingState, batch: Batch) -> int:
-    """What the forward pass keeps for the backward pass, counted once per tensor's memory, without the weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in state.network.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # the tensor itself would keep its own graph alive
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = step.loss(**step._inputs(batch), gradient_scale=torch.ones(()))  # noqa: SLF001
-        del loss
-    return sum(kept.values())
-
-
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -69,7 +52,8 @@ def main(name: str, count: int) -> None:
     before = resident()
     step, state = build_step(recipe)
     weights = sum(4 * parameter.numel() for parameter in state.network.parameters())
-    saved = saved_bytes(step, state, batch)
+    inputs = step._inputs(batch)  # noqa: SLF001
+    saved = saved_bytes(state.network.parameters(), lambda: step.loss(**inputs, gradient_scale=torch.ones(())))
     step(batch, 1e-4)  # makes the optimizer's state
     peak = peak_during(step, batch) - before
     computed = 4 * weights + saved

@@ -58,11 +58,15 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of a shipped recipe, or a .toml file")
     train.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="run folder (runs/RECIPE)")
     train.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    train.add_argument("--dry-run", action="store_true", help="say what the run would cost and do, and do nothing")
     train.add_argument("--profile", action="store_true", help="write a trace of a few steps into the run folder")
     train.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the recipe"
     )
     train.set_defaults(run=_train)
+
+    recipes = command("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes")
+    recipes.set_defaults(run=_recipes)
 
     prepare = command(
         "prepare", "Decode pictures once into a store.", "eco-fast prepare DIV2K_train_HR --store stores/div2k"
@@ -153,8 +157,19 @@ def _train(arguments: Arguments) -> None:
     if resume and arguments.recipe is None and saved.is_file():
         recipe = str(saved)
     resolved = config.load(recipe, arguments.overrides)
+    if arguments.dry_run:
+        from eco_fast.dry_run import dry_run
+
+        dry_run(resolved, folder, resume=resume)
+        return
     with ranks.joined(resolved.train.timeout):
         run_recipe(resolved, folder, resume=resume, profile=arguments.profile)
+
+
+def _recipes(_: Arguments) -> None:
+    from eco_fast.catalogue import show_recipes
+
+    show_recipes()
 
 
 def _prepare(arguments: Arguments) -> None:

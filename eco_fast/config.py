@@ -6,16 +6,18 @@ An unknown key or a wrong type is an error that names the key and suggests the n
 import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
+from eco_fast import recipe_files
+from eco_fast.recipe_files import suggest
+
 Scale = Literal[2, 3, 4, 8]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Score = tuple[float, float]
 
 TOML_WORDS = {  # where pydantic speaks of Python's types
     "tuple_type": 'input should be an array, such as ["a", "b"]',
@@ -193,12 +195,14 @@ class Optimizer(Section):
     """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    schedule: Literal["constant", "cosine", "step", "milestones"] = "constant"
     """Course of the learning rate after the warm-up."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up."""
     halve_every: Positive = 200_000
     """Step schedule only: the learning rate is halved every so many steps."""
+    halve_at: tuple[Positive, ...] = ()
+    """Milestones schedule only: the learning rate is halved at these steps."""
     clip_value: Annotated[float, Field(ge=0)] = 0.0
     """Bound of each gradient element (the authors use 0.1); 0 means no clipping."""
     spike_factor: Annotated[float, Field(ge=0)] = 0.0
@@ -238,6 +242,23 @@ class Train(Section):
     """Also train a twin on real pairs alone (same steps, samples and initial weights) to compare with."""
 
 
+class Paper(Section):
+    """The row of the paper that a recipe stands for, with its scores (PSNR-Y in dB, SSIM-Y). No run depends on it."""
+
+    row: str = ""
+    """Table or figure, and the row in it."""
+    set5: Score | None = None
+    """On Set5."""
+    set14: Score | None = None
+    """On Set14."""
+    b100: Score | None = None
+    """On BSD100."""
+    urban100: Score | None = None
+    """On Urban100."""
+    manga109: Score | None = None
+    """On Manga109."""
+
+
 class Config(Section):
     """A whole recipe."""
 
@@ -253,6 +274,7 @@ class Config(Section):
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
+    paper: Paper = Paper()
 
     @property
     def needs_centroids(self) -> bool:
@@ -261,42 +283,16 @@ class Config(Section):
         return self.objective.name in ("kd", "noise_free") or (self.objective.name == "eco" and not constant_one)
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that are shipped with the package."""
-    files = resources.files("eco_fast").joinpath("recipes").iterdir()
-    return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
-
-
 def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Read a shipped recipe by name or a TOML file by path, and apply `section.key=value` overrides.
 
     Raises:
         ValueError: unknown recipe, key or type; the message names it.
     """
-    values = parse(recipe)
+    values = recipe_files.read(recipe)
     for override in overrides:
         _apply(values, override)
     return validate(values, recipe)
-
-
-def parse(recipe: str) -> dict[str, Any]:
-    """The raw values of a shipped recipe or a TOML file."""
-    if recipe.endswith(".toml"):
-        path = Path(recipe)
-        if not path.is_file():
-            raise ValueError(f"{recipe}: there is no such file")
-        content = path.read_bytes()
-    elif recipe in recipe_names():
-        content = resources.files("eco_fast").joinpath("recipes", f"{recipe}.toml").read_bytes()
-    else:
-        raise ValueError(
-            f"there is no recipe {recipe!r}{_suggest(recipe, recipe_names())}; "
-            f"give one of {', '.join(recipe_names())}, or a .toml file"
-        )
-    try:
-        return tomllib.loads(content.decode())
-    except ValueError as error:  # of either step
-        raise ValueError(f"{recipe}: not valid TOML: {error}") from error
 
 
 def validate(values: dict[str, Any], source: str) -> Config:
@@ -312,13 +308,13 @@ def validate(values: dict[str, Any], source: str) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The resolved recipe as TOML; `load` of it gives the same config."""
-    return tomli_w.dumps(config.model_dump(mode="json"))
+    """The resolved recipe as TOML; `load` of it gives the same run. The paper's row is the unchanged recipe's alone."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude={"paper"}))
 
 
 def differences(first: Config, second: Config) -> list[str]:
-    """Dotted keys in which two configs differ."""
-    left, right = dict(_leaves(first.model_dump())), dict(_leaves(second.model_dump()))
+    """Dotted keys in which the runs of two configs differ."""
+    left, right = (dict(_leaves(one.model_dump(exclude={"paper"}))) for one in (first, second))
     return [key for key in {**left, **right} if left.get(key) != right.get(key)]
 
 
@@ -377,9 +373,4 @@ def _suggest_key(key: str, example: Config) -> str:
     if close := difflib.get_close_matches(word, siblings, n=1):
         return f" (did you mean {section}{dot}{close[0]}?)"
     namesakes = [name for name in known if name.rpartition(".")[2] == word]
-    return _suggest(key, namesakes, cutoff=0) or f"; the keys of {section or 'a recipe'} are {', '.join(siblings)}"
-
-
-def _suggest(word: str, known: Sequence[str], cutoff: float = 0.5) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return suggest(key, namesakes, cutoff=0) or f"; the keys of {section or 'a recipe'} are {', '.join(siblings)}"

@@ -3,11 +3,11 @@
 import copy
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 STAGES = ("data", "forward", "backward", "optimizer")
@@ -73,6 +73,32 @@ def training_flops(network: nn.Module, patch: int) -> int:
     with counter, torch.no_grad():
         copy.deepcopy(network).eval().to("meta")(torch.empty(1, 3, patch, patch, device="meta"))
     return 3 * int(counter.get_total_flops())
+
+
+def saved_bytes(weights: Iterable[Tensor], forward: Work) -> int:
+    """What a forward pass keeps for the backward pass, counted once per tensor's memory, without the weights.
+
+    Args:
+        weights: the network's.
+        forward: computes its loss, on real tensors or fake ones.
+    """
+    left_out = {_memory(weight) for weight in weights}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _memory(tensor) not in left_out:
+            kept[_memory(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # the tensor itself would keep its own graph alive
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = forward()  # its graph holds what was noted: no memory is counted under the name of an earlier one
+    del loss
+    return sum(kept.values())
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tensors of the same memory have in common, also where they have a shape alone."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - no public name; data_ptr is 0 for all fake tensors
 
 
 def matmul(size: int, device: str, dtype: torch.dtype) -> tuple[Work, float]:

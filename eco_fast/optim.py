@@ -24,6 +24,8 @@ def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "step":
         return config.learning_rate * 0.5 ** (step // config.halve_every)
+    if config.schedule == "milestones":
+        return float(config.learning_rate * 0.5 ** sum(step >= milestone for milestone in config.halve_at))
     return config.learning_rate
 
 

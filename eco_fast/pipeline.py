@@ -52,6 +52,7 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
     test = test or validation
     if config.teacher.checkpoint != "self" and config.needs_centroids:
         load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
+    check_start(config, folder)
     choose_loader(config, device)  # likewise
     run = RunFolder(folder, config, resume=resume)
     print(f"{folder} on {device_name(device)}", flush=True)
@@ -97,6 +98,17 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
         write_json(folder / "summary.json", summary)
         show_summary(summary, folder)
     return summary
+
+
+def check_start(config: Config, folder: Path) -> None:
+    """Refuse a run that cannot start from what its recipe names, before any work.
+
+    Raises:
+        ValueError: the checkpoint is missing; names it.
+    """
+    start = config.model.start_from
+    if start and not Path(start).is_file() and not (folder / "checkpoints").exists():
+        raise ValueError(f"{start}: there is no such checkpoint, from which this run starts; train that network first")
 
 
 def open_pictures(config: Config, folder: Path) -> tuple[Pictures, Pictures | None]:

@@ -34,8 +34,8 @@ class Precision:
         return nullcontext() if self.dtype is None else torch.autocast(device_type, self.dtype)
 
 
-def set_precision(train: Train, device: str) -> Precision:
-    """Choose the policy for a device, and set torch's switches accordingly.
+def choose_precision(train: Train, device: str) -> Precision:
+    """The recipe's policy on a device.
 
     auto is bf16 on GPUs from sm_80 (A6000, H100) on, fp16 on older ones (TITAN RTX), fp32 on a CPU.
 
@@ -51,11 +51,17 @@ def set_precision(train: Train, device: str) -> Precision:
         raise ValueError(f"train.precision=tf32 needs a GPU of sm_80 or newer, the device is {device}; take fp32")
     if name == "bf16" and device != "cpu" and capability < (8, 0):
         raise ValueError(f"train.precision=bf16 needs a GPU of sm_80 or newer, {device} is older; take fp16 or auto")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return Precision(name)
+
+
+def set_precision(train: Train, device: str) -> Precision:
+    """`choose_precision`, with torch's switches set accordingly; raises the same."""
+    precision = choose_precision(train, device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision.name == "tf32"
     if torch.are_deterministic_algorithms_enabled() != train.deterministic:  # setting it imports the compiler
         torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic  # patches keep their size: the search pays once
-    return Precision(name)
+    return precision
 
 
 def multiply_gradients(gradients: list[Tensor], factor: Tensor, skip: Tensor) -> None:

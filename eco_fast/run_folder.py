@@ -27,6 +27,7 @@ from eco_fast.files import naming, write_json, write_text
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
 OPTIONAL_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+RECIPE, METRICS, CHECKPOINTS = "config.toml", "metrics.jsonl", "checkpoints"
 
 
 class RunFolder:
@@ -48,21 +49,8 @@ class RunFolder:
     def _claim(self, *, resume: bool) -> None:
         """Check what is there, and note recipe and conditions."""
         folder, resolved = self.folder, self.config
-        saved = folder / "config.toml"
-        # A run that stopped before its first step, for a bad picture say, may begin again with another recipe.
-        if self.metrics.exists() or self.checkpoints.exists():
-            if not resume:
-                raise ValueError(
-                    f"{folder}: already holds a run; continue it with --resume, or choose another folder with --run"
-                )
-            if changed := config.differences(config.load(str(saved)), resolved):
-                raise ValueError(
-                    f"{folder}: holds a run with another {changed[0]}; resume with the same recipe, "
-                    "or choose another folder with --run"
-                )
-        elif folder.is_dir() and any(folder.iterdir()) and not saved.exists():
-            raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
-        write_text(saved, config.dump(resolved))
+        check_folder(folder, resolved, resume=resume)
+        write_text(folder / RECIPE, config.dump(resolved))
         conditions = folder / "environment.json"  # one entry per start: a resumed run may have moved
         starts = json.loads(conditions.read_text(encoding="utf-8")) if conditions.is_file() else []
         write_json(conditions, [*starts, environment(resolved)])
@@ -70,12 +58,12 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """The rows that belong to the recipe."""
-        return self.folder / "metrics.jsonl"
+        return self.folder / METRICS
 
     @property
     def checkpoints(self) -> Path:
         """Where `Checkpoints` writes."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     def checkpoint(self, name: str) -> Path:
         """Path of the weights called `name`: last or best."""
@@ -100,6 +88,24 @@ class RunFolder:
             return []
         whole, _, _ = self.metrics.read_text(encoding="utf-8").rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
+
+
+def check_folder(folder: Path, resolved: Config, *, resume: bool) -> None:
+    """Whether a run may begin or go on there; writes nothing. Arguments and errors are those of `RunFolder`."""
+    saved = folder / RECIPE
+    # A run that stopped before its first step, for a bad picture say, may begin again with another recipe.
+    if (folder / METRICS).exists() or (folder / CHECKPOINTS).exists():
+        if not resume:
+            raise ValueError(
+                f"{folder}: already holds a run; continue it with --resume, or choose another folder with --run"
+            )
+        if changed := config.differences(config.load(str(saved)), resolved):
+            raise ValueError(
+                f"{folder}: holds a run with another {changed[0]}; resume with the same recipe, "
+                "or choose another folder with --run"
+            )
+    elif folder.is_dir() and any(folder.iterdir()) and not saved.exists():
+        raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
 
 
 def environment(resolved: Config) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def test_recipe_files_that_are_wrong(content: bytes, expected: str, capsys: pyte
 @pytest.mark.usefixtures("here")
 def test_recipes_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, "train", "quikstart")
-    assert said.startswith("there is no recipe 'quikstart' (did you mean quickstart?); give one of ")
+    assert said.startswith("there is no recipe 'quikstart' (did you mean quickstart?); `eco-fast recipes` lists ")
     assert complaint(capsys, "train", "gone.toml") == "gone.toml: there is no such file"
 
 

@@ -124,6 +124,16 @@ def test_halving_by_hand() -> None:
     assert made == [8e-4, 8e-4, 4e-4, 4e-4, 2e-4, 8e-4 / 512]
 
 
+def test_milestones_equal_torch() -> None:
+    config = Optimizer(learning_rate=2e-4, schedule="milestones", halve_at=(50, 80, 90, 95))
+    optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=2e-4)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [50, 80, 90, 95], gamma=0.5)
+    for step in range(100):
+        assert learning_rate_at(config, step, 100) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
 def test_constant_learning_rate() -> None:
     config = Optimizer(learning_rate=3e-4)
     assert {learning_rate_at(config, step, 50) for step in range(50)} == {3e-4}
