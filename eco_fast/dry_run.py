@@ -113,6 +113,7 @@ def activation_bytes(config: Config, network: Network, device: str, precision: P
             "transposed": torch.zeros(samples, dtype=torch.bool),
             "input_alpha": torch.tensor(mix.input),
             "noise": torch.empty(samples, 3, patch, patch) if config.data.noise_sigma else None,
+            "draws": torch.empty(samples, config.model.draws) if config.model.draws else None,
         }
         tensors = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
         weights = {
