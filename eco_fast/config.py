@@ -132,10 +132,26 @@ class SwinirModel(ModelSection):
         return 2 * sum(self.depths) if self.drop_path else 0
 
 
-MODELS: dict[str, type[EdsrModel | RcanModel | SwinirModel]] = {
+class RrdbModel(ModelSection):
+    """RRDB, ESRGAN's generator; the published one by default."""
+
+    name: Literal["rrdb"] = "rrdb"
+    """Architecture: rrdb."""
+    features: Positive = 64
+    """Channels of the body."""
+    blocks: Positive = 23
+    """Residual-in-residual dense blocks."""
+    growth: Positive = 32
+    """Channels that each convolution of a dense block adds."""
+    unshuffle: bool = False
+    """Take squares of 2x2 pixels as channels, and upscale once more: BasicSR's form of x2."""
+
+
+MODELS: dict[str, type[EdsrModel | RcanModel | SwinirModel | RrdbModel]] = {
     "edsr": EdsrModel,
     "rcan": RcanModel,
     "swinir": SwinirModel,
+    "rrdb": RrdbModel,
 }
 
 
@@ -144,7 +160,10 @@ def _architecture(model: Any) -> str:
 
 
 Model = Annotated[
-    Annotated[EdsrModel, Tag("edsr")] | Annotated[RcanModel, Tag("rcan")] | Annotated[SwinirModel, Tag("swinir")],
+    Annotated[EdsrModel, Tag("edsr")]
+    | Annotated[RcanModel, Tag("rcan")]
+    | Annotated[SwinirModel, Tag("swinir")]
+    | Annotated[RrdbModel, Tag("rrdb")],
     Discriminator(
         _architecture,
         custom_error_type="architecture",

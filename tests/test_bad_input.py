@@ -1,8 +1,10 @@
 """Bad input: one sentence on stderr that names the file or the key, and exit code 2."""
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +61,14 @@ def make_things(photo: Pixels) -> None:
     torch.save(other, "other.pt")
     save_file(other, "other.safetensors")
     part = EDSR(2, features=8, blocks=1).state_dict()
+    torch.save({**part, "extra.weight": torch.zeros(1)}, "more.pt")
+    torch.save({**part, "note": Payload()}, "code.pth")
+    torch.save({**part, "note": Payload()}, "legacy.pth", _use_new_zipfile_serialization=False)
+    torch.save(EDSR(2, features=8, blocks=1), "module.pth")
     del part["body.0.body.2.bias"]
     torch.save(part, "part.pt")
+    for name in ("page.pth", "page.safetensors"):
+        Path(name).write_text("\n<!DOCTYPE html><html><body>Not found</body></html>", encoding="utf-8")
     for name in ("garbage.pt", "garbage.safetensors"):
         Path(name).write_bytes(b"garbage " * 20)
     Path("cut.safetensors").write_bytes(Path("x2.safetensors").read_bytes()[:5000])
@@ -114,13 +122,29 @@ def test_pictures_that_cannot_be_used(command: str, source: str, capsys: pytest.
     assert said.startswith(PICTURES[source])
 
 
+PROOF = "the-payload-has-run"
+
+
+class Payload:
+    """What a pickle can do to whoever loads it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {PROOF}",)
+
+
 CHECKPOINTS = {
     "gone.safetensors": "gone.safetensors: there is no such checkpoint",
     "garbage.safetensors": "garbage.safetensors: damaged or not a safetensors file",
     "garbage.pt": "garbage.pt: damaged, or not a checkpoint of plain weights",
     "cut.safetensors": "cut.safetensors: damaged or not a safetensors file",
-    "other.pt": "other.pt: not a checkpoint of a known network (EDSR, RCAN, SWINIR); its first keys are layer.weight",
-    "other.safetensors": "other.safetensors: not a checkpoint of a known network (EDSR, RCAN, SWINIR)",
+    "other.pt": "other.pt: not a checkpoint of a known network (EDSR, RCAN, SWINIR, RRDB); its first keys are ",
+    "other.safetensors": "other.safetensors: not a checkpoint of a known network (EDSR, RCAN, SWINIR, RRDB)",
+    "more.pt": "more.pt: more than EDSR weights, extra.weight is unknown",
+    "code.pth": "code.pth: holds code besides weights (posix.system), which eco-fast never runs; expected plain ",
+    "legacy.pth": "legacy.pth: holds code besides weights (posix.system), which eco-fast never runs; expected plain ",
+    "module.pth": "module.pth: holds code besides weights (eco_fast.models.edsr.EDSR), which eco-fast never runs; ",
+    "page.pth": "page.pth: a web page, not a checkpoint; download the file that the page links to",
+    "page.safetensors": "page.safetensors: a web page, not a checkpoint; download the file that the page links to",
     "part.pt": "part.pt: not a complete EDSR checkpoint, body.0.body.2.bias is missing",
     "x3.safetensors": "x3.safetensors: a network for x3, but x2 is asked for",
 }
@@ -142,6 +166,7 @@ def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: 
     main(["prepare", "hr", "--store", "store"])
     assert complaint(capsys, *arguments[command]).startswith(CHECKPOINTS[checkpoint])
     assert not Path("run").exists()  # refused before any work
+    assert not Path(PROOF).exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Networks: building them from a recipe, and loading them from anybody's checkpoint."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from eco_fast.files import write_atomically
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.network import Network, compile_blocks
 from eco_fast.models.rcan import RCAN
-from eco_fast.models.spellings import authors_names
+from eco_fast.models.rrdb import RRDB
+from eco_fast.models.spellings import usual_names
 from eco_fast.models.swinir import SwinIR
 
 WRAPPERS = ("params_ema", "params", "state_dict")  # BasicSR, KAIR and rcan-it put the weights under these
@@ -34,7 +36,7 @@ __all__ = [
     "warm_start",
 ]
 
-ARCHITECTURES: tuple[type[Network], ...] = (EDSR, RCAN, SwinIR)
+ARCHITECTURES: tuple[type[Network], ...] = (EDSR, RCAN, SwinIR, RRDB)
 BY_NAME = {architecture.architecture: architecture for architecture in ARCHITECTURES}
 
 
@@ -122,6 +124,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights of a checkpoint file, unwrapped and with plain names, and its metadata."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint")
+    with path.open("rb") as file:
+        if file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+            raise ValueError(f"{path}: a web page, not a checkpoint; download the file that the page links to")
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         try:
@@ -134,9 +139,13 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises a dozen types on a damaged file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights ({reason})") from error
-    return authors_names(_unwrap(path, content)), metadata
+            if found := re.search(r"GLOBAL (\S+)", str(error)):
+                raise ValueError(
+                    f"{path}: holds code besides weights ({found[1]}), which eco-fast never runs; "
+                    "expected plain weights, as torch.save(network.state_dict(), FILE) writes them"
+                ) from error
+            raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights") from error
+    return usual_names(_unwrap(path, content)), metadata
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
@@ -153,15 +162,15 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
     own, name = _without_derived(network.state_dict(), network), network.architecture.upper()
-    wrong = [f"{key} is missing" for key in own if key not in state]
-    wrong += [f"{key} is unknown" for key in state if key not in own]
+    wrong = [f"not a complete {name} checkpoint, {key} is missing" for key in own if key not in state]
+    wrong += [f"more than {name} weights, {key} is unknown" for key in state if key not in own]
     wrong += [
-        f"{key} is of shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
+        f"not a proper {name} checkpoint, {key} is of shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
     if wrong:
-        raise ValueError(f"{path}: not a complete {name} checkpoint, {wrong[0]}")
+        raise ValueError(f"{path}: {wrong[0]}")
 
 
 def _without_derived(state: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ class Network(nn.Module, ABC):
         super().__init__()
         self.scale = scale
         self.hyperparameters = hyperparameters
+        self.grid = 1
+        """A tile of a picture must begin at a multiple of so many LR pixels to be seen as the whole picture is."""
 
     @property
     @abstractmethod
@@ -104,6 +106,17 @@ class MeanShift(nn.Module):
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
     """A convolution that keeps height and width."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def reflected(image: Tensor, multiple: int) -> Tensor:
+    """[N, C, h, w] with its lower and right edge reflected until h and w are multiples; h and w may be smaller."""
+    for dim in (2, 3):
+        size = image.shape[dim]
+        if size % multiple:
+            period = max(2 * size - 2, 1)
+            place = torch.arange(-(-size // multiple) * multiple, device=image.device) % period
+            image = image.index_select(dim, torch.minimum(place, period - place))
+    return image
 
 
 def doublings(scale: int) -> list[int]:

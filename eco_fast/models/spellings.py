@@ -1,6 +1,6 @@
-"""BasicSR's names of EDSR's and RCAN's weights, as the authors' own: the networks are the same.
+"""Other names of the same networks' weights: BasicSR's of EDSR and RCAN, and the older two of RRDB.
 
-BasicSR keeps the mean out of its files; ours and the authors' have it.
+BasicSR keeps the mean of EDSR and RCAN out of its files; ours and the authors' have it.
 """
 
 import re
@@ -17,10 +17,20 @@ RCAN = {
     r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.": r"body.\1.body.\2.body.3.conv_du.0.",
     r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3\.": r"body.\1.body.\2.body.3.conv_du.2.",
 }
+RRDB = {
+    r"RRDB_trunk\.(\d+)\.RDB(\d)\.": r"body.\1.rdb\2.",
+    r"trunk_conv\.": "conv_body.",
+    r"upconv(\d)\.": r"conv_up\1.",
+    r"HRconv\.": "conv_hr.",
+}
 
 
-def authors_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under the authors' names, if the names are BasicSR's; else as they are."""
+def usual_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights under the names that our networks have, if their names are others; else as they are."""
+    if any(key.startswith("RRDB_trunk.") for key in state):
+        return {_renamed(key, RRDB): value for key, value in state.items()}
+    if "model.0.weight" in state and "model.1.sub.0.RDB1.conv1.0.weight" in state:
+        return _of_the_first_rrdb(state)
     groups = _count(state, r"body\.(\d+)\.residual_group\.")
     blocks = _count(state, r"body\.0\.residual_group\.(\d+)\.")
     if groups:
@@ -38,6 +48,20 @@ def authors_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     means = {"sub_mean": MeanShift(-1), "add_mean": MeanShift(1)}
     buffers = {f"{name}.{key}": value for name, shift in means.items() for key, value in shift.state_dict().items()}
     return {**buffers, **renamed}
+
+
+def _of_the_first_rrdb(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ESRGAN's first files: a sequence of first convolution, body, up-convolutions and the last two."""
+    blocks = _count(state, r"model\.1\.sub\.(\d+)\.RDB1\.")
+    ends = sorted({int(found[1]) for found in (re.match(r"model\.(\d+)\.", key) for key in state) if found} - {0, 1})
+    names = [*(f"conv_up{index + 1}" for index in range(len(ends) - 2)), "conv_hr", "conv_last"]
+    rules = {
+        r"model\.0\.": "conv_first.",
+        rf"model\.1\.sub\.{blocks}\.": "conv_body.",
+        r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.": r"body.\1.rdb\2.conv\3.",
+        **{rf"model\.{place}\.": f"{name}." for place, name in zip(ends, names, strict=False)},
+    }
+    return {_renamed(key, rules): value for key, value in state.items()}
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:

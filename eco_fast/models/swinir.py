@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from eco_fast.models.network import RGB_MEAN, Network, conv3x3, scale_of, sub_pixel_upsampler
+from eco_fast.models.network import RGB_MEAN, Network, conv3x3, reflected, scale_of, sub_pixel_upsampler
 from eco_fast.models.swin_blocks import Block, Layer, shift_mask
 
 UPSAMPLER_FEATURES = 64
@@ -66,7 +66,8 @@ class SwinIR(Network):
             drop_path=drop_path,
             patch=patch,
         )
-        self.window, self.patch = window, patch
+        self.window = self.grid = window
+        self.patch = patch
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("keep", 1 - torch.linspace(0, drop_path, sum(depths)), persistent=False)
         self.conv_first = conv3x3(3, features)
@@ -104,7 +105,7 @@ class SwinIR(Network):
                 out (stochastic depth); None: none.
         """
         height, width = lr.shape[2:]
-        shallow = self.conv_first(self._padded(lr) - self.mean)
+        shallow = self.conv_first(reflected(lr, self.window) - self.mean)
         x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))
         mask, factors = self._mask(x), self._branch_factors(draws)
         for layer, depth in zip(self.layers, self.hyperparameters["depths"], strict=True):
@@ -112,16 +113,6 @@ class SwinIR(Network):
         x = self.conv_after_body(self.norm(x).permute(0, 3, 1, 2)) + shallow
         sr: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(x))) + self.mean
         return sr[:, :, : self.scale * height, : self.scale * width]
-
-    def _padded(self, image: Tensor) -> Tensor:
-        """Reflected at its lower and right edge until whole windows cover it; an image may be smaller than that."""
-        for dim in (2, 3):
-            size = image.shape[dim]
-            if size % self.window:
-                period = max(2 * size - 2, 1)
-                place = torch.arange(math.ceil(size / self.window) * self.window, device=image.device) % period
-                image = image.index_select(dim, torch.minimum(place, period - place))
-        return image
 
     def _mask(self, x: Tensor) -> Tensor | None:
         """The mask of the shifted blocks, one for all of them: theirs if the image is a training patch."""
