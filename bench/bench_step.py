@@ -15,7 +15,6 @@ hits all alike; ratios are medians of the rounds' own ratios. `extra_info` and t
 
 import statistics
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bench.plain import SubImages, sub_images
+from bench.plain import SubImages, alternately, ratio, sub_images, time_of
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.data import open_loader
@@ -138,12 +137,12 @@ def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: 
         ways |= {way: work for way, (work, _) in peaks.items()}
 
         def measured() -> None:
-            for way, total in _alternately({way: ways[way] for way in ("whole", "bare")}, steps, device).items():
+            for way, total in alternately({way: ways[way] for way in ("whole", "bare")}, steps, device).items():
                 seconds[way].append(total)
-            seconds["field"].append(_time(ways["field"], steps, device))
+            seconds["field"].append(time_of(ways["field"], steps, device))
             time.sleep(SETTLE)
             for way in peaks:
-                seconds[way].append(_time(ways[way], times[way], device))
+                seconds[way].append(time_of(ways[way], times[way], device))
 
         benchmark.pedantic(measured, rounds=rounds, warmup_rounds=2)
     for values in seconds.values():
@@ -155,37 +154,10 @@ def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: 
     best = [max(pair) for pair in zip(rates["convolution"], rates["matmul"], strict=True)]
     result = {
         "seconds_per_step": statistics.median(seconds["whole"]),
-        "whole_over_bare": _ratio(seconds["whole"], seconds["bare"]),
-        "field_over_whole": _ratio(seconds["field"], seconds["whole"]),
-        "share_of_peak": _ratio(rates["whole"], best),
+        "whole_over_bare": ratio(seconds["whole"], seconds["bare"]),
+        "field_over_whole": ratio(seconds["field"], seconds["whole"]),
+        "share_of_peak": ratio(rates["whole"], best),
         **{f"gflops_{way}": statistics.median(values) for way, values in rates.items()},
     }
     benchmark.extra_info.update(result)
     print(f"\n{name}\n" + "\n".join(f"{key}: {value:.3f}" for key, value in result.items()))
-
-
-def _ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    return statistics.median(one / other for one, other in zip(first, second, strict=True))
-
-
-def _alternately(ways: dict[str, Work], steps: int, device: str) -> dict[str, float]:
-    """Seconds a step of each way, which take turns step by step: some percent of difference are less than the mood.
-
-    Each has one step before that does not count: it gets back the memory that other ways have pushed out.
-    """
-    for work in ways.values():
-        _time(work, 1, device)
-    totals = dict.fromkeys(ways, 0.0)
-    for _ in range(steps):
-        for way, work in ways.items():
-            totals[way] += _time(work, 1, device) / steps
-    return totals
-
-
-def _time(work: Work, times: int, device: str) -> float:
-    began = time.perf_counter()
-    for _ in range(times):
-        work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / times

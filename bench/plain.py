@@ -1,5 +1,7 @@
-"""The plain ways that benchmarks compare with, and the shapes they are measured on."""
+"""The plain ways that benchmarks compare with, the shapes they are measured on, and how they take turns."""
 
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from eco_fast.images import Pixels, builtin_images, read_image
+from eco_fast.measure import Work
 
 SIDE = 480  # of sub-images
 
@@ -97,3 +100,32 @@ def lamb_parameters(device: str) -> tuple[list[nn.Parameter], dict[nn.Parameter,
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         state[parameter] = {"step": 0, **moments}
     return parameters, state
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    """The median of the rounds' own ratios."""
+    return statistics.median(one / other for one, other in zip(first, second, strict=True))
+
+
+def alternately(ways: dict[str, Work], steps: int, device: str) -> dict[str, float]:
+    """Seconds a step of each way, which take turns step by step: some percent of difference are less than the mood.
+
+    Each has one step before that does not count: it gets back the memory that other ways have pushed out.
+    """
+    for work in ways.values():
+        time_of(work, 1, device)
+    totals = dict.fromkeys(ways, 0.0)
+    for _ in range(steps):
+        for way, work in ways.items():
+            totals[way] += time_of(work, 1, device) / steps
+    return totals
+
+
+def time_of(work: Work, times: int, device: str) -> float:
+    """Seconds that one of so many calls takes."""
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / times

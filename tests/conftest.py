@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 from eco_fast.images import Pixels, builtin_images, read_image
+from eco_fast.models import foreign
 
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread
 
@@ -30,14 +31,9 @@ def _fixed_seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def spandrel() -> Iterator[Any]:
-    """The library of other people's networks; it needs torchvision, of which the CPU build of torch lacks two ops."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield pytest.importorskip("spandrel")
-    del library
+def spandrel() -> Any:
+    """The library of other people's networks."""
+    return foreign.spandrel()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from torch import Tensor
 from eco_fast.config import Model
 from eco_fast.files import write_atomically
 from eco_fast.models.edsr import EDSR
+from eco_fast.models.foreign import Foreign, installed
 from eco_fast.models.network import Network, compile_blocks
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
@@ -66,6 +67,8 @@ def description(network: Network, **facts: str | int) -> dict[str, str]:
 def load_network(path: Path) -> Network:
     """Load a checkpoint: our safetensors, or a .pt/.pth file with the authors' keys or BasicSR's, in any usual wrapper.
 
+    Or, where spandrel is installed, of any network that it knows.
+
     Returns:
         The network in evaluation mode, frozen, on the CPU.
 
@@ -77,15 +80,25 @@ def load_network(path: Path) -> Network:
     known = (architecture.recognise(state, facts) for architecture in ARCHITECTURES)
     network = next((one for one in known if one is not None), None)
     if network is None:
-        names = ", ".join(name.upper() for name in BY_NAME)
-        raise ValueError(
-            f"{path}: not a checkpoint of a known network ({names}); its first keys are {_first_keys(state)}"
-        )
+        return _load_foreign(path, state)
     _check_mean_shift(path, state, network)
     state = _without_derived(state, network)
     _match(path, state, network)
     network.load_state_dict(state, strict=False)
     return network.eval().requires_grad_(requires_grad=False)
+
+
+def _load_foreign(path: Path, state: dict[str, Tensor]) -> Network:
+    try:
+        network = Foreign.recognise(state, {}) if installed() else None
+    except Exception as error:  # spandrel's architectures raise all sorts when sizes do not fit
+        raise ValueError(f"{path}: cannot be used: {str(error).splitlines()[0]}") from error
+    if network is None:
+        names = ", ".join(name.upper() for name in BY_NAME)
+        more = "or one that spandrel knows" if installed() else "or forty more with pip install 'eco-fast[teachers]'"
+        keys = ", ".join(list(state)[:3])
+        raise ValueError(f"{path}: not a checkpoint of a known network ({names}, {more}); its first keys are {keys}")
+    return network
 
 
 def load_network_of_scale(path: Path, scale: int) -> Network:
@@ -187,7 +200,3 @@ def _check_mean_shift(path: Path, state: Mapping[str, Tensor], network: Network)
             raise ValueError(
                 f"{path}: {name} is not {network.architecture.upper()}'s identity; the file is of another network"
             )
-
-
-def _first_keys(state: Mapping[str, Tensor]) -> str:
-    return ", ".join(list(state)[:3])

@@ -108,15 +108,20 @@ def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def reflected(image: Tensor, multiple: int) -> Tensor:
-    """[N, C, h, w] with its lower and right edge reflected until h and w are multiples; h and w may be smaller."""
-    for dim in (2, 3):
+def reflected(image: Tensor, height: int, width: int) -> Tensor:
+    """[N, C, h, w] continued at its lower and right edge by its reflection to [N, C, height, width], however far."""
+    for dim, wanted in ((2, height), (3, width)):
         size = image.shape[dim]
-        if size % multiple:
+        if size < wanted:
             period = max(2 * size - 2, 1)
-            place = torch.arange(-(-size // multiple) * multiple, device=image.device) % period
+            place = torch.arange(wanted, device=image.device) % period
             image = image.index_select(dim, torch.minimum(place, period - place))
     return image
+
+
+def up_to_multiple(size: int, multiple: int) -> int:
+    """The next multiple that is not smaller."""
+    return -(-size // multiple) * multiple
 
 
 def doublings(scale: int) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eco_fast.models.network import Network, RepeatedBlock, conv3x3, doublings, reflected
+from eco_fast.models.network import Network, RepeatedBlock, conv3x3, doublings, reflected, up_to_multiple
 
 RESIDUAL_SCALE = 0.2
 SLOPE = 0.2
@@ -96,7 +96,8 @@ class RRDB(Network):
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w."""
         height, width = lr.shape[2:]
-        x = self.conv_first(functional.pixel_unshuffle(reflected(lr, self.grid), self.grid))
+        lr = reflected(lr, *(up_to_multiple(size, self.grid) for size in (height, width)))
+        x = self.conv_first(functional.pixel_unshuffle(lr, self.grid))
         x = x + self.conv_body(self.body(x))
         for index, factor in enumerate(self.doublings):
             larger = functional.interpolate(x, scale_factor=factor, mode="nearest")

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from eco_fast.models.network import RGB_MEAN, Network, conv3x3, reflected, scale_of, sub_pixel_upsampler
+from eco_fast.models.network import RGB_MEAN, Network, conv3x3, reflected, scale_of, sub_pixel_upsampler, up_to_multiple
 from eco_fast.models.swin_blocks import Block, Layer, shift_mask
 
 UPSAMPLER_FEATURES = 64
@@ -105,7 +105,8 @@ class SwinIR(Network):
                 out (stochastic depth); None: none.
         """
         height, width = lr.shape[2:]
-        shallow = self.conv_first(reflected(lr, self.window) - self.mean)
+        lr = reflected(lr, *(up_to_multiple(size, self.window) for size in (height, width)))
+        shallow = self.conv_first(lr - self.mean)
         x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))
         mask, factors = self._mask(x), self._branch_factors(draws)
         for layer, depth in zip(self.layers, self.hyperparameters["depths"], strict=True):

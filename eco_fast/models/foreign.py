@@ -1,0 +1,120 @@
+"""Networks of other people's architectures, through spandrel, which knows some forty from their weights alone.
+
+They are teachers and can be scored and applied; eco-fast does not train them.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from eco_fast.models.network import Network, reflected
+
+PROBE = 64  # LR pixels a side: what every network accepts
+FAR = 0.1  # of the range 0..1: trained networks stay within 0.02 of bicubic on a smooth picture
+
+
+class Foreign(Network):
+    """A frozen network as spandrel describes it.
+
+    Args:
+        descriptor: spandrel's ImageModelDescriptor.
+        peak: white, as the network has it: 1 or 255.
+    """
+
+    architecture = "foreign"
+    tail_keys = ()
+
+    def __init__(self, descriptor: Any, peak: int = 1) -> None:
+        super().__init__(descriptor.scale)
+        self.descriptor, self.peak = descriptor, peak
+        self.model: torch.nn.Module = descriptor.model
+        self.grid = descriptor.size_requirements.multiple_of
+
+    @property
+    def halo(self) -> int:
+        """How far these networks see is not known, and attention sees everything; beyond 32 pixels it matters little.
+
+        It is more than the overlap of 10 to 32 that most of their authors' tiled tests take.
+        """
+        return 32
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w."""
+        height, width = lr.shape[2:]
+        more_width, more_height = self.descriptor.size_requirements.get_padding(width, height)
+        padded = reflected(lr, height + more_height, width + more_width).contiguous()
+        sr: Tensor = self.descriptor._call_fn(self.model, padded * self.peak) / self.peak  # noqa: SLF001 - without bounds
+        return sr[:, :, : self.scale * height, : self.scale * width]
+
+    @classmethod
+    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
+        """See `Network.recognise`; the facts are in the weights.
+
+        Raises:
+            ValueError: a network, but none that upscales colour pictures, or one that has learnt nothing.
+        """
+        try:
+            descriptor = spandrel().ModelLoader().load_from_state_dict(dict(state))
+        except spandrel().UnsupportedModelError:
+            return None
+        name = descriptor.architecture.name
+        if descriptor.scale == 1 or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+            raise ValueError(
+                f"a {name} network from {descriptor.input_channels} to {descriptor.output_channels} channels at "
+                f"x{descriptor.scale}; expected one that upscales colour pictures"
+            )
+        for peak in (1, 255):
+            network = cls(descriptor, peak).eval().requires_grad_(requires_grad=False)
+            if (distance := from_bicubic(network)) < FAR:
+                return network
+        raise ValueError(
+            f"a {name} network whose output is {distance:.2g} from bicubic upscaling on a smooth picture of 0..1; "
+            "expected a trained one that takes pictures of 0..1 or 0..255"
+        )
+
+
+_kept: list[Any] = []  # definitions of operators, which live as long as these objects
+
+
+@cache
+def spandrel() -> ModuleType:
+    """The library.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    # It imports torchvision, whose wheel looks for two operators that it does not bring for the CPU build of torch.
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    if not hasattr(torch.ops.torchvision, "nms"):
+        for name in ("nms", "qnms"):
+            library.define(  # type: ignore[no-untyped-call]
+                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+    import spandrel as module  # noqa: PLC0415 - optional, and slow to import
+
+    _kept.append(library)
+    return cast("ModuleType", module)
+
+
+def installed() -> bool:
+    """Whether spandrel is there."""
+    try:
+        spandrel()
+    except ImportError:
+        return False
+    return True
+
+
+@torch.inference_mode()
+def from_bicubic(network: Network) -> float:
+    """Mean absolute difference between the output and bicubic upscaling on a smooth picture, in parts of white."""
+    place = torch.linspace(0, 3, PROBE)
+    waves = [torch.sin(place[:, None] * (1 + colour) + place * (2 - colour)) for colour in range(3)]
+    lr = (0.5 + 0.4 * torch.stack(waves))[None]
+    bicubic = functional.interpolate(lr, scale_factor=network.scale, mode="bicubic")
+    return float((network(lr) - bicubic).abs().mean().item())
