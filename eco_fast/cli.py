@@ -86,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     _add_scale(teach)
     _add_rounding(teach)
     _add_device(teach)
+    teach.add_argument(
+        "--self-ensemble", action="store_true", help="take the mean over the 8 orientations of each picture"
+    )
     teach.set_defaults(run=_teach)
 
     evaluate = command(
@@ -141,7 +144,10 @@ def _add_rounding(command: argparse.ArgumentParser) -> None:
 def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     command.add_argument(
-        "--tile", type=int, default=256, metavar="N", help="LR pixels a side of a tile; bounds the memory (%(default)s)"
+        "--tile",
+        type=int,
+        metavar="N",
+        help="LR pixels a side of a tile; bounds the memory (256; 1536 for RCAN, which takes means over a picture)",
     )
 
 
@@ -192,6 +198,7 @@ def _teach(arguments: Arguments) -> None:
             rounding=arguments.rounding,
             tile=tile,
             device=arguments.device,
+            self_ensemble=arguments.self_ensemble,
         )
         print(f"centroids: {out}")
 
@@ -246,8 +253,8 @@ def _downsample(arguments: Arguments) -> None:
     print(f"{len(written)} written to {arguments.out}")
 
 
-def _checked_tile(arguments: Arguments) -> int:
-    tile: int = arguments.tile
-    if tile < 1:
+def _checked_tile(arguments: Arguments) -> int | None:
+    tile: int | None = arguments.tile
+    if tile is not None and tile < 1:
         raise ValueError(f"--tile: expected at least 1 pixel, got {tile}")
     return tile

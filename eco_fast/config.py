@@ -180,6 +180,8 @@ class Teacher(Section):
     """A checkpoint of the same scale, or "self": first train the same architecture on real pairs alone."""
     steps: Positive = 300_000
     """Length of the "self" teacher's training. A teacher weaker than what the student would reach alone does harm."""
+    self_ensemble: bool = False
+    """Centroids are the mean over the 8 orientations of each picture: better ones, in eight times the time."""
 
 
 class Objective(Section):

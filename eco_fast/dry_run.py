@@ -165,7 +165,13 @@ def prepare_stage(config: Config, folder: Path) -> str:
 def teach_stage(config: Config, folder: Path, teacher: Path) -> str:
     """The state of the centroids of a teacher that is there."""
     store = store_of(config, folder)
-    made = centroid_folder(store, config.scale, config.data.rounding, sha256_of(teacher))
+    made = centroid_folder(
+        store,
+        config.scale,
+        config.data.rounding,
+        sha256_of(teacher),
+        self_ensemble=config.teacher.self_ensemble,
+    )
     try:
         return f"reused: {len(open_centroids(Store(store), made, config.scale))} centroids in {made}"
     except ValueError:

@@ -19,7 +19,7 @@ from eco_fast.images import Pixels, about, find_images, write_png
 from eco_fast.metrics import Scores, average, score
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.progress import progress
-from eco_fast.tiles import TILE, super_resolve
+from eco_fast.tiles import super_resolve
 
 Results = dict[str, dict[str, Scores]]
 """Scores by set and picture."""
@@ -57,7 +57,7 @@ def evaluate_checkpoint(
     *,
     rounding: Rounding = "uint8",
     save_images: Path | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
     device: str = "auto",
 ) -> Results:
     """Score a checkpoint on HR folders.
@@ -68,7 +68,7 @@ def evaluate_checkpoint(
         scale: must be the network's.
         rounding: MATLAB's convention of the LR pictures.
         save_images: where to write the SR pictures, as SET/NAME.png.
-        tile: LR pixels a side of a tile.
+        tile: LR pixels a side of a tile; None: the network's own.
         device: "auto", "cpu", "cuda", ...
 
     Raises:

@@ -165,7 +165,14 @@ def usable(pictures: OnePictures, config: Config) -> OnePictures:
 def make_centroids(config: Config, folder: Path, hr: Pictures, teacher: Path) -> Store:
     """The teacher's outputs over the HR pictures, in their order."""
     store = hr if isinstance(hr, Store) else open_store(config, folder)
-    made = teach(store.folder, teacher, config.scale, rounding=config.data.rounding, device=config.train.device)
+    made = teach(
+        store.folder,
+        teacher,
+        config.scale,
+        rounding=config.data.rounding,
+        device=config.train.device,
+        self_ensemble=config.teacher.self_ensemble,
+    )
     return open_centroids(store.select([entry.name for entry in hr.entries]), made, config.scale)
 
 

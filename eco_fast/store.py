@@ -199,9 +199,10 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def centroid_folder(store: Path, scale: int, rounding: str, teacher_hash: str) -> Path:
+def centroid_folder(store: Path, scale: int, rounding: str, teacher_hash: str, *, self_ensemble: bool) -> Path:
     """Where a teacher's outputs over a store are kept."""
-    return store / "centroids" / f"x{scale}-{rounding}-{teacher_hash[:16]}"
+    ensemble = "-ensemble" if self_ensemble else ""
+    return store / "centroids" / f"x{scale}-{rounding}-{teacher_hash[:16]}{ensemble}"
 
 
 def open_centroids(store: Store, folder: Path, scale: int) -> Store:

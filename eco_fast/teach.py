@@ -14,7 +14,7 @@ from eco_fast.images import about
 from eco_fast.models import load_network_of_scale
 from eco_fast.progress import progress
 from eco_fast.store import Store, Writer, centroid_folder, locked
-from eco_fast.tiles import TILE, super_resolve
+from eco_fast.tiles import super_resolve
 
 
 def teach(
@@ -23,8 +23,9 @@ def teach(
     scale: Scale,
     *,
     rounding: Rounding = "uint8",
-    tile: int = TILE,
+    tile: int | None = None,
     device: str = "auto",
+    self_ensemble: bool = False,
 ) -> Path:
     """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
 
@@ -35,8 +36,9 @@ def teach(
         checkpoint: the teacher's weights; their hash is part of the centroids' identity.
         scale: must be the teacher's.
         rounding: MATLAB's convention of D.
-        tile: LR pixels a side of a tile, bounds the memory.
+        tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
         device: "auto", "cpu", "cuda", ...
+        self_ensemble: centroids are the mean over the 8 orientations of each picture.
 
     Returns:
         The folder of the centroids.
@@ -47,10 +49,13 @@ def teach(
     store = Store(folder)
     where = pick_device(device)
     network = load_network_of_scale(checkpoint, scale).to(where)
+    if where.startswith("cuda") and "cuda" in network.compiled_on:
+        network.compile(dynamic=True)  # one graph for pictures of all sizes; on a CPU it takes longer than it saves
     teacher_hash = sha256_of(checkpoint)
-    out = centroid_folder(folder, scale, rounding, teacher_hash)
+    out = centroid_folder(folder, scale, rounding, teacher_hash, self_ensemble=self_ensemble)
     with locked(out) if ranks.is_first() else nullcontext():
         attributes = {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": teacher_hash}
+        attributes |= {"self_ensemble": True} if self_ensemble else {}
         ranks.by_first(lambda: len(Writer(out, attributes).known))  # holds the store, and mends what a kill has left
         writer = Writer(out, attributes)
         ranks.gather(None)  # no journal grows before all ranks have read it
@@ -60,7 +65,8 @@ def teach(
             if not writer.keep(entry.name, origin=entry.sha256):
                 with about(entry.name):
                     lr = downsample_image(modcrop(hr, scale), scale, rounding)
-                writer.add(entry.name, super_resolve(network, lr, tile=tile, device=where), origin=entry.sha256)
+                sr = super_resolve(network, lr, tile=tile, device=where, self_ensemble=self_ensemble)
+                writer.add(entry.name, sr, origin=entry.sha256)
         made = {entry.name: entry for part in ranks.gather(writer.entries) for entry in part}
         ranks.by_first(lambda: writer.finish([made[entry.name] for entry in store.entries]))
     return out

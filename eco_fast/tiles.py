@@ -1,54 +1,99 @@
 """Running a network over a whole image of any size in bounded memory.
 
 The image is cut into tiles, each is given a halo as wide as the network's receptive field, and the halo's output is
-thrown away: every output pixel sees exactly what it would see in the whole image, so there are no seams to hide.
+thrown away: every output pixel sees exactly what it would see in the whole image, so there are no seams to hide. (Of
+networks that see nearly everything, such as transformers, it sees what matters; see `Network.halo`.)
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from eco_fast.images import Pixels
 from eco_fast.models import Network
 
-TILE = 256  # LR pixels a side
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a tile and its window, which has a halo, are on one axis, in LR pixels."""
+
+    first: int
+    last: int
+    window_first: int
+    window_last: int
+
+    def inner(self, scale: int) -> slice:
+        """The tile inside the window's output."""
+        return slice((self.first - self.window_first) * scale, (self.last - self.window_first) * scale)
 
 
 @torch.inference_mode()
-def super_resolve(network: Network, lr: Pixels, *, tile: int = TILE, device: str = "cpu") -> Pixels:
+def super_resolve(
+    network: Network, lr: Pixels, *, tile: int | None = None, device: str = "cpu", self_ensemble: bool = False
+) -> Pixels:
     """Upscale uint8 [h, w, 3] to uint8 [scale*h, scale*w, 3], rounded to the nearest grey level.
 
     Args:
         network: in evaluation mode, on `device`.
         lr: 0..255, RGB.
-        tile: side of a tile in LR pixels, without its halo; bounds the memory.
+        tile: side of a tile in LR pixels, without its halo; bounds the memory: smaller windows go through the network
+            together where they take no more. None: the network's own.
         device: where the network is.
+        self_ensemble: take the mean over the 8 orientations of the image (EDSR's paper, section 3.4).
     """
-    height, width = lr.shape[:2]
-    scale, halo = network.scale, network.halo
-    out = np.empty((height * scale, width * scale, 3), dtype=np.uint8)
-    for top, bottom in _spans(height, tile):
-        for left, right in _spans(width, tile):
-            above, beside = max(top - halo, 0), max(left - halo, 0)
-            window = np.array(lr[above : bottom + halo, beside : right + halo], order="C")  # torch wants it writable
-            image = torch.from_numpy(window).to(device)[None].permute(0, 3, 1, 2).float() / 255
-            sr = quantise(network(image.contiguous(memory_format=torch.channels_last)))[0].permute(1, 2, 0)
-            inner = sr[
-                (top - above) * scale : (bottom - above) * scale, (left - beside) * scale : (right - beside) * scale
+    scale, tile = network.scale, tile or network.tile
+    out = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8)
+    rows, columns = (list(_axis(size, tile, network.halo, network.grid)) for size in lr.shape[:2])
+    of_shape: dict[tuple[int, int], list[tuple[Axis, Axis]]] = defaultdict(list)
+    for row, column in itertools.product(rows, columns):
+        shape = (row.window_last - row.window_first, column.window_last - column.window_first)
+        of_shape[shape].append((row, column))
+    for (height, width), places in of_shape.items():
+        for some in _chunks(places, max(1, (tile + 2 * network.halo) ** 2 // (height * width))):
+            windows = [
+                lr[row.window_first : row.window_last, column.window_first : column.window_last] for row, column in some
             ]
-            out[top * scale : bottom * scale, left * scale : right * scale] = inner.cpu().numpy()
+            images = torch.from_numpy(np.stack(windows)).to(device).permute(0, 3, 1, 2).float() / 255
+            sr = quantise(_ensemble(network, images) if self_ensemble else _run(network, images))
+            pixels = sr.permute(0, 2, 3, 1).cpu().numpy()
+            for window, (row, column) in zip(pixels, some, strict=True):
+                place = (slice(side.first * scale, side.last * scale) for side in (row, column))
+                out[tuple(place)] = window[row.inner(scale), column.inner(scale)]
     return out
 
 
-def quantise(image: torch.Tensor) -> torch.Tensor:
+def quantise(image: Tensor) -> Tensor:
     """Float in 0..1 to uint8, clamped and rounded, as the SR tables score it."""
     return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _spans(size: int, tile: int) -> Iterator[tuple[int, int]]:
-    """Cut an axis into nearly equal spans of at most `tile`, so that no sliver is left."""
+def _run(network: Network, images: Tensor) -> Tensor:
+    sr: Tensor = network(images.contiguous(memory_format=torch.channels_last))
+    return sr
+
+
+def _ensemble(network: Network, images: Tensor) -> Tensor:
+    total = torch.zeros((), device=images.device)
+    for transpose, *flips in itertools.product((False, True), repeat=3):
+        dims = [dim for dim, flip in zip((2, 3), flips, strict=True) if flip]
+        turned = images.mT if transpose else images
+        sr = _run(network, turned.flip(dims)).flip(dims)
+        total = total + (sr.mT if transpose else sr)
+    return total / 8
+
+
+def _axis(size: int, tile: int, halo: int, grid: int) -> Iterator[Axis]:
+    """Cut an axis into nearly equal tiles of at most `tile`, so that no sliver is left; windows begin on the grid."""
     count = -(-size // tile)
     edges = [index * size // count for index in range(count + 1)]
-    return itertools.pairwise(edges)
+    for first, last in itertools.pairwise(edges):
+        yield Axis(first, last, max(first - halo, 0) // grid * grid, min(last + halo, size))
+
+
+def _chunks(places: list[tuple[Axis, Axis]], count: int) -> Iterator[list[tuple[Axis, Axis]]]:
+    return (places[first : first + count] for first in range(0, len(places), count))

@@ -6,17 +6,17 @@ from eco_fast.device import pick_device
 from eco_fast.images import SUFFIXES, find_images, read_image, write_png
 from eco_fast.models import load_network
 from eco_fast.progress import progress
-from eco_fast.tiles import TILE, super_resolve
+from eco_fast.tiles import super_resolve
 
 
-def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int = TILE, device: str = "auto") -> list[Path]:
+def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = None, device: str = "auto") -> list[Path]:
     """Upscale a picture, or all pictures of a folder with its sub-folders, into PNG files.
 
     Args:
         checkpoint: the network.
         source: a picture or a folder.
         out: the PNG to write for a picture (or a folder to put it in), the folder for a folder.
-        tile: LR pixels a side of a tile, bounds the memory.
+        tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
         device: "auto", "cpu", "cuda", ...
 
     Returns:

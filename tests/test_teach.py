@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,9 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Sizes of the LR pictures that `teach` gives to the teacher, as it does."""
     sizes: list[tuple[int, ...]] = []
 
-    def count(network: EDSR, lr: Pixels, *, tile: int, device: str) -> Pixels:
+    def count(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
         sizes.append(lr.shape[:2])
-        return super_resolve(network, lr, tile=tile, device=device)
+        return super_resolve(network, lr, **options)
 
     monkeypatch.setattr("eco_fast.teach.super_resolve", count)
     return sizes
@@ -119,10 +120,10 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
 ) -> None:
     calls = iter(range(1))
 
-    def interrupted(network: EDSR, lr: Pixels, *, tile: int, device: str) -> Pixels:
+    def interrupted(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return super_resolve(network, lr, tile=tile, device=device)
+        return super_resolve(network, lr, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr("eco_fast.teach.super_resolve", interrupted)
@@ -201,3 +202,14 @@ def test_a_picture_smaller_than_the_scale_is_named(teacher: Path, photo: Pixels,
     prepare([str(tmp_path / "tiny")], tmp_path / "store")
     with pytest.raises(ValueError, match=r"tiny/dot\.png: an image of 9x1 pixels is smaller than the scale 2"):
         teach(tmp_path / "store", teacher, 2, device="cpu")
+
+
+def test_self_ensemble_makes_centroids_of_its_own(hr: Store, teacher: Path) -> None:
+    plain = teach(hr.folder, teacher, 2, device="cpu")
+    ensemble = teach(hr.folder, teacher, 2, device="cpu", self_ensemble=True)
+    assert plain != ensemble
+    network = load_network(teacher)
+    for folder, option in ((plain, False), (ensemble, True)):
+        for image, centroid in zip(hr.images, open_centroids(hr, folder, 2).images, strict=True):
+            lr = downsample_image(modcrop(image, 2), 2, "uint8")
+            assert np.array_equal(centroid, super_resolve(network, lr, self_ensemble=option))

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from eco_fast.images import Pixels
+from eco_fast.models import Network
 from eco_fast.models.edsr import EDSR
+from eco_fast.models.rcan import RCAN
+from eco_fast.models.rrdb import RRDB
+from eco_fast.models.swinir import SwinIR
 from eco_fast.tiles import quantise, super_resolve
 
 SCALES = (2, 3, 4, 8)
@@ -92,6 +96,59 @@ def test_any_view_of_an_image(order: str) -> None:
         lr.setflags(write=False)
     for tile in (8, 1000):
         assert np.array_equal(super_resolve(network, lr, tile=tile), rounded(whole(network, np.array(lr))))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        RRDB(2, features=8, blocks=3),
+        RRDB(2, features=8, blocks=3, unshuffle=True),
+        SwinIR(2, 12, (2, 2), (2, 2)),
+        SwinIR(3, 12, (2, 2), (2, 2), window=4, upsampler="pixelshuffledirect"),
+        RCAN(2, 8, 2, 3, 4),
+    ],
+    ids=["rrdb", "rrdb of squares", "swinir", "swinir direct", "rcan, whole"],
+)
+def test_networks_that_see_everything_stay_within_a_grey_level(network: Network, photo: Pixels) -> None:
+    """Their tiles begin on the grid of their windows or squares; RCAN's means are those of the whole picture."""
+    network.eval()
+    lr = photo[30:175, 40:153]
+    tile = None if isinstance(network, RCAN) else 50
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(lr.copy()).permute(2, 0, 1)[None].float() / 255)[0] * 255
+    sr = super_resolve(network, lr, tile=tile)
+    off = np.abs(sr - expected.clamp(0, 255).permute(1, 2, 0).numpy())
+    assert off.max() <= (0.5 + 1e-3 if tile is None else 1)
+    assert (off > 0.5 + 1e-2).mean() < 1e-4
+
+
+def test_tiles_of_one_shape_go_together_where_the_memory_allows() -> None:
+    network = far_sighted(2, 1, (0, 0))
+    batches: list[tuple[int, ...]] = []
+    network.register_forward_hook(lambda _module, arguments, _output: batches.append(tuple(arguments[0].shape)))
+    lr = random_image(84, 84)
+    sr = super_resolve(network, lr, tile=40)  # 3 x 3 tiles of 28
+    side = 40 + 2 * network.halo
+    assert sum(shape[0] for shape in batches) == 9
+    assert max(shape[0] for shape in batches) > 1
+    assert all(count * height * width <= side**2 for count, _, height, width in batches)
+    assert np.array_equal(sr, rounded(whole(network, lr)))
+
+
+def test_self_ensemble_is_the_mean_over_the_orientations() -> None:
+    network = EDSR(2, 8, 2).eval()
+    network.add_mean.bias.fill_(128)
+    lr = random_image(21, 34)
+    turned = [(turns, flip) for turns in range(4) for flip in (False, True)]
+    total = np.zeros((42, 68, 3))
+    for turns, flip in turned:
+        image = np.rot90(lr[:, ::-1] if flip else lr, turns)
+        sr = np.rot90(whole(network, image.copy()).permute(1, 2, 0).numpy(), -turns)
+        total += sr[:, ::-1] if flip else sr
+    for tile in (8, None):
+        off = np.abs(super_resolve(network, lr, tile=tile, self_ensemble=True) - total / 8)
+        assert off.max() <= 0.5 + 1e-3
+    assert (super_resolve(network, lr) != super_resolve(network, lr, self_ensemble=True)).any()
 
 
 def test_memory_is_bounded_by_the_tile() -> None:

@@ -28,6 +28,7 @@ class Foreign(Network):
 
     architecture = "foreign"
     tail_keys = ()
+    compiled_on = ()
 
     def __init__(self, descriptor: Any, peak: int = 1) -> None:
         super().__init__(descriptor.scale)

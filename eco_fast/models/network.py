@@ -29,6 +29,8 @@ class Network(nn.Module, ABC):
     """How the keys of those buffers end that the sizes decide: a file may lack them, or have others."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """What it is fastest in."""
+    tile: ClassVar[int] = 256
+    """LR pixels a side of the largest piece of a picture that it is given at once, its halo left aside."""
     repeated: ClassVar["type[RepeatedBlock] | None"] = None
     """The block that makes up a network too deep to be compiled whole: RCAN would take minutes."""
     compiled_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
