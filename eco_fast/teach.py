@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from eco_fast_kernels import Rounding
 
@@ -54,7 +55,12 @@ def teach(
     teacher_hash = sha256_of(checkpoint)
     out = centroid_folder(folder, scale, rounding, teacher_hash, self_ensemble=self_ensemble)
     with locked(out) if ranks.is_first() else nullcontext():
-        attributes = {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": teacher_hash}
+        attributes: dict[str, Any] = {
+            "kind": "centroids",
+            "scale": scale,
+            "rounding": rounding,
+            "teacher_sha256": teacher_hash,
+        }
         attributes |= {"self_ensemble": True} if self_ensemble else {}
         ranks.by_first(lambda: len(Writer(out, attributes).known))  # holds the store, and mends what a kill has left
         writer = Writer(out, attributes)
