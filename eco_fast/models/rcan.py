@@ -33,7 +33,7 @@ class ChannelAttention(nn.Module):
         return x * weights[:, :, None, None]
 
 
-class AttentionBlock(RepeatedBlock):
+class AttentionBlock(nn.Module):
     """x + attention(conv(relu(conv(x)))): the residual channel attention block."""
 
     def __init__(self, features: int, reduction: int) -> None:
@@ -42,13 +42,13 @@ class AttentionBlock(RepeatedBlock):
             conv3x3(features, features), nn.ReLU(), conv3x3(features, features), ChannelAttention(features, reduction)
         )
 
-    def compute(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[N, features, h, w] to the same shape."""
         residual: Tensor = self.body(x)
         return x + residual
 
 
-class Group(nn.Module):
+class Group(RepeatedBlock):
     """x + conv(blocks(x)): the residual group."""
 
     def __init__(self, features: int, blocks: int, reduction: int) -> None:
@@ -56,7 +56,7 @@ class Group(nn.Module):
         body = [AttentionBlock(features, reduction) for _ in range(blocks)]
         self.body = nn.Sequential(*body, conv3x3(features, features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """[N, features, h, w] to the same shape."""
         residual: Tensor = self.body(x)
         return x + residual
@@ -76,7 +76,7 @@ class RCAN(Network):
     architecture = "rcan"
     tail_keys = ("tail.",)
     tile = 1536  # of tiles each would have means of its own: pictures of DIV2K are taken whole, in some 3 GB
-    repeated = AttentionBlock
+    repeated = Group
 
     def __init__(self, scale: int, features: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
         super().__init__(scale, features=features, groups=groups, blocks=blocks, reduction=reduction)
