@@ -12,7 +12,8 @@ from eco_fast.config import Scale
 from eco_fast.device import pick_device
 from eco_fast.files import require_space, sha256_of
 from eco_fast.images import about
-from eco_fast.models import load_network_of_scale
+from eco_fast.models import Network, load_network_of_scale
+from eco_fast.probe import FAR, inconsistency
 from eco_fast.progress import progress
 from eco_fast.store import Store, Writer, centroid_folder, locked
 from eco_fast.tiles import super_resolve
@@ -31,6 +32,7 @@ def teach(
     """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
 
     Continues an interrupted run; makes again only what changed; a no-op where all is there. Ranks share the pictures.
+    A teacher whose output does not look like super-resolution is warned of, not refused: short runs have such teachers.
 
     Args:
         folder: a store made by `prepare`.
@@ -67,6 +69,8 @@ def teach(
         ranks.gather(None)  # no journal grows before all ranks have read it
         new = [entry for entry in store.entries if entry.name not in writer.known]
         ranks.by_first(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
+        if new and ranks.is_first():
+            _warn_of(network, checkpoint, store, rounding, where)
         for entry, hr in progress(ranks.share(zip(store.entries, store.images, strict=True)), "teach"):
             if not writer.keep(entry.name, origin=entry.sha256):
                 with about(entry.name):
@@ -76,3 +80,14 @@ def teach(
         made = {entry.name: entry for part in ranks.gather(writer.entries) for entry in part}
         ranks.by_first(lambda: writer.finish([made[entry.name] for entry in store.entries]))
     return out
+
+
+def _warn_of(network: Network, checkpoint: Path, store: Store, rounding: Rounding, device: str) -> None:
+    with about(store.entries[0].name):
+        difference = inconsistency(network, store.images[0], rounding, device=device)
+    if not difference <= FAR:
+        print(
+            f"warning: {checkpoint}: its output, downsampled again, differs from its input by {difference:.1f} grey "
+            f"levels on average; a trained network for x{network.scale} stays below {FAR:.0f}",
+            flush=True,
+        )

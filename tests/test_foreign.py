@@ -13,6 +13,7 @@ from eco_fast.cli import main
 from eco_fast.images import Pixels, write_png
 from eco_fast.models import foreign, load_network, load_network_of_scale
 from eco_fast.models.foreign import Foreign
+from eco_fast.prepare import prepare
 from eco_fast.store import Store
 from eco_fast.teach import teach
 from eco_fast.tiles import super_resolve
@@ -116,6 +117,28 @@ def test_it_teaches(compact: Path, tmp_path: Path, photo: Pixels) -> None:
     lr = photo[:50, :70]
     whole = super_resolve(network, lr, tile=200)
     assert np.array_equal(super_resolve(network, lr, tile=20), whole)  # its halo covers what so few convolutions see
+
+
+def test_a_teacher_that_does_not_upscale_is_warned_of(
+    compact: Path, tmp_path: Path, photo: Pixels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that is near enough to bicubic to be loaded; said when it is about to work, and only then."""
+    state = torch.load(compact, weights_only=True)["params"]
+    last = max(int(key.split(".")[1]) for key in state)
+    for value in state.values():
+        value.zero_()  # what is left is its shortcut, the nearest neighbour
+    torch.save(state, compact)
+    write_png(tmp_path / "hr" / "a.png", photo[:60, :84])
+    prepare([str(tmp_path / "hr")], tmp_path / "store")
+    teach(tmp_path / "store", compact, 2, device="cpu")
+    assert "warning" not in capsys.readouterr().out
+    state[f"body.{last}.bias"] += 0.06
+    torch.save(state, compact)
+    teach(tmp_path / "store", compact, 2, device="cpu")
+    said = capsys.readouterr().out
+    assert "compact.pth: its output, downsampled again, differs from its input by 15." in said
+    teach(tmp_path / "store", compact, 2, device="cpu")
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_without_spandrel_it_says_what_to_install(compact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
