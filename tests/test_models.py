@@ -22,6 +22,7 @@ from eco_fast.models import (
     warm_start,
 )
 from eco_fast.models.edsr import EDSR
+from eco_fast.models.network import PixelShuffle, shuffled
 
 SCALES = (2, 3, 4, 8)
 BASELINE, LARGE = (64, 16, 1.0), (256, 32, 0.1)  # features, blocks, residual scale
@@ -304,3 +305,14 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
         torch.manual_seed(seed)
         states.append(build(EdsrModel(features=4, blocks=1), 2).state_dict())
     assert [same(*pair) for pair in itertools.combinations(states, 2)] == [True, False, False]
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_pixel_shuffle_stays_channels_last_everywhere(factor: int) -> None:
+    """On a CPU by torch's own, elsewhere by ours."""
+    x = torch.rand(2, 5 * factor**2, 4, 7).contiguous(memory_format=torch.channels_last)
+    ours = shuffled(x, factor)
+    torch.testing.assert_close(ours, F.pixel_shuffle(x, factor), rtol=0, atol=0)
+    for out in (ours, PixelShuffle(factor)(x), PixelShuffle(factor)(x.to("meta"))):
+        assert out.shape == (2, 5, 4 * factor, 7 * factor)
+        assert out.is_contiguous(memory_format=torch.channels_last)

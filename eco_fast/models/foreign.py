@@ -5,8 +5,9 @@ They are teachers and can be scored and applied; eco-fast does not train them.
 
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from types import ModuleType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -46,6 +47,9 @@ class Foreign(Network):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w."""
+        return torch.cat([self._one(image) for image in lr.split(1)])  # spandrel promises no more than single pictures
+
+    def _one(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[2:]
         more_width, more_height = self.descriptor.size_requirements.get_padding(width, height)
         padded = reflected(lr, height + more_height, width + more_width).contiguous()
@@ -79,27 +83,30 @@ class Foreign(Network):
         )
 
 
-_kept: list[Any] = []  # definitions of operators, which live as long as these objects
-
-
-@cache
 def spandrel() -> ModuleType:
-    """The library.
+    """The library, also where torchvision has been built for another torch: its two missing operators get a name.
 
     Raises:
         ImportError: it is not installed.
     """
-    # It imports torchvision, whose wheel looks for two operators that it does not bring for the CPU build of torch.
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    if not hasattr(torch.ops.torchvision, "nms"):
-        for name in ("nms", "qnms"):
-            library.define(  # type: ignore[no-untyped-call]
-                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-    import spandrel as module  # noqa: PLC0415 - optional, and slow to import
+    try:
+        import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+        _name_operators()
+    return import_module("spandrel")
 
-    _kept.append(library)
-    return cast("ModuleType", module)
+
+@cache
+def _name_operators() -> torch.library.Library:
+    """Declare what torchvision looks for when it is imported; the declarations live as long as their library does."""
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for name in ("nms", "qnms"):
+        library.define(  # type: ignore[no-untyped-call]
+            f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+    return library
 
 
 def installed() -> bool:

@@ -105,6 +105,32 @@ class MeanShift(nn.Module):
         return image + self.bias.view(1, 3, 1, 1)
 
 
+class PixelShuffle(nn.Module):
+    """torch's, in channels_last on every device; torch's own keeps that on a CPU alone.
+
+    Args:
+        factor: side of the squares of pixels that channels become.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C * factor**2, h, w] to [N, C, factor*h, factor*w]."""
+        if x.device.type == "cpu":
+            return nn.functional.pixel_shuffle(x, self.factor)
+        return shuffled(x, self.factor)
+
+
+def shuffled(x: Tensor, factor: int) -> Tensor:
+    """`PixelShuffle` in one copy from channels_last to channels_last."""
+    count, channels, height, width = x.shape
+    squares = x.permute(0, 2, 3, 1).reshape(count, height, width, channels // factor**2, factor, factor)
+    rows = squares.permute(0, 1, 4, 2, 5, 3).reshape(count, factor * height, factor * width, channels // factor**2)
+    return rows.permute(0, 3, 1, 2)
+
+
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
     """A convolution that keeps height and width."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -135,7 +161,7 @@ def sub_pixel_upsampler(scale: int, features: int) -> nn.Sequential:
     """Sub-pixel upsampling; its convolutions are .0, .2, .4."""
     layers: list[nn.Module] = []
     for factor in doublings(scale):
-        layers += [conv3x3(features, features * factor**2), nn.PixelShuffle(factor)]
+        layers += [conv3x3(features, features * factor**2), PixelShuffle(factor)]
     return nn.Sequential(*layers)
 
 

@@ -8,7 +8,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from eco_fast.models.network import RGB_MEAN, Network, conv3x3, reflected, scale_of, sub_pixel_upsampler, up_to_multiple
+from eco_fast.models.network import (
+    RGB_MEAN,
+    Network,
+    PixelShuffle,
+    conv3x3,
+    reflected,
+    scale_of,
+    sub_pixel_upsampler,
+    up_to_multiple,
+)
 from eco_fast.models.swin_blocks import Block, Layer, shift_mask
 
 UPSAMPLER_FEATURES = 64
@@ -83,7 +92,7 @@ class SwinIR(Network):
             self.conv_last: nn.Module = conv3x3(UPSAMPLER_FEATURES, 3)
         else:
             self.conv_before_upsample = nn.Sequential()
-            self.upsample = nn.Sequential(conv3x3(features, 3 * scale**2), nn.PixelShuffle(scale))
+            self.upsample = nn.Sequential(conv3x3(features, 3 * scale**2), PixelShuffle(scale))
             self.conv_last = nn.Identity()
         self.apply(_initialise)
 
