@@ -32,7 +32,8 @@ SURFACE = {
         "--scale {2,3,4,8}!",
         "--rounding {uint8,im2double} = uint8",
         "--device DEVICE = auto",
-        "--tile N = 256",
+        "--tile N",
+        "--self-ensemble",
     },
     "train": {"[RECIPE]", "--run DIR", "--resume", "--dry-run", "--profile", "--set KEY=VALUE... = []"},
     "recipes": set(),
@@ -46,9 +47,9 @@ SURFACE = {
         "--json FILE",
         "--save-images DIR",
         "--device DEVICE = auto",
-        "--tile N = 256",
+        "--tile N",
     },
-    "upscale": {"CHECKPOINT", "SRC", "OUT", "--device DEVICE = auto", "--tile N = 256"},
+    "upscale": {"CHECKPOINT", "SRC", "OUT", "--device DEVICE = auto", "--tile N"},
 }
 README = Path(__file__).parents[1] / "README.md"
 
@@ -85,7 +86,7 @@ def test_the_command_line_is_what_it_was() -> None:
         ("downsample A B --scale 4 --rounding im2double", {"scale": 4, "rounding": "im2double"}),
         (
             "teach --store D --teacher C --scale 2",
-            {"store": Path("D"), "teacher": Path("C"), "scale": 2, "rounding": "uint8", "device": "auto", "tile": 256},
+            {"store": Path("D"), "teacher": Path("C"), "scale": 2, "rounding": "uint8", "device": "auto", "tile": None},
         ),
         ("train", {"recipe": None, "folder": None, "resume": False, "profile": False, "overrides": []}),
         ("train R --dry-run", {"recipe": "R", "dry_run": True, "resume": False}),
