@@ -47,7 +47,7 @@ class Foreign(Network):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w."""
-        return torch.cat([self._one(image) for image in lr.split(1)])  # spandrel promises no more than single pictures
+        return torch.cat([self._one(image) for image in torch.split(lr, 1)])  # spandrel promises no more than single pictures
 
     def _one(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[2:]
