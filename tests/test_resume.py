@@ -213,6 +213,25 @@ def test_a_run_stopped_again_and_again_arrives_at_the_same_bits(
     assert_equal_runs(tmp_path / "broken", tmp_path / "unbroken", ("last",))
 
 
+def test_stochastic_depth_goes_on_where_it_was_and_does_not_mind_how_a_batch_is_split(
+    pictures: Path, store: Store, events: Events, tmp_path: Path
+) -> None:
+    """What the network draws is a function of the seed, the step and the sample."""
+    made = recipe(pictures, train__batch=4, optimizer__learning_rate=1e-3)
+    sizes = {"features": 8, "depths": (2, 2), "heads": (2, 2), "window": 2, "patch": 6, "drop_path": 0.9}
+    made = made.model_copy(update={"model": config.SwinirModel(**sizes)})
+    train(made, store, tmp_path / "unbroken", {})
+    assert events.run(lambda: train(made, store, tmp_path / "broken", {}), stop_at=16)
+    assert not events.run(lambda: train(made, store, tmp_path / "broken", {}, resume=True))
+    assert_equal_runs(tmp_path / "broken", tmp_path / "unbroken", ("last",))
+
+    in_parts = made.model_copy(update={"train": made.train.model_copy(update={"micro_batch": 3})})
+    train(in_parts, store, tmp_path / "parts", {})
+    losses = [[row["loss"] for row in RunFolder(run, one, resume=True).rows() if "loss" in row]
+              for run, one in ((tmp_path / "parts", in_parts), (tmp_path / "unbroken", made))]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_a_line_that_was_cut_short_is_written_anew(
     pictures: Path, store: Store, events: Events, tmp_path: Path
 ) -> None:
