@@ -172,6 +172,7 @@ def make_centroids(config: Config, folder: Path, hr: Pictures, teacher: Path) ->
         rounding=config.data.rounding,
         device=config.train.device,
         self_ensemble=config.teacher.self_ensemble,
+        compiled=config.train.compile,
     )
     return open_centroids(store.select([entry.name for entry in hr.entries]), made, config.scale)
 

@@ -9,10 +9,10 @@ from eco_fast_kernels import Rounding
 from eco_fast import ranks
 from eco_fast.bicubic import downsample_image, modcrop
 from eco_fast.config import Scale
-from eco_fast.device import pick_device
+from eco_fast.device import pick_device, why_not_compile
 from eco_fast.files import require_space, sha256_of
 from eco_fast.images import about
-from eco_fast.models import Network, load_network_of_scale
+from eco_fast.models import Network, compile_for_pictures, load_network_of_scale
 from eco_fast.probe import FAR, inconsistency
 from eco_fast.progress import progress
 from eco_fast.store import Store, Writer, centroid_folder, locked
@@ -28,6 +28,7 @@ def teach(
     tile: int | None = None,
     device: str = "auto",
     self_ensemble: bool = False,
+    compiled: bool = True,
 ) -> Path:
     """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
 
@@ -42,6 +43,7 @@ def teach(
         tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
         device: "auto", "cpu", "cuda", ...
         self_ensemble: centroids are the mean over the 8 orientations of each picture.
+        compiled: compile the teacher on a GPU.
 
     Returns:
         The folder of the centroids.
@@ -52,8 +54,8 @@ def teach(
     store = Store(folder)
     where = pick_device(device)
     network = load_network_of_scale(checkpoint, scale).to(where)
-    if where.startswith("cuda") and "cuda" in network.compiled_on:
-        network.compile(dynamic=True)  # one graph for pictures of all sizes; on a CPU it takes longer than it saves
+    if compiled and where.startswith("cuda") and "cuda" in network.compiled_on and why_not_compile(where) is None:
+        compile_for_pictures(network)  # on a CPU it takes longer than it saves
     teacher_hash = sha256_of(checkpoint)
     out = centroid_folder(folder, scale, rounding, teacher_hash, self_ensemble=self_ensemble)
     with locked(out) if ranks.is_first() else nullcontext():

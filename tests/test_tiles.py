@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from eco_fast.images import Pixels
-from eco_fast.models import Network
+from eco_fast.models import Network, compile_for_pictures
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
@@ -112,8 +113,7 @@ def test_any_view_of_an_image(order: str) -> None:
 def test_networks_that_see_everything_stay_within_a_grey_level(network: Network, photo: Pixels) -> None:
     """Their tiles begin on the grid of their windows or squares; RCAN's means are those of the whole picture."""
     network.eval()
-    lr = photo[30:175, 40:153]
-    tile = None if isinstance(network, RCAN) else 50
+    lr, tile = (photo[:, 90:], None) if isinstance(network, RCAN) else (photo[30:175, 40:153], 50)
     with torch.inference_mode():
         expected = network(torch.from_numpy(lr.copy()).permute(2, 0, 1)[None].float() / 255)[0] * 255
     sr = super_resolve(network, lr, tile=tile)
@@ -149,6 +149,20 @@ def test_self_ensemble_is_the_mean_over_the_orientations() -> None:
         off = np.abs(super_resolve(network, lr, tile=tile, self_ensemble=True) - total / 8)
         assert off.max() <= 0.5 + 1e-3
     assert (super_resolve(network, lr) != super_resolve(network, lr, self_ensemble=True)).any()
+
+
+@pytest.mark.parametrize("network", [EDSR(2, 4, 2), RCAN(2, 4, 3, 2, 2)], ids=["whole", "by its block"])
+def test_compiled_for_pictures_it_takes_three_graphs_and_changes_nothing(network: Network) -> None:
+    """One for rectangles, one for squares and one for several tiles; RCAN's three groups share them."""
+    network.eval().requires_grad_(requires_grad=False)
+    lr = [random_image(*size) for size in ((24, 31), (24, 24), (40, 23), (19, 19))]
+    plain = [super_resolve(network, one, tile=tile) for one in lr for tile in (16, 64)]
+    counters.clear()
+    compile_for_pictures(network)
+    for _ in range(2):  # what has been compiled since the first time does not show in the second
+        again = [super_resolve(network, one, tile=tile) for one in lr for tile in (16, 64)]
+        assert all(np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(again, plain, strict=True))
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
 
 
 def test_memory_is_bounded_by_the_tile() -> None:

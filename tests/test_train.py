@@ -257,9 +257,20 @@ def test_a_given_teacher_is_used_instead_of_training_one(pictures: Path, tmp_pat
     assert not (tmp_path / "run" / "teacher").exists()
     (folder,) = (tmp_path / "run" / "store" / "centroids").iterdir()
     assert Store(folder).attributes["teacher_sha256"] == sha256_of(path)
+    assert "self_ensemble" not in Store(folder).attributes
     source = str(pictures / "validation")
     scores = evaluate_checkpoint(path, [source], 2, device="cpu")[source]["validation/eye.png"]
     assert summary["teacher"] == pytest.approx(scores.as_dict(), rel=1e-12)
+
+
+def test_self_ensemble_of_the_recipe_reaches_the_centroids(pictures: Path, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    save_network(path, EDSR(2, 4, 2))
+    run_recipe(
+        recipe(pictures, teacher__checkpoint=str(path), teacher__self_ensemble=True, train__steps=1), tmp_path / "run"
+    )
+    (folder,) = (tmp_path / "run" / "store" / "centroids").iterdir()
+    assert Store(folder).attributes["self_ensemble"] is True
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from eco_fast.config import Model
 from eco_fast.files import write_atomically
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.foreign import Foreign, installed
-from eco_fast.models.network import Network, compile_blocks
+from eco_fast.models.network import Network, compile_blocks, compile_for_pictures
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
 from eco_fast.models.spellings import usual_names
@@ -28,6 +28,7 @@ __all__ = [
     "Network",
     "build",
     "compile_blocks",
+    "compile_for_pictures",
     "description",
     "load_network",
     "load_network_of_scale",

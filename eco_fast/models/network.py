@@ -86,6 +86,14 @@ def compile_blocks(network: Network) -> None:
             block.compiled = compiled
 
 
+def compile_for_pictures(network: Network) -> None:
+    """Compile a frozen network for pictures of all sizes: the block that it repeats, else the whole."""
+    torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
+    for part in network.modules():
+        if isinstance(part, network.repeated or Network):
+            part.compile(dynamic=True)
+
+
 class MeanShift(nn.Module):
     """Add `sign` times the DIV2K mean on the 0..255 scale.
 
