@@ -218,7 +218,14 @@ def test_stochastic_depth_goes_on_where_it_was_and_does_not_mind_how_a_batch_is_
 ) -> None:
     """What the network draws is a function of the seed, the step and the sample."""
     made = recipe(pictures, train__batch=4, optimizer__learning_rate=1e-3)
-    sizes: dict[str, Any] = {"features": 8, "depths": (2, 2), "heads": (2, 2), "window": 2, "patch": 6, "drop_path": 0.9}
+    sizes: dict[str, Any] = {
+        "features": 8,
+        "depths": (2, 2),
+        "heads": (2, 2),
+        "window": 2,
+        "patch": 6,
+        "drop_path": 0.9,
+    }
     made = made.model_copy(update={"model": config.SwinirModel(**sizes)})
     train(made, store, tmp_path / "unbroken", {})
     assert events.run(lambda: train(made, store, tmp_path / "broken", {}), stop_at=16)

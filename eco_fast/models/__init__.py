@@ -21,7 +21,7 @@ from eco_fast.models.rrdb import RRDB
 from eco_fast.models.spellings import usual_names
 from eco_fast.models.swinir import SwinIR
 
-WRAPPERS = ("params_ema", "params", "state_dict")  # BasicSR, KAIR and rcan-it put the weights under these
+WRAPPERS = ("params_ema", "params", "state_dict", "model", "net")  # BasicSR, KAIR, rcan-it and others
 METADATA = "eco_fast"  # our key in the metadata of a safetensors file
 
 __all__ = [
@@ -93,7 +93,7 @@ def _load_foreign(path: Path, state: dict[str, Tensor]) -> Network:
     try:
         network = Foreign.recognise(state, {}) if installed() else None
     except Exception as error:  # spandrel's architectures raise all sorts when sizes do not fit
-        raise ValueError(f"{path}: cannot be used: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path}: cannot be used: {' '.join(str(error).split())[:300]}") from error
     if network is None:
         names = ", ".join(name.upper() for name in BY_NAME)
         more = "or one that spandrel knows" if installed() else "or forty more with pip install 'eco-fast[teachers]'"

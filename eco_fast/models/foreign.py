@@ -3,6 +3,7 @@
 They are teachers and can be scored and applied; eco-fast does not train them.
 """
 
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -65,7 +66,9 @@ class Foreign(Network):
             ValueError: a network, but none that upscales colour pictures, or one that has learnt nothing.
         """
         try:
-            descriptor = spandrel().ModelLoader().load_from_state_dict(dict(state))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.meshgrid")  # of code that is not ours
+                descriptor = spandrel().ModelLoader().load_from_state_dict(dict(state))
         except spandrel().UnsupportedModelError:
             return None
         name = descriptor.architecture.name

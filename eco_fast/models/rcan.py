@@ -75,7 +75,7 @@ class RCAN(Network):
 
     architecture = "rcan"
     tail_keys = ("tail.",)
-    tile = 1536  # of tiles each would have means of its own: pictures of DIV2K are taken whole, in some 3 GB
+    tile = 1536  # of tiles each would have means of its own: pictures of DIV2K are taken whole, in some 2 GB
     repeated = Group
 
     def __init__(self, scale: int, features: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
