@@ -27,7 +27,7 @@ from eco_fast.metrics import WINDOW, average
 from eco_fast.models import load_network, load_network_of_scale
 from eco_fast.prepare import prepare
 from eco_fast.report import draw_curves, draw_samples, show_summary
-from eco_fast.run_folder import RunFolder
+from eco_fast.run_folder import CHECKPOINTS, RunFolder
 from eco_fast.store import Store, open_centroids
 from eco_fast.teach import teach
 from eco_fast.train import train_network
@@ -107,7 +107,7 @@ def check_start(config: Config, folder: Path) -> None:
         ValueError: the checkpoint is missing; names it.
     """
     start = config.model.start_from
-    if start and not Path(start).is_file() and not (folder / "checkpoints").exists():
+    if start and not Path(start).is_file() and not (folder / CHECKPOINTS).exists():
         raise ValueError(f"{start}: there is no such checkpoint, from which this run starts; train that network first")
 
 
