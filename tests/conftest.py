@@ -1,7 +1,8 @@
 """Shared fixtures: small real photographs, the benchmark images where a machine has them, and where kernels run."""
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
+from torch._dynamo.utils import counters
+
 from eco_fast.images import Pixels, builtin_images, read_image
-from eco_fast.models import foreign
+from eco_fast.models import Network, foreign
 
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread
 
@@ -129,3 +133,37 @@ def lamb_case(request: pytest.FixtureRequest) -> LambCase:
     """Steps whose result is known."""
     case: LambCase = request.param
     return case
+
+
+@pytest.fixture
+def compiled_is_as_exact_as_eager() -> Callable[..., None]:
+    """A check of a network's loss and gradients when it is compiled: no break, so many graphs, eager's exactness."""
+    return check_compiled
+
+
+def check_compiled(
+    network: Network,
+    lr: Tensor,
+    *more: Tensor | None,
+    compile_it: Callable[[Network], object],
+    graphs: int = 1,
+    slack: float = 1e-6,
+) -> None:
+    """Compare with float64: at most twice the error of eager float32, and `slack` of the value itself."""
+    exact, compiled = copy.deepcopy(network).double(), copy.deepcopy(network)
+    torch.compiler.reset()
+    counters.clear()
+    compile_it(compiled)
+    ours, theirs, truth = (results(run, lr, *more) for run in (compiled, network, exact))
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == graphs
+    for our, their, right in zip(ours, theirs, truth, strict=True):
+        error, allowed = (our - right).norm(), 2 * (their - right).norm()
+        assert error <= allowed + slack * right.norm()
+
+
+def results(network: Network, lr: Tensor, *more: Tensor | None) -> list[Tensor]:
+    """A loss and all its gradients."""
+    parameters = list(network.parameters())
+    loss = network(lr.to(parameters[0].dtype), *more).square().mean()
+    return [loss.detach(), *torch.autograd.grad(loss, parameters)]

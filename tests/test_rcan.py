@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from eco_fast.config import RcanModel
 from eco_fast.measure import training_flops
-from eco_fast.models import build, compile_blocks, load_network, save_network, warm_start
+from eco_fast.models import Network, build, compile_blocks, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
 
@@ -137,23 +138,17 @@ def test_warm_start_copies_all_but_the_upsampler(scale: int, fresh: list[str], t
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
-def test_compiled_without_breaks_it_is_as_exact_as_eager(whole: bool) -> None:
+def test_compiled_without_breaks_it_is_as_exact_as_eager(
+    whole: bool, compiled_is_as_exact_as_eager: Callable[..., None]
+) -> None:
     """Loss and gradients, against float64."""
     torch.manual_seed(0)
     network, lr = RCAN(2, **SMALL), torch.rand(2, 3, 8, 8)
-    exact, compiled = copy.deepcopy(network).double(), copy.deepcopy(network)
-    torch.compiler.reset()
-    counters.clear()
-    if whole:
-        compiled.compile(fullgraph=True, dynamic=False)
-    else:
-        compile_blocks(compiled)
-    ours, theirs, truth = (results(run, lr) for run in (compiled, network, exact))
-    assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 1
-    for our, their, right in zip(ours, theirs, truth, strict=True):
-        error, allowed = (our - right).norm(), 2 * (their - right).norm()
-        assert error <= allowed + 1e-6 * right.norm()
+
+    def compile_whole(network: Network) -> None:
+        network.compile(fullgraph=True, dynamic=False)
+
+    compiled_is_as_exact_as_eager(network, lr, compile_it=compile_whole if whole else compile_blocks)
 
 
 def test_compiled_blocks_leave_pictures_of_other_sizes_alone() -> None:
@@ -169,13 +164,6 @@ def test_compiled_blocks_leave_pictures_of_other_sizes_alone() -> None:
         torch.testing.assert_close(network(lr), plain(lr), rtol=0, atol=0)
     assert training_flops(network, 8) == training_flops(plain, 8)
     assert counters["stats"]["unique_graphs"] == 1
-
-
-def results(network: RCAN, lr: Tensor) -> list[Tensor]:
-    """A loss and all its gradients."""
-    parameters = list(network.parameters())
-    loss = network(lr.to(parameters[0].dtype)).square().mean()
-    return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from eco_fast.config import RrdbModel
-from eco_fast.models import build, compile_blocks, load_network, save_network, warm_start
+from eco_fast.models import Network, build, compile_blocks, load_network, save_network, warm_start
 from eco_fast.models.rrdb import RRDB
 
 State = dict[str, Tensor]
@@ -145,23 +145,17 @@ def test_scales_that_do_not_exist() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
-def test_compiled_without_breaks_it_is_as_exact_as_eager(whole: bool) -> None:
+def test_compiled_without_breaks_it_is_as_exact_as_eager(
+    whole: bool, compiled_is_as_exact_as_eager: Callable[..., None]
+) -> None:
     """Loss and gradients, against float64."""
     sizes = {"features": 8, "blocks": 1 if whole else 2, "growth": 8}  # the compiler takes its time
     network, lr = rough(RRDB(2, **sizes, unshuffle=True)), torch.rand(2, 3, 8, 8)
-    exact, compiled = copy.deepcopy(network).double(), copy.deepcopy(network)
-    torch.compiler.reset()
-    counters.clear()
-    if whole:
-        compiled.compile(fullgraph=True, dynamic=False, backend="aot_eager")  # the breaks are the question here
-    else:
-        compile_blocks(compiled)
-    ours, theirs, truth = (results(run, lr) for run in (compiled, network, exact))
-    assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 1
-    for our, their, right in zip(ours, theirs, truth, strict=True):
-        error, allowed = (our - right).norm(), 2 * (their - right).norm()
-        assert error <= allowed + 1e-6 * right.norm()
+
+    def compile_whole(network: Network) -> None:
+        network.compile(fullgraph=True, dynamic=False, backend="aot_eager")  # the breaks are the question here
+
+    compiled_is_as_exact_as_eager(network, lr, compile_it=compile_whole if whole else compile_blocks)
 
 
 def rough(network: RRDB) -> RRDB:
@@ -169,10 +163,3 @@ def rough(network: RRDB) -> RRDB:
     for parameter in network.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return network
-
-
-def results(network: RRDB, lr: Tensor) -> list[Tensor]:
-    """A loss and all its gradients."""
-    parameters = list(network.parameters())
-    loss = network(lr.to(parameters[0].dtype)).square().mean()
-    return [loss.detach(), *torch.autograd.grad(loss, parameters)]

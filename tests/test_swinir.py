@@ -1,6 +1,7 @@
 """SwinIR against spandrel's, its published sizes, every way to load it, and its attention against float64."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 
 from eco_fast.batch import Planner
 from eco_fast.config import Config, SwinirModel, Train, validate
@@ -130,20 +130,15 @@ def test_sizes_that_do_not_fit_together(sizes: dict[str, Any], expected: str) ->
 
 
 @pytest.mark.parametrize("drops", [False, True], ids=["whole", "stochastic depth"])
-def test_compiled_blocks_without_breaks_are_as_exact_as_eager(drops: bool) -> None:
+def test_compiled_blocks_without_breaks_are_as_exact_as_eager(
+    drops: bool, compiled_is_as_exact_as_eager: Callable[..., None]
+) -> None:
     """Loss and gradients, against float64; a graph for blocks on the grid and one for shifted ones."""
     network, lr = rough(SwinIR(2, **TINY)), torch.rand(2, 3, 24, 24)
     draws = torch.rand(2, 8) if drops else None
-    exact, compiled = copy.deepcopy(network).double(), copy.deepcopy(network)
-    torch.compiler.reset()
-    counters.clear()
-    compile_blocks(compiled)
-    ours, theirs, truth = (results(run, lr, draws) for run in (compiled, network, exact))
-    assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 4  # the heads of the two layers differ too
-    for our, their, right in zip(ours, theirs, truth, strict=True):
-        error, allowed = (our - right).norm(), 2 * (their - right).norm()
-        assert error <= allowed + 1e-5 * right.norm()
+    compiled_is_as_exact_as_eager(  # the heads of the two layers differ too
+        network, lr, draws, compile_it=compile_blocks, graphs=4, slack=1e-5
+    )
 
 
 def test_compiled_whole_without_breaks() -> None:
@@ -287,10 +282,3 @@ def rough(network: SwinIR) -> SwinIR:
 def scale_layer(layer: nn.Linear, factor: float) -> None:
     layer.weight.data *= factor
     layer.bias.data *= factor
-
-
-def results(network: SwinIR, lr: Tensor, draws: Tensor | None) -> list[Tensor]:
-    """A loss and all its gradients."""
-    parameters = list(network.parameters())
-    loss = network(lr.to(parameters[0].dtype), draws).square().mean()
-    return [loss.detach(), *torch.autograd.grad(loss, parameters)]
