@@ -20,11 +20,12 @@ from eco_fast.config import Config
 from eco_fast.data import Pictures, choose_loader, open_centroid_files, open_encoded
 from eco_fast.device import device_name, pick_device
 from eco_fast.encoded import EncodedImages
-from eco_fast.evaluate import finite, score_bicubic, score_network
+from eco_fast.evaluate import means, pictures_by_set, score_bicubic, score_network
 from eco_fast.files import write_json
 from eco_fast.images import Pixels, find_images, read_image
-from eco_fast.metrics import WINDOW, average
+from eco_fast.metrics import WINDOW
 from eco_fast.models import load_network, load_network_of_scale
+from eco_fast.noise import facts
 from eco_fast.prepare import prepare
 from eco_fast.report import draw_curves, draw_samples, show_summary
 from eco_fast.run_folder import CHECKPOINTS, RunFolder
@@ -74,7 +75,8 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
             curves["vanilla twin"] = RunFolder(folder / "vanilla", vanilla(config), resume=resume)
             twin = train_network(curves["vanilla twin"], hr, None, validation, "vanilla twin")
 
-    summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)}
+    rounding, sigma = config.data.rounding, config.data.noise_sigma
+    summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)} | facts(sigma)
     with stages.timed("evaluate"):
         networks = {
             "teacher": load_network(teacher_path) if teacher_path else None,
@@ -82,15 +84,15 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
             "student": student,
         }
         if test:
-            results = {"bicubic": score_bicubic(test, config.scale, config.data.rounding)}
+            results = {"bicubic": score_bicubic(test, config.scale, rounding, noise_sigma=sigma)}
             for name, network in networks.items():
                 if network is not None:
-                    results[name] = score_network(network.to(device), test, config.data.rounding, device=device)
-            summary |= {name: finite(average(list(scores.values()))) for name, scores in results.items()}
+                    results[name] = score_network(network.to(device), test, rounding, noise_sigma=sigma, device=device)
+            summary |= means(results, test)
+            sets = pictures_by_set(config.data.test or config.data.validation)
+            summary["sets"] = {one: means(results, pictures) for one, pictures in sets.items()}
             if ranks.is_first():
-                draw_samples(
-                    folder / "samples", student, test, results["student"], results["bicubic"], config.data.rounding
-                )
+                draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], rounding, sigma)
         if ranks.is_first():
             draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
     summary["seconds"] = stages.seconds

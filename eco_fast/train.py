@@ -175,8 +175,11 @@ class TrainingState:
 def validate(state: TrainingState, validation: Mapping[str, Pixels], telemetry: Telemetry, done: int) -> bool:
     """Score the validation pictures and report; whether the scores are the best so far."""
     ranks.at(f"at step {done}, validating")
-    rounding = state.config.data.rounding
-    scores = average(list(score_network(state.result, validation, rounding, device=state.device).values()))
+    data = state.config.data
+    scored = score_network(
+        state.result, validation, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=state.device
+    )
+    scores = average(list(scored.values()))
     state.network.train()
     telemetry.write(done, {name: finite(scores)[name] for name in ("psnr_y", "ssim_y")})
     telemetry.say(f"step {done}/{state.config.train.steps}  validation {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}")
