@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SCALES = (2, 3, 4, 8)
@@ -12,6 +12,7 @@ BAD_INPUT = 2
 TIMEOUT = 3600  # seconds that one process may be behind the others with its share of the pictures
 
 Arguments = argparse.Namespace
+Command = Callable[[str, str, str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,11 +61,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run in the folder")
     train.add_argument("--dry-run", action="store_true", help="say what the run would cost and do, and do nothing")
     train.add_argument("--profile", action="store_true", help="write a trace of a few steps into the run folder")
-    train.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the recipe"
-    )
+    _add_overrides(train)
     train.set_defaults(run=_train)
 
+    _add_compare(command)
     recipes = command("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes")
     recipes.set_defaults(run=_recipes)
 
@@ -118,6 +118,36 @@ def parser() -> argparse.ArgumentParser:
     _add_device(upscale)
     upscale.set_defaults(run=_upscale)
 
+    _add_downsample(command)
+    return top
+
+
+def _add_compare(command: Command) -> None:
+    compare = command(
+        "compare",
+        "Train several arms of a recipe with several seeds on equal terms: tables, intervals, curves.",
+        "eco-fast compare edsr_baseline_x2_eco --arm vanilla --arm eco --seeds 3 --across train.batch='[2, 4, 8, 16]'",
+    )
+    compare.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a .toml file")
+    compare.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="folder (runs/RECIPE-compared)")
+    compare.add_argument(
+        "--arm",
+        action="append",
+        nargs="+",
+        default=[],
+        dest="arms",
+        metavar=("NAME", "KEY=VALUE"),
+        help="an objective, or a name with what it changes; once for each arm (vanilla, kd, noise_free, eco)",
+    )
+    compare.add_argument(
+        "--across", action="append", default=[], metavar="KEY=[...]", help="each arm with each of these values of a key"
+    )
+    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (%(default)s)")
+    _add_overrides(compare)
+    compare.set_defaults(run=_compare)
+
+
+def _add_downsample(command: Command) -> None:
     downsample = command(
         "downsample",
         "Write LR pictures exactly as MATLAB's imresize makes them, as PNG files of the same names.",
@@ -127,7 +157,12 @@ def parser() -> argparse.ArgumentParser:
     downsample.add_argument("out", type=Path, metavar="OUT", help="PNG file or folder")
     _add_degradation(downsample, noise="write the pictures that evaluate scores with S, to OUT/draw-00 ... OUT/draw-09")
     downsample.set_defaults(run=_downsample)
-    return top
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the recipe"
+    )
 
 
 def _add_degradation(command: argparse.ArgumentParser, noise: str = "") -> None:
@@ -169,6 +204,16 @@ def _train(arguments: Arguments) -> None:
         return
     with ranks.joined(resolved.train.timeout):
         run_recipe(resolved, folder, resume=resume, profile=arguments.profile)
+
+
+def _compare(arguments: Arguments) -> None:
+    from eco_fast import config, ranks
+    from eco_fast.compare import compare
+
+    folder = arguments.folder or Path("runs") / f"{Path(arguments.recipe).stem}-compared"
+    resolved = config.load(arguments.recipe, arguments.overrides)
+    with ranks.joined(resolved.train.timeout):
+        compare(resolved, arguments.arms, arguments.across, arguments.seeds, folder)
 
 
 def _recipes(_: Arguments) -> None:

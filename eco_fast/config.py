@@ -42,6 +42,8 @@ class Data(Section):
     """Folder of the decoded pictures and their centroids; empty means a folder inside the run."""
     validation: tuple[str, ...] = ()
     """HR pictures scored during training; no benchmark, for they choose best.safetensors. Empty: no validation."""
+    watch: tuple[str, ...] = ()
+    """Further folders of HR pictures, each a set, that are scored at every validation too, and choose nothing."""
     test: tuple[str, ...] = ()
     """HR pictures of the final table; empty means the validation pictures."""
     rounding: Literal["uint8", "im2double"] = "uint8"
@@ -315,6 +317,14 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(values, override)
     return validate(values, recipe)
+
+
+def changed(recipe: Config, overrides: Sequence[str], source: str) -> Config:
+    """A recipe with other values of some keys; `source` names it in what `validate` raises."""
+    values = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, source)
 
 
 def validate(values: dict[str, Any], source: str) -> Config:

@@ -159,21 +159,6 @@ def means(results: Mapping[str, Mapping[str, Scores]], pictures: Iterable[str]) 
     return {network: finite(average([scores[name] for name in names])) for network, scores in results.items()}
 
 
-def pictures_by_set(sources: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the pictures (as `find_images` has them) by the sets that they are from, in order.
-
-    A set is called by the last of its folders whose name does not begin with HR: that of Set5/HR is Set5. Sources of
-    one name are one set; a built-in set keeps its name, such as builtin:test.
-
-    Raises:
-        ValueError: as `find_images`.
-    """
-    sets: dict[str, list[str]] = {}
-    for source in sources:
-        sets.setdefault(_set_name(source), []).extend(find_images([source]))
-    return sets
-
-
 def finite(scores: Scores) -> dict[str, float | None]:
     """Scores for JSON, which knows no infinity."""
     return {name: value if math.isfinite(value) else None for name, value in scores.as_dict().items()}
@@ -193,14 +178,6 @@ def _score_all(
         pictures = noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma, draws)
         scores[name] = average([score(upscale(lr), hr, scale) for lr in pictures])
     return _merged(scores, images)
-
-
-def _set_name(source: str) -> str:
-    if source.startswith("builtin:"):
-        return source
-    path = Path(source).resolve()
-    folders = (path.parent if path.is_file() else path).parts
-    return next((name for name in reversed(folders) if not name.upper().startswith("HR")), folders[-1])
 
 
 def _merged(scores: dict[str, Scores], names: Iterable[str]) -> dict[str, Scores]:

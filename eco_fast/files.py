@@ -1,5 +1,6 @@
 """Writing so that a reader never sees half a file: write beside, flush to the disk, rename."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -44,6 +45,24 @@ def naming(path: Path) -> Iterator[None]:
             raise
         reason = cause.strerror or f"not written in full ({cause}), is the disk full?"
         raise OSError(cause.errno, reason, str(path)) from error
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file against other processes; whether it could be had. It ends with the process, however that ends.
+
+    Args:
+        path: the lock file.
+        wait: until no other process holds it.
+    """
+    make_folder(path.parent)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def make_folder(folder: Path) -> None:

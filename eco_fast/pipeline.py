@@ -20,15 +20,15 @@ from eco_fast.config import Config
 from eco_fast.data import Pictures, choose_loader, open_centroid_files, open_encoded
 from eco_fast.device import device_name, pick_device
 from eco_fast.encoded import EncodedImages
-from eco_fast.evaluate import means, pictures_by_set, score_bicubic, score_network
+from eco_fast.evaluate import means, score_bicubic, score_network
 from eco_fast.files import write_json
-from eco_fast.images import Pixels, find_images, read_image
-from eco_fast.metrics import WINDOW
+from eco_fast.images import Pixels
 from eco_fast.models import load_network, load_network_of_scale
 from eco_fast.noise import facts
 from eco_fast.prepare import prepare
 from eco_fast.report import draw_curves, draw_samples, show_summary
 from eco_fast.run_folder import CHECKPOINTS, RunFolder
+from eco_fast.sets import pictures_by_set, read_pictures, read_sets
 from eco_fast.store import Store, open_centroids
 from eco_fast.teach import teach
 from eco_fast.train import train_network
@@ -49,8 +49,10 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
         ValueError: bad pictures, a bad teacher, a taken folder: one sentence that names what is wrong.
     """
     device = pick_device(config.train.device)
+    watched = read_sets(config.data.watch, config.scale)
     validation, test = (read_pictures(sources, config.scale) for sources in (config.data.validation, config.data.test))
     test = test or validation
+    sets = pictures_by_set(config.data.test or config.data.validation)
     if config.teacher.checkpoint != "self" and config.needs_centroids:
         load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
     check_start(config, folder)
@@ -64,16 +66,16 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
     teacher_path = None
     if config.needs_centroids and sr is None:
         with stages.timed("teacher"):
-            teacher_path = obtain_teacher(config, folder, hr, validation, resume=resume)
+            teacher_path = obtain_teacher(config, folder / "teacher", hr, validation, resume=resume)
         with stages.timed("teach"):
             sr = make_centroids(config, folder, hr, teacher_path)
     with stages.timed("train"):
-        student = train_network(run, hr, sr, validation, "student", profile=profile)
+        student = train_network(run, hr, sr, validation, "student", watched=watched, profile=profile)
     twin, curves = None, {"student": run}
     if config.train.vanilla_twin:
         with stages.timed("vanilla"):
             curves["vanilla twin"] = RunFolder(folder / "vanilla", vanilla(config), resume=resume)
-            twin = train_network(curves["vanilla twin"], hr, None, validation, "vanilla twin")
+            twin = train_network(curves["vanilla twin"], hr, None, validation, "vanilla twin", watched=watched)
 
     rounding, sigma = config.data.rounding, config.data.noise_sigma
     summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)} | facts(sigma)
@@ -89,7 +91,6 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
                 if network is not None:
                     results[name] = score_network(network.to(device), test, rounding, noise_sigma=sigma, device=device)
             summary |= means(results, test)
-            sets = pictures_by_set(config.data.test or config.data.validation)
             summary["sets"] = {one: means(results, pictures) for one, pictures in sets.items()}
             if ranks.is_first():
                 draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], rounding, sigma)
@@ -182,10 +183,10 @@ def make_centroids(config: Config, folder: Path, hr: Pictures, teacher: Path) ->
 def obtain_teacher(
     config: Config, folder: Path, hr: Pictures, validation: Mapping[str, Pixels], *, resume: bool
 ) -> Path:
-    """The teacher's checkpoint: the one that is named, or the end of a vanilla run of the same architecture."""
+    """The teacher's checkpoint: the one that is named, or the end of a vanilla run of the same architecture there."""
     if config.teacher.checkpoint != "self":
         return Path(config.teacher.checkpoint)
-    run = RunFolder(folder / "teacher", self_teacher(config), resume=resume)
+    run = RunFolder(folder, self_teacher(config), resume=resume)
     train_network(run, hr, None, validation, "teacher")
     return run.checkpoint("last")
 
@@ -200,23 +201,6 @@ def self_teacher(config: Config) -> Config:
     """The recipe of teacher = "self": vanilla, with a length and a random sequence of its own."""
     train = config.train.model_copy(update={"steps": config.teacher.steps})
     return vanilla(config).model_copy(update={"train": train, "seed": config.seed + 1})
-
-
-def read_pictures(sources: tuple[str, ...], scale: int) -> dict[str, Pixels]:
-    """Decode the validation or test pictures, which are few.
-
-    Raises:
-        ValueError: a picture is too small to be scored; names it.
-    """
-    pictures = {name: read_image(path) for name, path in find_images(sources).items()} if sources else {}
-    least = (-(-WINDOW // scale) + 2) * scale  # the window of SSIM inside the border, after the crop to a multiple
-    for name, image in pictures.items():
-        if min(image.shape[:2]) < least:
-            raise ValueError(
-                f"{name} is {image.shape[1]}x{image.shape[0]} pixels, but a picture that is scored at x{scale} needs "
-                f"at least {least} a side; remove it from data.validation and data.test"
-            )
-    return pictures
 
 
 class Stages:

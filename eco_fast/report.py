@@ -61,7 +61,7 @@ def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -
         axes.grid(alpha=0.3)
     if figure.axes[0].lines:
         figure.axes[0].legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_samples(
@@ -93,10 +93,11 @@ def draw_samples(
             axes.set_title(label)
             axes.axis("off")
         path = folder / (Path(name).with_suffix("").as_posix().replace("/", "_") + ".png")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 

@@ -83,11 +83,17 @@ class RunFolder:
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
-        if not self.metrics.is_file():
-            return []
-        whole, _, _ = self.metrics.read_text(encoding="utf-8").rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        """The rows of metrics.jsonl."""
+        return read_rows(self.folder)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    metrics = folder / METRICS
+    if not metrics.is_file():
+        return []
+    whole, _, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def check_folder(folder: Path, resolved: Config, *, resume: bool) -> None:

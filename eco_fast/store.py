@@ -11,7 +11,6 @@ half a store.
 
 import contextlib
 import copy
-import fcntl
 import hashlib
 import json
 import math
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from eco_fast import ranks
-from eco_fast.files import make_folder, naming, sync_folder, write_atomically, write_json, write_text
+from eco_fast.files import claimed, make_folder, naming, sync_folder, write_atomically, write_json, write_text
 from eco_fast.images import Pixels
 
 FORMAT = 1
@@ -185,17 +184,14 @@ class Writer:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a store for writing; the lock ends with the process, however it ends.
+    """Hold a store for writing.
 
     Raises:
         ValueError: another process holds it.
     """
-    make_folder(folder)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another eco-fast process is writing to this store; wait for it") from None
+    with claimed(folder / ".lock") as mine:
+        if not mine:
+            raise ValueError(f"{folder}: another eco-fast process is writing to this store; wait for it")
         yield
 
 

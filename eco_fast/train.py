@@ -29,6 +29,7 @@ from eco_fast.models import Network, build, warm_start
 from eco_fast.optim import Updater, learning_rate_at
 from eco_fast.precision import GradientScale, Precision, set_precision
 from eco_fast.run_folder import RunFolder
+from eco_fast.sets import Sets
 from eco_fast.step import Step
 from eco_fast.telemetry import Telemetry
 
@@ -42,6 +43,7 @@ def train_network(
     validation: Mapping[str, Pixels],
     label: str = "train",
     *,
+    watched: Sets | None = None,
     profile: bool = False,
 ) -> Network:
     """Train to the end of the recipe, from the last checkpoint if there is one.
@@ -52,6 +54,7 @@ def train_network(
         sr: their centroids, where the objective needs them.
         validation: HR pictures by name, scored every `validate_every` steps.
         label: precedes every progress line.
+        watched: further sets, which are scored with them and choose nothing.
         profile: write a trace of a few steps into the run folder.
 
     Returns:
@@ -99,7 +102,7 @@ def train_network(
                 check_progress(state.updater)
             improved = False
             if validation and (last or done % config.train.validate_every == 0):
-                improved = validate(state, validation, telemetry, done)
+                improved = validate(state, validation, watched or {}, telemetry, done)
             if improved or last or signal or done % config.train.checkpoint_every == 0:
                 checkpoints.save(state.result, done, state.state_dict(telemetry), best=improved)
                 telemetry.restart_clock(done)
@@ -172,17 +175,25 @@ class TrainingState:
         return {**state, "updater": self.updater.state_dict(), "telemetry": telemetry.state_dict()}
 
 
-def validate(state: TrainingState, validation: Mapping[str, Pixels], telemetry: Telemetry, done: int) -> bool:
-    """Score the validation pictures and report; whether the scores are the best so far."""
+def validate(
+    state: TrainingState, validation: Mapping[str, Pixels], watched: Sets, telemetry: Telemetry, done: int
+) -> bool:
+    """Score the validation pictures and the watched sets, and report; whether the former's scores are the best."""
     ranks.at(f"at step {done}, validating")
     data = state.config.data
-    scored = score_network(
-        state.result, validation, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=state.device
-    )
-    scores = average(list(scored.values()))
+    row: dict[str, float | None] = {}
+    said = f"step {done}/{state.config.train.steps}"
+    for name, images in {**watched, "": validation}.items():
+        scored = score_network(
+            state.result, images, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=state.device
+        )
+        scores = average(list(scored.values()))
+        suffix = f"/{name}" if name else ""
+        row |= {f"{measure}{suffix}": finite(scores)[measure] for measure in ("psnr_y", "ssim_y")}
+        said += f"  {name or 'validation'} {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}"
     state.network.train()
-    telemetry.write(done, {name: finite(scores)[name] for name in ("psnr_y", "ssim_y")})
-    telemetry.say(f"step {done}/{state.config.train.steps}  validation {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}")
+    telemetry.write(done, row)
+    telemetry.say(said)
     improved, state.best = scores.psnr_y > state.best, max(scores.psnr_y, state.best)
     return improved
 

@@ -21,10 +21,11 @@ from eco_fast.images import Pixels, write_png
 from eco_fast.models import Network, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import mix_at
-from eco_fast.pipeline import read_pictures, run_recipe
+from eco_fast.pipeline import run_recipe
 from eco_fast.prepare import prepare
 from eco_fast.run_folder import RunFolder
 from eco_fast.sampler import Sampler
+from eco_fast.sets import read_pictures
 from eco_fast.store import Store
 from eco_fast.teach import teach
 from eco_fast.train import train_network
