@@ -33,6 +33,8 @@ def downsample(
     Raises:
         ValueError: a bad picture or output; names it.
     """
+    if noise_sigma and out.suffix.lower() == ".png":
+        raise ValueError(f"{out}: each picture has {DRAWS} noises, which go to a folder each; name a folder for them")
     folders = [out / f"draw-{draw:02}" for draw in range(DRAWS)] if noise_sigma else [out]
     targets = [outputs(source, folder) for folder in folders]
     for path in progress(list(targets[0]), "downsample"):
