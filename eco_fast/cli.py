@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     upscale.set_defaults(run=_upscale)
 
     _add_downsample(command)
+    _add_table(command)
     return top
 
 
@@ -157,6 +158,17 @@ def _add_downsample(command: Command) -> None:
     downsample.add_argument("out", type=Path, metavar="OUT", help="PNG file or folder")
     _add_degradation(downsample, noise="write the pictures that evaluate scores with S, to OUT/draw-00 ... OUT/draw-09")
     downsample.set_defaults(run=_downsample)
+
+
+def _add_table(command: Command) -> None:
+    table = command(
+        "table",
+        "Put the results of finished runs into one table, beside the paper's numbers.",
+        "eco-fast table runs/edsr_x2_vanilla runs/edsr_x2_eco --out tables/edsr",
+    )
+    table.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; seeds of one recipe are one row")
+    table.add_argument("--out", type=Path, metavar="DIR", help="also write table.md and table.csv there")
+    table.set_defaults(run=_table)
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
@@ -305,6 +317,12 @@ def _downsample(arguments: Arguments) -> None:
         noise_sigma=arguments.noise_sigma,
     )
     print(f"{len(written)} written to {arguments.out}")
+
+
+def _table(arguments: Arguments) -> None:
+    from eco_fast.table import make_table
+
+    make_table(arguments.runs, arguments.out)
 
 
 def _checked_tile(arguments: Arguments) -> int | None:
