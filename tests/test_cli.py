@@ -50,6 +50,7 @@ SURFACE = {
         "--device DEVICE = auto",
         "--tile N",
     },
+    "table": {"RUN...", "--out DIR"},
     "upscale": {"CHECKPOINT", "SRC", "OUT", "--device DEVICE = auto", "--tile N"},
 }
 README = Path(__file__).parents[1] / "README.md"
