@@ -83,8 +83,7 @@ def parser() -> argparse.ArgumentParser:
     )
     teach.add_argument("--store", type=Path, required=True, metavar="DIR", help="made by eco-fast prepare")
     teach.add_argument("--teacher", type=Path, required=True, metavar="CHECKPOINT", help="the teacher's weights")
-    _add_scale(teach)
-    _add_rounding(teach)
+    _add_degradation(teach)
     _add_device(teach)
     teach.add_argument(
         "--self-ensemble", action="store_true", help="take the mean over the 8 orientations of each picture"
@@ -100,10 +99,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", nargs="+", metavar="HR_DIR", help="HR folders, a set each; LR is made on the fly")
     evaluate.add_argument("--sr", metavar="SR_DIR", help="score these pictures instead of a checkpoint")
     evaluate.add_argument("--hr", metavar="HR_DIR", help="their HR pictures; NAME pairs with NAME, NAMEx2, NAME_...")
-    _add_scale(evaluate)
-    _add_rounding(evaluate)
+    _add_degradation(evaluate, noise="put noise of so many grey levels on LR; scores are means over 10 draws")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the scores as JSON")
-    evaluate.add_argument("--save-images", type=Path, metavar="DIR", help="write the SR pictures")
+    evaluate.add_argument(
+        "--save-images", type=Path, metavar="DIR", help="write the SR pictures (with noise, those of the first draw)"
+    )
     _add_device(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     upscale.set_defaults(run=_upscale)
 
     _add_downsample(command)
+    _add_table(command)
     return top
 
 
@@ -155,9 +156,19 @@ def _add_downsample(command: Command) -> None:
     )
     downsample.add_argument("source", type=Path, metavar="SRC", help="picture or folder")
     downsample.add_argument("out", type=Path, metavar="OUT", help="PNG file or folder")
-    _add_scale(downsample)
-    _add_rounding(downsample)
+    _add_degradation(downsample, noise="write the pictures that evaluate scores with S, to OUT/draw-00 ... OUT/draw-09")
     downsample.set_defaults(run=_downsample)
+
+
+def _add_table(command: Command) -> None:
+    table = command(
+        "table",
+        "Put the results of finished runs into one table, beside the paper's numbers.",
+        "eco-fast table runs/edsr_x2_vanilla runs/edsr_x2_eco --out tables/edsr",
+    )
+    table.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; seeds of one recipe are one row")
+    table.add_argument("--out", type=Path, metavar="DIR", help="also write table.md and table.csv there")
+    table.set_defaults(run=_table)
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
@@ -166,14 +177,14 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_scale(command: argparse.ArgumentParser) -> None:
+def _add_degradation(command: argparse.ArgumentParser, noise: str = "") -> None:
+    """How LR pictures are made; `noise` is the help of an option that adds it."""
     command.add_argument("--scale", type=int, required=True, choices=SCALES, help="upscaling factor")
-
-
-def _add_rounding(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rounding", choices=ROUNDINGS, default="uint8", help="MATLAB's convention of the LR pictures (%(default)s)"
     )
+    if noise:
+        command.add_argument("--noise-sigma", type=float, default=0.0, metavar="S", help=noise)
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
@@ -249,7 +260,7 @@ def _teach(arguments: Arguments) -> None:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    from eco_fast import evaluate, ranks
+    from eco_fast import evaluate, noise, ranks
 
     pictures = arguments.sr is not None and arguments.hr is not None
     checkpoint = arguments.checkpoint is not None and arguments.data is not None
@@ -257,6 +268,8 @@ def _evaluate(arguments: Arguments) -> None:
         raise ValueError("evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR")
     if pictures and arguments.save_images:
         raise ValueError("--save-images goes with CHECKPOINT: the pictures of --sr exist already")
+    if pictures and arguments.noise_sigma:
+        raise ValueError("--noise-sigma goes with CHECKPOINT: the pictures of --sr exist already, noisy or not")
     tile = _checked_tile(arguments)
     with ranks.joined(TIMEOUT):
         if pictures:
@@ -268,12 +281,14 @@ def _evaluate(arguments: Arguments) -> None:
                 arguments.data,
                 arguments.scale,
                 rounding=arguments.rounding,
+                noise_sigma=arguments.noise_sigma,
                 save_images=arguments.save_images,
                 tile=tile,
                 device=arguments.device,
             )
             facts = {"checkpoint": str(arguments.checkpoint), "rounding": arguments.rounding}
-        evaluate.show(results)
+            facts |= noise.facts(arguments.noise_sigma)
+        evaluate.show(results, arguments.noise_sigma)
         if arguments.json and ranks.is_first():
             evaluate.write_results(arguments.json, results, scale=arguments.scale, **facts)
 
@@ -294,8 +309,20 @@ def _upscale(arguments: Arguments) -> None:
 def _downsample(arguments: Arguments) -> None:
     from eco_fast.downsample import downsample
 
-    written = downsample(arguments.source, arguments.out, arguments.scale, rounding=arguments.rounding)
+    written = downsample(
+        arguments.source,
+        arguments.out,
+        arguments.scale,
+        rounding=arguments.rounding,
+        noise_sigma=arguments.noise_sigma,
+    )
     print(f"{len(written)} written to {arguments.out}")
+
+
+def _table(arguments: Arguments) -> None:
+    from eco_fast.table import make_table
+
+    make_table(arguments.runs, arguments.out)
 
 
 def _checked_tile(arguments: Arguments) -> int | None:

@@ -176,11 +176,12 @@ class Material:
 
     def score(self, network: Network, device: str) -> Scored:
         """The mean scores of a network over each set."""
-        rounding = self.base.data.rounding
-        return {
-            name: finite(average(list(score_network(network, images, rounding, device=device).values())))
+        rounding, sigma = self.base.data.rounding, self.base.data.noise_sigma
+        scores = {
+            name: score_network(network, images, rounding, noise_sigma=sigma, device=device)
             for name, images in self.sets.items()
         }
+        return {name: finite(average(list(one.values()))) for name, one in scores.items()}
 
 
 def carry_out(run: Run, material: Material, device: str) -> None:

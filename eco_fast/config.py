@@ -63,7 +63,8 @@ class Data(Section):
     downsample: Literal["kernel", "dali"] = "kernel"
     """Who makes the LR pictures: the fused op, exactly; or DALI, off by one grey level in under 1 % of the pixels."""
     noise_sigma: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255)."""
+    """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255). The
+    validation pictures have one draw of it, the final scores are means over ten."""
 
 
 class ModelSection(Section):

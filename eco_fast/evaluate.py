@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from eco_fast.files import write_json
 from eco_fast.images import Pixels, about, find_images, write_png
 from eco_fast.metrics import Scores, average, score
 from eco_fast.models import Network, load_network_of_scale
+from eco_fast.noise import DRAWS, in_words, noisy_pictures
 from eco_fast.progress import progress
 from eco_fast.tiles import super_resolve
 
@@ -26,28 +27,32 @@ Results = dict[str, dict[str, Scores]]
 
 
 def score_network(
-    network: Network, images: Mapping[str, Pixels], rounding: Rounding = "uint8", *, device: str = "cpu"
+    network: Network,
+    images: Mapping[str, Pixels],
+    rounding: Rounding = "uint8",
+    *,
+    noise_sigma: float = 0.0,
+    draws: int = DRAWS,
+    device: str = "cpu",
 ) -> dict[str, Scores]:
     """Score a network on HR pictures (uint8 [H, W, 3] by name), which the ranks share.
 
-    LR is made on the fly, the border is the scale.
+    LR is made on the fly, the border is the scale. With noise on LR, of `noise_sigma` grey levels, a picture's scores
+    are the means over its first `draws` noises.
     """
     network.eval()
-    scores = {}
-    for name in ranks.share(images):
-        hr = modcrop(images[name], network.scale)
-        lr = downsample_image(hr, network.scale, rounding)
-        scores[name] = score(super_resolve(network, lr, device=device), hr, network.scale)
-    return _merged(scores, images)
+
+    def upscale(lr: Pixels) -> Pixels:
+        return super_resolve(network, lr, device=device)
+
+    return _score_all(images, network.scale, rounding, noise_sigma, draws, upscale)
 
 
-def score_bicubic(images: Mapping[str, Pixels], scale: int, rounding: Rounding = "uint8") -> dict[str, Scores]:
-    """The tables' baseline: LR upscaled by MATLAB's bicubic."""
-    scores = {}
-    for name, image in images.items():
-        hr = modcrop(image, scale)
-        scores[name] = score(upsample_image(downsample_image(hr, scale, rounding), scale, rounding), hr, scale)
-    return scores
+def score_bicubic(
+    images: Mapping[str, Pixels], scale: int, rounding: Rounding = "uint8", *, noise_sigma: float = 0.0
+) -> dict[str, Scores]:
+    """The tables' baseline: LR upscaled by MATLAB's bicubic; shared and averaged as by `score_network`."""
+    return _score_all(images, scale, rounding, noise_sigma, DRAWS, lambda lr: upsample_image(lr, scale, rounding))
 
 
 def evaluate_checkpoint(
@@ -56,6 +61,7 @@ def evaluate_checkpoint(
     scale: Scale,
     *,
     rounding: Rounding = "uint8",
+    noise_sigma: float = 0.0,
     save_images: Path | None = None,
     tile: int | None = None,
     device: str = "auto",
@@ -67,7 +73,8 @@ def evaluate_checkpoint(
         sets: one folder (or "builtin:..." set) each.
         scale: must be the network's.
         rounding: MATLAB's convention of the LR pictures.
-        save_images: where to write the SR pictures, as SET/NAME.png.
+        noise_sigma: standard deviation of the noise on them, in grey levels; the scores are means over its draws.
+        save_images: where to write the SR pictures, as SET/NAME.png; with noise, those of the first draw.
         tile: LR pixels a side of a tile; None: the network's own.
         device: "auto", "cpu", "cuda", ...
 
@@ -84,11 +91,14 @@ def evaluate_checkpoint(
         scores = {}
         for name, path in progress(ranks.share(pictures.items()), f"evaluate {source}"):
             hr = read_cropped(path, scale)
-            sr = super_resolve(network, downsample_image(hr, scale, rounding), tile=tile, device=where)
-            with about(path):
-                scores[name] = score(sr, hr, scale)
-            if save_images is not None:
-                write_png((save_images / name).with_suffix(".png"), sr)
+            drawn: list[Scores] = []
+            for lr in noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma):
+                sr = super_resolve(network, lr, tile=tile, device=where)
+                if save_images is not None and not drawn:
+                    write_png((save_images / name).with_suffix(".png"), sr)
+                with about(path):
+                    drawn.append(score(sr, hr, scale))
+            scores[name] = average(drawn)
         results[source] = _merged(scores, pictures)
     return results
 
@@ -120,9 +130,10 @@ def evaluate_pictures(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
     return {sr_folder: scores}
 
 
-def show(results: Results) -> None:
+def show(results: Results, noise_sigma: float = 0.0) -> None:
     """Print one table: every picture, and the mean of each set."""
-    table = Table("set", "picture", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB")
+    title = f"LR {in_words(noise_sigma)}" if noise_sigma else None
+    table = Table("set", "picture", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB", title=title)
     for source, scores in results.items():
         for name, one in scores.items():
             table.add_row(source, Path(name).name, *_cells(one))
@@ -142,9 +153,31 @@ def write_results(path: Path, results: Results, **facts: Any) -> None:
     write_json(path, {**facts, "sets": sets})
 
 
+def means(results: Mapping[str, Mapping[str, Scores]], pictures: Iterable[str]) -> dict[str, dict[str, float | None]]:
+    """For JSON: the mean over some pictures of each network's scores (by network and picture)."""
+    names = list(pictures)
+    return {network: finite(average([scores[name] for name in names])) for network, scores in results.items()}
+
+
 def finite(scores: Scores) -> dict[str, float | None]:
     """Scores for JSON, which knows no infinity."""
     return {name: value if math.isfinite(value) else None for name, value in scores.as_dict().items()}
+
+
+def _score_all(
+    images: Mapping[str, Pixels],
+    scale: int,
+    rounding: Rounding,
+    noise_sigma: float,
+    draws: int,
+    upscale: Callable[[Pixels], Pixels],
+) -> dict[str, Scores]:
+    scores = {}
+    for name in ranks.share(images):
+        hr = modcrop(images[name], scale)
+        pictures = noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma, draws)
+        scores[name] = average([score(upscale(lr), hr, scale) for lr in pictures])
+    return _merged(scores, images)
 
 
 def _merged(scores: dict[str, Scores], names: Iterable[str]) -> dict[str, Scores]:

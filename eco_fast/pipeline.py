@@ -20,15 +20,15 @@ from eco_fast.config import Config
 from eco_fast.data import Pictures, choose_loader, open_centroid_files, open_encoded
 from eco_fast.device import device_name, pick_device
 from eco_fast.encoded import EncodedImages
-from eco_fast.evaluate import finite, score_bicubic, score_network
+from eco_fast.evaluate import means, score_bicubic, score_network
 from eco_fast.files import write_json
 from eco_fast.images import Pixels
-from eco_fast.metrics import average
 from eco_fast.models import load_network, load_network_of_scale
+from eco_fast.noise import facts
 from eco_fast.prepare import prepare
 from eco_fast.report import draw_curves, draw_samples, show_summary
 from eco_fast.run_folder import CHECKPOINTS, RunFolder
-from eco_fast.sets import read_pictures, read_sets
+from eco_fast.sets import pictures_by_set, read_pictures, read_sets
 from eco_fast.store import Store, open_centroids
 from eco_fast.teach import teach
 from eco_fast.train import train_network
@@ -52,6 +52,7 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
     watched = read_sets(config.data.watch, config.scale)
     validation, test = (read_pictures(sources, config.scale) for sources in (config.data.validation, config.data.test))
     test = test or validation
+    sets = pictures_by_set(config.data.test or config.data.validation)
     if config.teacher.checkpoint != "self" and config.needs_centroids:
         load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
     check_start(config, folder)
@@ -76,7 +77,8 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
             curves["vanilla twin"] = RunFolder(folder / "vanilla", vanilla(config), resume=resume)
             twin = train_network(curves["vanilla twin"], hr, None, validation, "vanilla twin", watched=watched)
 
-    summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)}
+    rounding, sigma = config.data.rounding, config.data.noise_sigma
+    summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)} | facts(sigma)
     with stages.timed("evaluate"):
         networks = {
             "teacher": load_network(teacher_path) if teacher_path else None,
@@ -84,15 +86,14 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
             "student": student,
         }
         if test:
-            results = {"bicubic": score_bicubic(test, config.scale, config.data.rounding)}
+            results = {"bicubic": score_bicubic(test, config.scale, rounding, noise_sigma=sigma)}
             for name, network in networks.items():
                 if network is not None:
-                    results[name] = score_network(network.to(device), test, config.data.rounding, device=device)
-            summary |= {name: finite(average(list(scores.values()))) for name, scores in results.items()}
+                    results[name] = score_network(network.to(device), test, rounding, noise_sigma=sigma, device=device)
+            summary |= means(results, test)
+            summary["sets"] = {one: means(results, pictures) for one, pictures in sets.items()}
             if ranks.is_first():
-                draw_samples(
-                    folder / "samples", student, test, results["student"], results["bicubic"], config.data.rounding
-                )
+                draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], rounding, sigma)
         if ranks.is_first():
             draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
     summary["seconds"] = stages.seconds

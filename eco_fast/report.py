@@ -16,6 +16,7 @@ from eco_fast.files import write_atomically
 from eco_fast.images import Pixels
 from eco_fast.metrics import Scores, luma
 from eco_fast.models import Network
+from eco_fast.noise import in_words, noisy_pictures
 from eco_fast.tiles import super_resolve
 
 mpl.use("agg")
@@ -27,9 +28,10 @@ MAX_SAMPLES = 8
 
 def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the final table, and where the pictures are."""
-    table = Table(
-        "", "PSNR-Y (dB)", "SSIM-Y", title=f"x{summary['scale']} on {len(summary['images'])} held-out pictures"
-    )
+    title = f"x{summary['scale']} on {len(summary['images'])} held-out pictures"
+    if "noise_sigma" in summary:
+        title += f" {in_words(summary['noise_sigma'])}"
+    table = Table("", "PSNR-Y (dB)", "SSIM-Y", title=title)
     for name in ROWS:
         if name in summary:
             psnr, ssim = summary[name]["psnr_y"], summary[name]["ssim_y"]
@@ -69,12 +71,13 @@ def draw_samples(
     scores: Mapping[str, Scores],
     bicubic: Mapping[str, Scores],
     rounding: Rounding,
+    noise_sigma: float = 0.0,
 ) -> None:
-    """Per picture, its most detailed place as LR, bicubic, SR and HR, with the scores of the whole picture."""
+    """Per picture, its most detailed place as LR (with its first noise), bicubic, SR and HR, and the whole's scores."""
     device = str(next(network.parameters()).device)
     for name, image in list(images.items())[:MAX_SAMPLES]:
         hr = modcrop(image, network.scale)
-        lr = downsample_image(hr, network.scale, rounding)
+        lr = next(noisy_pictures(downsample_image(hr, network.scale, rounding), noise_sigma))
         top, left = _most_detailed(hr, network.scale)
         at_hr = (slice(top, top + CROP), slice(left, left + CROP))
         at_lr = tuple(slice(part.start // network.scale, part.stop // network.scale) for part in at_hr)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from eco_fast.noise import standard_normal
+
 DRAWS = 5  # random 64-bit words per sample: image, top, left, orientation, chance
 
 
@@ -78,11 +80,7 @@ class Sampler:
     def noise(self, step: int, sample: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Standard normal values for one sample of a step's global batch, counted from 0."""
         count = math.prod(shape)
-        words = self._words(step, sample, 0, -(-count // 2))
-        # Box and Muller: two uniform numbers of 32 bits, the first in (0, 1], make two normal ones.
-        radius = np.sqrt(-2 * np.log(((words >> np.uint64(32)) + 1).astype(np.float32) * np.float32(2.0**-32)))
-        angle = (words & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2 * math.pi * 2.0**-32)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)
+        return standard_normal(self._words(step, sample, 0, -(-count // 2)), np.float32)[:count].reshape(shape)
 
     def draws(self, step: int, sample: int, count: int) -> npt.NDArray[np.float32]:
         """Uniform values in [0, 1) for one sample of a step's global batch."""

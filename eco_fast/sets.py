@@ -24,6 +24,18 @@ def read_sets(sources: Sequence[str], scale: int) -> dict[str, dict[str, Pixels]
     return sets
 
 
+def pictures_by_set(sources: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the pictures, as `read_pictures` has them, by the sets that they are from.
+
+    Raises:
+        ValueError: as `find_images`.
+    """
+    sets: dict[str, list[str]] = {}
+    for source in sources:
+        sets.setdefault(set_name(source), []).extend(find_images([source]))
+    return sets
+
+
 def set_name(source: str) -> str:
     """What a source is called in tables: its last folder that is not merely HR."""
     parts = [part for part in Path(source).parts if part.upper() != "HR"]

@@ -180,11 +180,14 @@ def validate(
 ) -> bool:
     """Score the validation pictures and the watched sets, and report; whether the former's scores are the best."""
     ranks.at(f"at step {done}, validating")
+    data = state.config.data
     row: dict[str, float | None] = {}
     said = f"step {done}/{state.config.train.steps}"
     for name, images in {**watched, "": validation}.items():
-        rounding = state.config.data.rounding
-        scores = average(list(score_network(state.result, images, rounding, device=state.device).values()))
+        scored = score_network(
+            state.result, images, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=state.device
+        )
+        scores = average(list(scored.values()))
         suffix = f"/{name}" if name else ""
         row |= {f"{measure}{suffix}": finite(scores)[measure] for measure in ("psnr_y", "ssim_y")}
         said += f"  {name or 'validation'} {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}"

@@ -25,7 +25,7 @@ from eco_fast.store import Store
 # Every argument of every command. A change here is a change for everybody's scripts.
 SURFACE = {
     "prepare": {"SRC...", "--store DIR!", "--convert-16bit"},
-    "downsample": {"SRC", "OUT", "--scale {2,3,4,8}!", "--rounding {uint8,im2double} = uint8"},
+    "downsample": {"SRC", "OUT", "--scale {2,3,4,8}!", "--rounding {uint8,im2double} = uint8", "--noise-sigma S"},
     "teach": {
         "--store DIR!",
         "--teacher CHECKPOINT!",
@@ -44,11 +44,13 @@ SURFACE = {
         "--hr HR_DIR",
         "--scale {2,3,4,8}!",
         "--rounding {uint8,im2double} = uint8",
+        "--noise-sigma S",
         "--json FILE",
         "--save-images DIR",
         "--device DEVICE = auto",
         "--tile N",
     },
+    "table": {"RUN...", "--out DIR"},
     "upscale": {"CHECKPOINT", "SRC", "OUT", "--device DEVICE = auto", "--tile N"},
 }
 README = Path(__file__).parents[1] / "README.md"
@@ -84,6 +86,7 @@ def test_the_command_line_is_what_it_was() -> None:
         ("prepare A B --store DIR", {"sources": ["A", "B"], "store": Path("DIR"), "convert_16bit": False}),
         ("downsample A B --scale 3", {"source": Path("A"), "out": Path("B"), "scale": 3, "rounding": "uint8"}),
         ("downsample A B --scale 4 --rounding im2double", {"scale": 4, "rounding": "im2double"}),
+        ("downsample A B --scale 2 --noise-sigma 7.5", {"out": Path("B"), "noise_sigma": 7.5}),
         (
             "teach --store D --teacher C --scale 2",
             {"store": Path("D"), "teacher": Path("C"), "scale": 2, "rounding": "uint8", "device": "auto", "tile": None},
