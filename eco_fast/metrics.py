@@ -5,6 +5,7 @@ rounded. SSIM: 11x11 Gaussian window of sigma 1.5, valid positions only, biased 
 These are the formulas of MATLAB's `rgb2ycbcr`, of the EDSR and RCAN papers' scripts and of Wang et al. (2004).
 """
 
+import statistics
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -74,9 +75,9 @@ def score(sr: Pixels, hr: Pixels, border: int) -> Scores:
 
 
 def average(scores: list[Scores]) -> Scores:
-    """Mean of each value over the images of a set, as the tables report."""
+    """Mean of each value over the images of a set, in whatever order, as the tables report."""
     names = [field.name for field in fields(Scores)]
-    return Scores(**{name: float(np.mean([getattr(one, name) for one in scores])) for name in names})
+    return Scores(**{name: statistics.fmean(getattr(one, name) for one in scores) for name in names})
 
 
 def _ssim_of_planes(first: np.ndarray, second: np.ndarray) -> float:
