@@ -6,6 +6,7 @@ A training's samples are a pure function of its recipe and the step, so the very
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,14 @@ class Run:
         """The network (its own weights, not their average) and the optimizer, as the step of this number found them.
 
         Returns:
-            Both on the run's device, the network in training mode, its parameters those of the updater.
+            Both on the run's device: the network in training mode; its optimizer, which skips no spikes.
 
         Raises:
             ValueError: no training state is kept of that step.
         """
         network = self._initial().train()
-        updater = Updater(network.parameters(), self.config.optimizer, self.device, compiled=False)
+        accepting = self.config.optimizer.model_copy(update={"spike_factor": 0.0})
+        updater = Updater(network.parameters(), accepting, self.device, compiled=False)
         if step:
             path = state_path(self.checkpoints, STEP.format(step))
             if not path.is_file():
@@ -124,10 +126,11 @@ class Run:
         Raises:
             ValueError: the objective needs centroids, and they or their teacher are missing.
         """
-        sr = self.centroids().images if recipe.needs_centroids else None
+        sr = self.centroids.images if recipe.needs_centroids else None
         loader = PlainLoader(recipe, self.hr.images, sr)
         return [loader.batch_at(step + ahead).to(self.device) for ahead in range(count)]
 
+    @cached_property
     def centroids(self) -> Store:
         """The teacher's outputs over the HR pictures, in their order.
 
@@ -210,7 +213,9 @@ def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
 
 
 def recipe_at(config: Config, step: int, objective: str | None = None) -> Config:
-    """A recipe whose objective stays as it is at a step: eco's alpha is constant.
+    """A recipe whose objective stays as it is at a step, so that eco's alpha is constant, and that computes in float32.
+
+    16 bits would drown differences of gradients in rounding errors.
 
     Args:
         config: the recipe.
@@ -220,4 +225,5 @@ def recipe_at(config: Config, step: int, objective: str | None = None) -> Config
     named = config.objective.model_copy(update={"name": objective or config.objective.name})
     alpha = mix_at(named, step, config.train.steps).target
     fixed = named.model_copy(update={"alpha": "constant", "alpha_value": alpha})
-    return config.model_copy(update={"objective": fixed})
+    train = config.train.model_copy(update={"precision": "fp32"})
+    return config.model_copy(update={"objective": fixed, "train": train})
