@@ -1,6 +1,7 @@
 """SwinIR against spandrel's, its published sizes, every way to load it, and its attention against float64."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from eco_fast.config import Config, SwinirModel, Train, validate
 from eco_fast.measure import training_flops
 from eco_fast.models import build, compile_blocks, load_network, save_network, warm_start
 from eco_fast.models import window_attention as attention
-from eco_fast.models.swin_blocks import Block, cut, join, shift_mask
+from eco_fast.models.swin_blocks import Block, shift_mask
 from eco_fast.models.swinir import SwinIR
+from eco_fast.models.window_attention import cut, join
 
 MEDIUM: dict[str, Any] = {}
 LIGHT: dict[str, Any] = {"features": 60, "depths": (6,) * 4, "heads": (6,) * 4}
@@ -148,26 +150,36 @@ def test_compiled_whole_without_breaks() -> None:
     torch.testing.assert_close(whole(lr), network(lr), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [64, 16, 49])
+@pytest.mark.parametrize(("window", "shift"), [(8, 0), (8, 4), (4, 2), (7, 0), (7, 3)])
 @pytest.mark.parametrize("size", [10, 30])
-@pytest.mark.parametrize("masks", [0, 4])
-def test_attention_is_as_exact_as_torchs(tokens: int, size: int, masks: int) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_as_exact_as_torchs(window: int, shift: int, size: int, masked: bool) -> None:
     assert attention.COMPILED, "the tests need a C++ compiler"
-    qkv, bias = torch.randn(8, tokens, 3 * 2 * size), torch.randn(2, tokens, tokens)
-    mask = -100.0 * (torch.rand(masks, tokens, tokens) < 0.3) if masks else None
-    upstream = torch.randn(8, tokens, 2 * size)
+    tokens, heads, height, width = window**2, 2, 2 * window, 3 * window
+    qkv, bias = torch.randn(2, height, width, 3 * heads * size), torch.randn(heads, tokens, tokens)
+    mask = -100.0 * (torch.rand(6, tokens, tokens) < 0.3) if masked else None
+    upstream = torch.randn(2, height, width, heads * size)
+    within = torch.arange(tokens)
+    places = torch.stack(  # of each window's tokens in the image, by the definition
+        [
+            (top * window + within // window + shift) % height * width
+            + (left * window + within % window + shift) % width
+            for top, left in itertools.product(range(2), range(3))
+        ]
+    )
 
     def of(attend: Any, dtype: torch.dtype) -> list[Tensor]:
         inputs = [qkv.to(dtype).requires_grad_(), bias.to(dtype).requires_grad_()]
-        out = attend(*inputs, None if mask is None else mask.to(dtype))
+        out = attend(*inputs, None if mask is None else mask.to(dtype), window, shift)
         return [out, *torch.autograd.grad(out, inputs, upstream.to(dtype))]
 
-    def by_the_formula(qkv: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = qkv.view(8, tokens, 3, 2, size).permute(2, 0, 3, 1, 4)
+    def by_the_formula(qkv: Tensor, bias: Tensor, mask: Tensor | None, *_: int) -> Tensor:
+        q, k, v = qkv.flatten(1, 2)[:, places].unflatten(3, (3, heads, size)).permute(3, 0, 1, 4, 2, 5)
         scores = q @ k.mT / size**0.5 + bias
-        scores = scores if mask is None else scores + mask.repeat(8 // masks, 1, 1)[:, None]
-        attended: Tensor = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-        return attended
+        scores = scores if mask is None else scores + mask[:, None]
+        attended = (scores.softmax(-1) @ v).transpose(2, 3).flatten(3)  # [2, windows, tokens, C]
+        out = torch.zeros(2, height * width, heads * size, dtype=qkv.dtype)
+        return out.index_copy(1, places.flatten(), attended.flatten(1, 2)).view(upstream.shape)
 
     exact, plain = of(by_the_formula, torch.float64), of(by_the_formula, torch.float32)
     for ours in (of(attention.attend, torch.float32), of(attention.attend_by_torch, torch.float32)):
@@ -177,11 +189,11 @@ def test_attention_is_as_exact_as_torchs(tokens: int, size: int, masks: int) -> 
 
 
 def test_attention_gives_the_same_bits_on_any_number_of_threads() -> None:
-    qkv, bias = torch.randn(40, 64, 60, requires_grad=True), torch.randn(2, 64, 64, requires_grad=True)
+    qkv, bias = torch.randn(2, 32, 40, 60, requires_grad=True), torch.randn(2, 64, 64, requires_grad=True)
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        out = attention.attend(qkv, bias, None)
+        out = attention.attend(qkv, bias, None, 8, 4)
         results.append([out, *torch.autograd.grad(out.square().sum(), (qkv, bias))])
     torch.set_num_threads(threads)
     for other in results[1:]:
@@ -189,9 +201,9 @@ def test_attention_gives_the_same_bits_on_any_number_of_threads() -> None:
 
 
 def test_attention_hands_a_bad_number_on() -> None:
-    qkv = torch.randn(2, 64, 60)
-    qkv[1, 3, 5] = float("nan")
-    out = attention.attend(qkv, torch.zeros(2, 64, 64), None)
+    qkv = torch.randn(2, 8, 8, 60)
+    qkv[1, 3, 5, 7] = float("nan")
+    out = attention.attend(qkv, torch.zeros(2, 64, 64), None, 8, 0)
     assert out[0].isfinite().all()
     assert out[1].isnan().any()
 

@@ -1,7 +1,7 @@
 """What SwinIR's body is made of: attention in windows and MLPs, with the state-dict keys of the authors' code.
 
 Tokens are kept as the image they are, [N, h, w, C]: LayerNorm and linear layers read their last dimension, convolutions
-see the same memory as channels_last, and only the cut into windows moves data.
+see the same memory as channels_last, and attention finds the windows in it.
 """
 
 from collections.abc import Sequence
@@ -11,29 +11,36 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eco_fast.models.network import RepeatedBlock, conv3x3
-from eco_fast.models.window_attention import attend
+from eco_fast.models.window_attention import attend, cut
 
 MASKED = -100.0  # added to the score of two tokens that the cyclic shift has made neighbours
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each window, with a learned bias for each relative position."""
+    """Multi-head self-attention within each window, with a learned bias for each relative position.
+
+    Args:
+        features: C.
+        heads: divide C.
+        window: side of a window.
+        shift: of the windows against the image's grid.
+    """
 
     relative_position_index: Tensor
 
-    def __init__(self, features: int, heads: int, window: int) -> None:
+    def __init__(self, features: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
+        self.window, self.shift = window, shift
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", relative_positions(window))
         self.qkv = nn.Linear(features, 3 * features)
         self.proj = nn.Linear(features, features)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, window, window, C] to the same shape; `mask` is added to the scores, [windows of an image, T, T]."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[N, h, w, C] to the same shape; `mask` is added to the scores, [windows of an image, T, T]."""
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()
-        qkv = linear(self.qkv, windows).flatten(1, 2)
-        return linear(self.proj, attend(qkv, bias, mask).view(windows.shape))
+        return linear(self.proj, attend(linear(self.qkv, x), bias, mask, self.window, self.shift))
 
 
 class Mlp(nn.Module):
@@ -65,9 +72,9 @@ class Block(RepeatedBlock):
 
     def __init__(self, features: int, heads: int, window: int, shift: int, mlp_ratio: float, patch: int) -> None:
         super().__init__()
-        self.window, self.shift = window, shift
+        self.shift = shift
         self.norm1 = nn.LayerNorm(features)
-        self.attn = Attention(features, heads, window)
+        self.attn = Attention(features, heads, window, shift)
         self.norm2 = nn.LayerNorm(features)
         self.mlp = Mlp(features, int(features * mlp_ratio))
         self.register_buffer("attn_mask", shift_mask(patch, patch, window, shift) if shift else None)
@@ -80,12 +87,7 @@ class Block(RepeatedBlock):
             mask: of the shifted windows, [windows of an image, T, T].
             factors: what each sample's two branches are multiplied with, [2, N, 1, 1, 1]; None for 1.
         """
-        normalised = self.norm1(x)
-        if self.shift:
-            normalised = normalised.roll((-self.shift, -self.shift), (1, 2))
-        attended = join(self.attn(cut(normalised, self.window), mask), x.shape)
-        if self.shift:
-            attended = attended.roll((self.shift, self.shift), (1, 2))
+        attended: Tensor = self.attn(self.norm1(x), mask)
         x = x + attended if factors is None else torch.addcmul(x, attended, factors[0])
         transformed: Tensor = self.mlp(self.norm2(x))
         return x + transformed if factors is None else torch.addcmul(x, transformed, factors[1])
@@ -130,21 +132,6 @@ def linear(layer: nn.Linear, tokens: Tensor) -> Tensor:
         return result
     image = tokens.permute(0, 3, 1, 2)
     return functional.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1)
-
-
-def cut(x: Tensor, window: int) -> Tensor:
-    """The windows of images [N, h, w, C]: [B, window, window, C]."""
-    count, height, width, channels = x.shape
-    x = x.reshape(count, height // window, window, width // window, window, channels)
-    return x.transpose(2, 3).reshape(-1, window, window, channels)
-
-
-def join(windows: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `cut`."""
-    count, height, width, channels = shape
-    window = windows.shape[1]
-    x = windows.view(count, height // window, width // window, window, window, channels)
-    return x.transpose(2, 3).reshape(shape)
 
 
 def relative_positions(window: int) -> Tensor:

@@ -1,19 +1,24 @@
 /* Attention within windows on a CPU: window_attention.py has the contract.
 
-   Compiled for a number of TOKENS in a window and of channels in a head, SIZE. One window of one head at a time: all
-   that it needs stays in the core's first cache, and a row of scores in its registers. */
+   Compiled for a WINDOW's side and the channels of a head, SIZE. One window of one head at a time: all that it needs
+   stays in the core's first cache, and a row of scores in its registers. Tokens are read where the image has them, and
+   written there: nothing is rolled, cut or joined. */
 
 #include <cstddef>
 
 using std::size_t;
 
+#define TOKENS (WINDOW * WINDOW)
 #define LANES 16
 #define WIDTH ((TOKENS + LANES - 1) / LANES) /* vectors in a row of scores */
 #define DEPTH ((SIZE + LANES - 1) / LANES)   /* vectors in a row of channels */
 #define ROWS ((TOKENS + 7) / 8 * 8)          /* tokens, rounded up to the rows of a product's block */
+#define CHANNELS (SIZE % 5 ? SIZE % 4 ? SIZE % 3 ? 1 : 3 : 4 : 5) /* whose sums fit into the registers */
 #define PARTS 16                             /* sums of the bias's gradient: as many on any number of threads */
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef float Half __attribute__((vector_size(2 * LANES)));
+typedef float Quarter __attribute__((vector_size(LANES)));
 typedef int Whole __attribute__((vector_size(4 * LANES)));
 typedef union { Lanes lanes[WIDTH]; float each[WIDTH * LANES]; } Row;
 typedef union { Lanes lanes[DEPTH]; float each[DEPTH * LANES]; } Token;
@@ -34,42 +39,63 @@ static inline Lanes exponential(Lanes x) /* for x in -inf..0; two units in the l
     return (Lanes)((Whole)p + power);
 }
 
+/* Lanes are combined by halves: a chain of sixteen additions, each waiting for the one before, takes four times as long. */
 static inline float total(const Lanes *x, int count)
 {
     Lanes sum = x[0];
-    float result = 0;
     for (int i = 1; i < count; i++) sum += x[i];
-    for (int lane = 0; lane < LANES; lane++) result += sum[lane];
-    return result;
+    union { Lanes whole; Half halves[2]; } a = {sum};
+    union { Half whole; Quarter halves[2]; } b = {a.halves[0] + a.halves[1]};
+    Quarter q = b.halves[0] + b.halves[1];
+    return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
 static inline float largest(const Lanes *x, int count)
 {
     Lanes most = x[0];
     for (int i = 1; i < count; i++) most = x[i] > most ? x[i] : most;
-    float result = most[0];
-    for (int lane = 1; lane < LANES; lane++) result = most[lane] > result ? most[lane] : result;
-    return result;
+    union { Lanes whole; Half halves[2]; } a = {most};
+    union { Half whole; Quarter halves[2]; } b = {a.halves[0] > a.halves[1] ? a.halves[0] : a.halves[1]};
+    Quarter q = b.halves[0] > b.halves[1] ? b.halves[0] : b.halves[1];
+    float first = q[0] > q[1] ? q[0] : q[1], second = q[2] > q[3] ? q[2] : q[3];
+    return first > second ? first : second;
 }
 
-/* The channels of one head: rows [TOKENS][SIZE] at `stride`, times `factor`; zero where there are none. */
-static void load(Token *rows, const float *from, size_t stride, float factor)
+/* Where the tokens of a window are in a batch of images, in tokens; the windows' grid begins at (shift, shift) */
+static void locate(size_t *places, long number, long height, long width, long shift)
+{
+    long across = width / WINDOW, of_image = height / WINDOW * across;
+    long image = number / of_image, top = number % of_image / across * WINDOW, left = number % across * WINDOW;
+    for (int t = 0; t < TOKENS; t++) {
+        long row = (top + t / WINDOW + shift) % height, column = (left + t % WINDOW + shift) % width;
+        places[t] = (image * height + row) * width + column;
+    }
+}
+
+/* The channels of one head, of a window's tokens, times `factor`; zero where there are none. */
+static void load(Token *rows, const float *from, const size_t *places, size_t stride, float factor)
 {
     for (int t = 0; t < ROWS; t++)
         for (int c = 0; c < DEPTH * LANES; c++)
-            rows[t].each[c] = t < TOKENS && c < SIZE ? factor * from[t * stride + c] : 0.0f;
+            rows[t].each[c] = t < TOKENS && c < SIZE ? factor * from[places[t] * stride + c] : 0.0f;
 }
 
-static void load_transposed(Row *columns, const float *from, size_t stride)
+static void load_transposed(Row *columns, const float *from, const size_t *places, size_t stride)
 {
-    for (int c = 0; c < SIZE; c++)
-        for (int t = 0; t < WIDTH * LANES; t++) columns[c].each[t] = t < TOKENS ? from[t * stride + c] : 0.0f;
+    for (int t = 0; t < WIDTH * LANES; t++)
+        for (int c = 0; c < SIZE; c++) columns[c].each[t] = t < TOKENS ? from[places[t] * stride + c] : 0.0f;
 }
 
-static void store(float *to, size_t stride, const Token *rows, float factor)
+static void store(float *to, const size_t *places, size_t stride, const Token *rows, float factor)
 {
     for (int t = 0; t < TOKENS; t++)
-        for (int c = 0; c < SIZE; c++) to[t * stride + c] = factor * rows[t].each[c];
+        for (int c = 0; c < SIZE; c++) to[places[t] * stride + c] = factor * rows[t].each[c];
+}
+
+static void store_transposed(float *to, const size_t *places, size_t stride, const Row *columns)
+{
+    for (int t = 0; t < TOKENS; t++)
+        for (int c = 0; c < SIZE; c++) to[places[t] * stride + c] = columns[c].each[t];
 }
 
 /* row += token * columns */
@@ -96,61 +122,79 @@ static void find_weights(Row *weights, const Token *q, const Row *k, const float
     }
 }
 
-/* result = x rows, or x' rows: eight results at a time, so that the sums do not wait for each other */
-static inline void multiply(Token *result, const Row *x, const Token *rows, int transposed)
+/* result = x rows: eight results at a time, so that the sums do not wait for each other */
+static inline void multiply(Token *result, const Row *x, const Token *rows)
 {
     for (int first = 0; first < ROWS; first += 8) {
         Token sum[8] = {};
         for (int t = 0; t < TOKENS; t++)
-            for (int i = 0; i < 8; i++) {
-                float factor = transposed ? x[t].each[first + i] : x[first + i].each[t];
-                for (int c = 0; c < DEPTH; c++) sum[i].lanes[c] += factor * rows[t].lanes[c];
-            }
+            for (int i = 0; i < 8; i++)
+                for (int c = 0; c < DEPTH; c++) sum[i].lanes[c] += x[first + i].each[t] * rows[t].lanes[c];
         for (int i = 0; i < 8; i++) result[first + i] = sum[i];
     }
 }
 
-/* qkv [windows][TOKENS][3][heads][SIZE], bias [heads][TOKENS][TOKENS], mask [masks][TOKENS][TOKENS] or none */
-extern "C" void attend(const float *qkv, const float *bias, const float *mask, float *out, long windows, long heads, long masks,
-            float scale, int threads)
+/* result = rows' x, a row for each channel: CHANNELS of them at a time, likewise */
+static inline void multiply_transposed(Row *result, const Token *rows, const Row *x)
+{
+    for (int first = 0; first < SIZE; first += CHANNELS) {
+        Row sum[CHANNELS] = {};
+        for (int t = 0; t < TOKENS; t++)
+            for (int c = 0; c < CHANNELS; c++)
+                for (int i = 0; i < WIDTH; i++) sum[c].lanes[i] += rows[t].each[first + c] * x[t].lanes[i];
+        for (int c = 0; c < CHANNELS; c++) result[first + c] = sum[c];
+    }
+}
+
+/* qkv [images][height][width][3][heads][SIZE], bias [heads][TOKENS][TOKENS], mask [windows of an image][TOKENS][TOKENS]
+   or none, out [images][height][width][heads][SIZE] */
+extern "C" void attend(const float *qkv, const float *bias, const float *mask, float *out, long images, long height,
+                       long width, long shift, long heads, float scale, int threads)
 {
     size_t channels = heads * SIZE, square = TOKENS * TOKENS;
+    long of_image = height / WINDOW * (width / WINDOW);
 #pragma omp parallel for collapse(2) num_threads(threads)
-    for (long w = 0; w < windows; w++)
+    for (long w = 0; w < images * of_image; w++)
         for (long h = 0; h < heads; h++) {
-            const float *from = qkv + w * TOKENS * 3 * channels + h * SIZE;
+            const float *from = qkv + h * SIZE;
+            size_t places[TOKENS];
             Token q[ROWS], v[ROWS], attended[ROWS];
             Row k[SIZE], weights[ROWS] = {};
-            load(q, from, 3 * channels, scale);
-            load_transposed(k, from + channels, 3 * channels);
-            load(v, from + 2 * channels, 3 * channels, 1.0f);
-            find_weights(weights, q, k, bias + h * square, mask ? mask + w % masks * square : NULL);
-            multiply(attended, weights, v, 0);
-            store(out + w * TOKENS * channels + h * SIZE, channels, attended, 1.0f);
+            locate(places, w, height, width, shift);
+            load(q, from, places, 3 * channels, scale);
+            load_transposed(k, from + channels, places, 3 * channels);
+            load(v, from + 2 * channels, places, 3 * channels, 1.0f);
+            find_weights(weights, q, k, bias + h * square, mask ? mask + w % of_image * square : NULL);
+            multiply(attended, weights, v);
+            store(out + h * SIZE, places, channels, attended, 1.0f);
         }
 }
 
-/* upstream [windows][TOKENS][heads][SIZE]; of_qkv as qkv; of_bias [PARTS][heads][TOKENS][TOKENS], to be added up */
-extern "C" void attend_backward(const float *upstream, const float *qkv, const float *bias, const float *mask, float *of_qkv,
-                     float *of_bias, long windows, long heads, long masks, float scale, int threads)
+/* upstream as out; of_qkv as qkv; of_bias [PARTS][heads][TOKENS][TOKENS], to be added up */
+extern "C" void attend_backward(const float *upstream, const float *qkv, const float *bias, const float *mask,
+                                float *of_qkv, float *of_bias, long images, long height, long width, long shift,
+                                long heads, float scale, int threads)
 {
     size_t channels = heads * SIZE, square = TOKENS * TOKENS;
+    long of_image = height / WINDOW * (width / WINDOW), windows = images * of_image;
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (long part = 0; part < PARTS; part++)
         for (long h = 0; h < heads; h++) {
             float *sum = of_bias + (part * heads + h) * square;
             for (size_t i = 0; i < square; i++) sum[i] = 0.0f;
             for (long w = part * windows / PARTS; w < (part + 1) * windows / PARTS; w++) {
-                size_t place = w * TOKENS * 3 * channels + h * SIZE;
-                const float *from = qkv + place;
+                const float *from = qkv + h * SIZE;
+                float *to = of_qkv + h * SIZE;
+                size_t places[TOKENS];
                 Token q[ROWS], k_rows[ROWS], above[ROWS], result[ROWS];
-                Row k[SIZE], v[SIZE], weights[ROWS] = {}, of_scores[ROWS] = {};
-                load(q, from, 3 * channels, scale);
-                load(k_rows, from + channels, 3 * channels, 1.0f);
-                load(above, upstream + w * TOKENS * channels + h * SIZE, channels, 1.0f);
-                load_transposed(k, from + channels, 3 * channels);
-                load_transposed(v, from + 2 * channels, 3 * channels);
-                find_weights(weights, q, k, bias + h * square, mask ? mask + w % masks * square : NULL);
+                Row k[SIZE], v[SIZE], weights[ROWS] = {}, of_scores[ROWS] = {}, columns[SIZE];
+                locate(places, w, height, width, shift);
+                load(q, from, places, 3 * channels, scale);
+                load(k_rows, from + channels, places, 3 * channels, 1.0f);
+                load(above, upstream + h * SIZE, places, channels, 1.0f);
+                load_transposed(k, from + channels, places, 3 * channels);
+                load_transposed(v, from + 2 * channels, places, 3 * channels);
+                find_weights(weights, q, k, bias + h * square, mask ? mask + w % of_image * square : NULL);
                 for (int t = 0; t < TOKENS; t++) {
                     Row row = {};
                     add_products(&row, above + t, v);
@@ -161,12 +205,12 @@ extern "C" void attend_backward(const float *upstream, const float *qkv, const f
                         of_scores[t].lanes[i] = product.lanes[i] - mean * weights[t].lanes[i];
                     for (int s = 0; s < TOKENS; s++) sum[t * TOKENS + s] += of_scores[t].each[s];
                 }
-                multiply(result, of_scores, k_rows, 0);
-                store(of_qkv + place, 3 * channels, result, scale);
-                multiply(result, of_scores, q, 1);
-                store(of_qkv + place + channels, 3 * channels, result, 1.0f);
-                multiply(result, weights, above, 1);
-                store(of_qkv + place + 2 * channels, 3 * channels, result, 1.0f);
+                multiply(result, of_scores, k_rows);
+                store(to, places, 3 * channels, result, scale);
+                multiply_transposed(columns, q, of_scores);
+                store_transposed(to + channels, places, 3 * channels, columns);
+                multiply_transposed(columns, above, weights);
+                store_transposed(to + 2 * channels, places, 3 * channels, columns);
             }
         }
 }
