@@ -25,6 +25,8 @@ def add_analyses(analyze: argparse.ArgumentParser) -> None:
 
     _add_landscape(analysis)
     _add_spectrum(analysis)
+    _add_noise(analysis)
+    _add_targets(analysis)
 
 
 def _add_landscape(analysis: Command) -> None:
@@ -74,6 +76,36 @@ def _add_spectrum(analysis: Command) -> None:
     spectrum.set_defaults(run=_spectrum)
 
 
+def _add_noise(analysis: Command) -> None:
+    noise = analysis(
+        "noise",
+        "Map what the centroids of pictures lack, beside a network's regression of it.",
+        "eco-fast analyze noise runs/residual Set14/HR/baboon.png --out noise",
+    )
+    noise.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of objective residual")
+    noise.add_argument("pictures", nargs="*", metavar="SRC", help="pictures or folders (the first of the run's own)")
+    noise.set_defaults(run=_noise)
+
+
+def _add_targets(analysis: Command) -> None:
+    targets = analysis(
+        "targets",
+        "Show the blended targets and inputs of pictures at several alphas.",
+        "eco-fast analyze targets runs/eco Set5/HR/butterfly.png --alphas 0 0.5 1 --out targets",
+    )
+    targets.add_argument("run_folder", type=Path, metavar="RUN", help="run folder, whose teacher makes the centroids")
+    targets.add_argument("pictures", nargs="*", metavar="SRC", help="pictures or folders (the first of the run's own)")
+    targets.add_argument(
+        "--alphas",
+        nargs="+",
+        type=float,
+        default=(0, 0.25, 0.5, 0.75, 1),
+        metavar="ALPHA",
+        help="weights of the real pair (0 0.25 0.5 0.75 1)",
+    )
+    targets.set_defaults(run=_targets)
+
+
 def _landscape(arguments: argparse.Namespace) -> None:
     from eco_fast.analyze.landscape import landscape
 
@@ -85,3 +117,15 @@ def _spectrum(arguments: argparse.Namespace) -> None:
     from eco_fast.analyze.spectrum import spectrum
 
     spectrum(arguments.runs, arguments.out, arguments.checkpoint, arguments.batches, arguments.objectives)
+
+
+def _noise(arguments: argparse.Namespace) -> None:
+    from eco_fast.analyze.noise import noise
+
+    noise(arguments.run_folder, arguments.pictures, arguments.out)
+
+
+def _targets(arguments: argparse.Namespace) -> None:
+    from eco_fast.analyze.targets import targets
+
+    targets(arguments.run_folder, arguments.pictures, arguments.alphas, arguments.out)

@@ -130,6 +130,22 @@ class Run:
         loader = PlainLoader(recipe, self.hr.images, sr)
         return [loader.batch_at(step + ahead).to(self.device) for ahead in range(count)]
 
+    @property
+    def teacher(self) -> Path:
+        """The teacher's checkpoint.
+
+        Raises:
+            ValueError: it is not where it was.
+        """
+        named = self.config.teacher.checkpoint
+        places = [Path(named)]
+        if named == "self":  # a twin's folder is inside the student's
+            places = [weights_path(one / "teacher" / CHECKPOINTS, "last") for one in (self.folder, self.folder.parent)]
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
+            raise ValueError(f"{self.folder}: its centroids are named after their teacher, expected at {places[0]}")
+        return found
+
     @cached_property
     def centroids(self) -> Store:
         """The teacher's outputs over the HR pictures, in their order.
@@ -137,13 +153,7 @@ class Run:
         Raises:
             ValueError: they or the teacher are missing, or the pictures have changed since they were made.
         """
-        named = self.config.teacher.checkpoint
-        places = [Path(named)]
-        if named == "self":  # a twin's folder is inside the student's
-            places = [weights_path(one / "teacher" / CHECKPOINTS, "last") for one in (self.folder, self.folder.parent)]
-        teacher = next((path for path in places if path.is_file()), None)
-        if teacher is None:
-            raise ValueError(f"{self.folder}: its centroids are named after their teacher, expected at {places[0]}")
+        teacher = self.teacher
         scale, rounding = self.config.scale, self.config.data.rounding
         ensemble = self.config.teacher.self_ensemble
         folder = centroid_folder(self.hr.folder, scale, rounding, sha256_of(teacher), self_ensemble=ensemble)
