@@ -201,3 +201,9 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
     assert main(["analyze", "landscape", str(run), "--out", str(tmp_path), "--lengths", "0", "1", "3"]) == 2
     assert "--lengths 0 1 3" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_spike_has_a_distance_too(kept_runs: Path, tmp_path: Path) -> None:
+    run = kept_runs / "vanilla-1"
+    spiked = changed(run, tmp_path / "spiked", optimizer__spike_factor=1e-9)
+    assert distance_of_step(open_run(spiked), 2) == distance_of_step(open_run(run), 2)
