@@ -98,6 +98,8 @@ def _recipe(base: Config, name: str, overrides: Sequence[str]) -> Config:
             f"an arm is one of {', '.join(OBJECTIVES)}, or NAME KEY=VALUE ..."
         )
     recipe = config.changed(base, overrides, f"arm {name!r}")
+    if recipe.objective.name not in OBJECTIVES:
+        raise ValueError(f"arm {name!r}: objective.name={recipe.objective.name} cannot be scored against the others")
     for key in config.differences(base, recipe):
         if key.split(".")[0] not in FREE or key in COMMON:
             raise ValueError(

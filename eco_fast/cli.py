@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eco_fast.analyze.commands import add_analyses
+
 SCALES = (2, 3, 4, 8)
 ROUNDINGS = ("uint8", "im2double")
 BAD_INPUT = 2
@@ -65,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     _add_compare(command)
+    analyze = command(
+        "analyze",
+        "Measure what the trainings of finished runs were like.",
+        "eco-fast analyze landscape runs/vanilla runs/noise_free --out landscape",
+    )
+    add_analyses(analyze)
     recipes = command("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes")
     recipes.set_defaults(run=_recipes)
 

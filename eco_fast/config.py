@@ -190,8 +190,9 @@ class Teacher(Section):
 class Objective(Section):
     """What the network is fitted to (paper, Eq. 4, 9, 11 and 14)."""
 
-    name: Literal["vanilla", "kd", "noise_free", "eco"] = "eco"
-    """vanilla: real pairs; kd: real LR and centroid; noise_free: centroid pairs; eco: from centroid to real pairs."""
+    name: Literal["vanilla", "kd", "noise_free", "eco", "residual"] = "eco"
+    """vanilla: real pairs; kd: real LR and centroid; noise_free: centroid pairs; eco: from centroid to real pairs;
+    residual: what the centroid lacks, HR minus centroid on mid-grey (paper, Appendix B), for `analyze noise`."""
     alpha: Literal["sigmoid", "linear", "constant"] = "sigmoid"
     """Course of the real pair's weight under eco."""
     alpha_shift: float = 0.0
@@ -304,7 +305,9 @@ class Config(Section):
     def needs_centroids(self) -> bool:
         """Whether any step of the objective reads the teacher's outputs."""
         constant_one = self.objective.alpha == "constant" and self.objective.alpha_value == 1
-        return self.objective.name in ("kd", "noise_free") or (self.objective.name == "eco" and not constant_one)
+        return self.objective.name in ("kd", "noise_free", "residual") or (
+            self.objective.name == "eco" and not constant_one
+        )
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Config:

@@ -104,11 +104,18 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
 
 
 def check_start(config: Config, folder: Path) -> None:
-    """Refuse a run that cannot start from what its recipe names, before any work.
+    """Refuse a run that cannot start from what its recipe names, or cannot be scored, before any work.
 
     Raises:
-        ValueError: the checkpoint is missing; names it.
+        ValueError: the checkpoint is missing, or there are pictures to score residuals on; names it.
     """
+    scored = [key for key in ("validation", "watch", "test") if getattr(config.data, key)]
+    if config.objective.name == "residual" and (scored or config.train.vanilla_twin):
+        key = f"data.{scored[0]}=[]" if scored else "train.vanilla_twin=false"
+        raise ValueError(
+            f"objective.name=residual trains a network to make residuals, which have no PSNR; --set {key}, and look at "
+            "them with `eco-fast analyze noise`"
+        )
     start = config.model.start_from
     if start and not Path(start).is_file() and not (folder / CHECKPOINTS).exists():
         raise ValueError(f"{start}: there is no such checkpoint, from which this run starts; train that network first")

@@ -78,7 +78,7 @@ def draw_samples(
     for name, image in list(images.items())[:MAX_SAMPLES]:
         hr = modcrop(image, network.scale)
         lr = next(noisy_pictures(downsample_image(hr, network.scale, rounding), noise_sigma))
-        top, left = _most_detailed(hr, network.scale)
+        top, left = most_detailed(hr, network.scale)
         at_hr = (slice(top, top + CROP), slice(left, left + CROP))
         at_lr = tuple(slice(part.start // network.scale, part.stop // network.scale) for part in at_hr)
         panels = {
@@ -101,7 +101,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
-def _most_detailed(hr: Pixels, scale: int) -> tuple[int, int]:
+def most_detailed(hr: Pixels, scale: int) -> tuple[int, int]:
     """Top left corner, a multiple of the scale, of the crop with the largest mean gradient."""
     rows, columns = np.gradient(luma(hr))
     detail = np.hypot(rows, columns)

@@ -19,6 +19,7 @@ from eco_fast.batch import Batch
 from eco_fast.config import Config
 from eco_fast.device import why_not_compile
 from eco_fast.models import Network, compile_blocks
+from eco_fast.objective import onto_centroid
 from eco_fast.optim import Updater
 from eco_fast.precision import Precision
 
@@ -49,6 +50,8 @@ class TrainingLoss(nn.Module):
         lr = network_input(config, **inputs)
         with self.precision.autocast(lr.device.type):
             prediction = self.network(lr) if draws is None else self.network(lr, draws)
+        if config.objective.name == "residual":
+            prediction = onto_centroid(prediction, inputs["sr"], margin_of(config.scale))
         loss, _ = blended_loss(
             prediction,
             inputs["hr"],

@@ -18,8 +18,15 @@ if not torch.cuda.is_available():
 
 from torch._dynamo.utils import counters
 
-from eco_fast.images import Pixels, builtin_images, read_image
-from eco_fast.models import Network, foreign
+from eco_fast import config
+from eco_fast.images import Pixels, builtin_images, read_image, write_png
+from eco_fast.models import Network, foreign, save_network
+from eco_fast.models.edsr import EDSR
+from eco_fast.prepare import prepare
+from eco_fast.run_folder import RunFolder
+from eco_fast.store import open_centroids
+from eco_fast.teach import teach
+from eco_fast.train import train_network
 
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread
 
@@ -78,6 +85,32 @@ def shared_data() -> Path:
 def photo() -> Pixels:
     """A real photograph: uint8 [300, 451, 3]."""
     return read_image(dict(builtin_images("test"))["builtin/chelsea.png"])
+
+
+@pytest.fixture(scope="session")
+def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of four steps that have kept every checkpoint, in folders OBJECTIVE-SEED, with one store and teacher."""
+    folder = tmp_path_factory.mktemp("kept")
+    for index, (top, left) in enumerate([(60, 120), (150, 200)]):
+        write_png(folder / "train" / f"{index}.png", photo[top : top + 53, left : left + 60])
+    torch.manual_seed(7)
+    save_network(folder / "teacher.safetensors", EDSR(2, 8, 1))
+    store = prepare([str(folder / "train")], folder / "store")
+    made = teach(store.folder, folder / "teacher.safetensors", 2)
+    values: dict[str, Any] = {
+        "scale": 2,
+        "data": {"store": str(store.folder), "patch": 8},
+        "model": {"features": 8, "blocks": 1},
+        "teacher": {"checkpoint": str(folder / "teacher.safetensors")},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+        "train": {"steps": 4, "batch": 3, "compile": False, "device": "cpu"},
+    }
+    values["train"] |= {"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9}
+    for objective, seed in (("vanilla", 1), ("vanilla", 2), ("noise_free", 1), ("noise_free", 2), ("eco", 1)):
+        recipe = config.validate({**values, "seed": seed, "objective": {"name": objective}}, "test")
+        run = RunFolder(folder / f"{objective}-{seed}", recipe, resume=False)
+        train_network(run, store, open_centroids(store, made, 2), {})
+    return folder
 
 
 class FailsLater:

@@ -10,7 +10,7 @@ from eco_fast import report
 from eco_fast.evaluate import score_bicubic, score_network
 from eco_fast.images import Pixels
 from eco_fast.models.edsr import EDSR
-from eco_fast.report import CROP, _most_detailed, draw_curves, draw_samples, show_summary
+from eco_fast.report import CROP, draw_curves, draw_samples, most_detailed, show_summary
 
 
 def decoded(path: Path) -> Pixels:
@@ -64,7 +64,7 @@ def test_the_detail_is_where_the_picture_has_some(scale: int) -> None:
     picture = np.full((960, 300 // scale * scale, 3), 128, dtype=np.uint8)
     place = np.array([500, 200])
     picture[500:530, 200:230] = np.random.default_rng(0).integers(0, 256, (30, 30, 3))
-    corner = np.array(_most_detailed(picture, scale))
+    corner = np.array(most_detailed(picture, scale))
     assert (corner % scale == 0).all()
     assert (corner <= place).all()
     assert (place + 30 <= corner + CROP).all()

@@ -1,0 +1,113 @@
+"""Objective `residual` against its formula, and the runs that it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eco_fast import config
+from eco_fast.config import Config
+from eco_fast.images import Pixels, write_png
+from eco_fast.loader import PlainLoader
+from eco_fast.objective import mix_at
+from eco_fast.pipeline import run_recipe
+from eco_fast.precision import set_precision
+from eco_fast.step import Step, TrainingLoss
+from eco_fast.train import TrainingState
+
+PATCH, BATCH = 8, 3
+
+
+def recipe(**changes: Any) -> Config:
+    values: dict[str, Any] = {
+        "data": {"patch": PATCH},
+        "model": {"features": 8, "blocks": 1},
+        "objective": {"name": "residual"},
+        "train": {"steps": 8, "batch": BATCH, "compile": False, "device": "cpu"},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section][name] = value
+    return config.validate(values, "test")
+
+
+@pytest.fixture(scope="module")
+def hr(photo: Pixels) -> list[Pixels]:
+    return [photo[60:120, 120:180].copy(), photo[150:200, 200:270].copy()]
+
+
+@pytest.fixture(scope="module")
+def sr(photo: Pixels) -> list[Pixels]:
+    return [255 - photo[60:120, 120:180], photo[100:150, 20:90].copy()]
+
+
+def by_the_formula(residual: Tensor, hr: Tensor, sr: Tensor, kind: str) -> Tensor:
+    """In float64: the mean distance from HR - SR, with mid-grey as its zero; windows have a margin of 4 pixels."""
+    hr, sr = (window[:, 4:-4, 4:-4].permute(0, 3, 1, 2).double() for window in (hr, sr))
+    difference = residual * 255 - (hr - sr + 127.5)
+    if kind == "l2":
+        return difference.square().mean()
+    return difference.abs().mean() if kind == "l1" else (difference.square() + 0.255**2).sqrt().mean()
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "charbonnier"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_loss_is_the_distance_from_what_the_centroid_lacks(
+    kind: str, compiled: bool, hr: list[Pixels], sr: list[Pixels]
+) -> None:
+    if compiled and kind != "l1":
+        pytest.skip("one compilation is enough")
+    made = recipe(objective__loss=kind)
+    batch = PlainLoader(made, hr, sr).batch_at(5)
+    network = TrainingState(made, "cpu", None, "test").network
+    loss = TrainingLoss(network, made, set_precision(made.train, "cpu"))
+    if compiled:
+        torch.compiler.reset()
+        loss.compile(fullgraph=True, dynamic=False)
+    seen: list[Tensor] = []
+    network.register_forward_hook(lambda _, __, output: seen.append(output))
+    value = loss(**batch.tensors(), gradient_scale=torch.ones(()))
+    residual = seen[0].detach().double().requires_grad_()
+    assert batch.hr is not None
+    assert batch.sr is not None
+    expected = by_the_formula(residual, batch.hr, batch.sr, kind)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    if not compiled:
+        (ours,) = torch.autograd.grad(value, seen[0])
+        (right,) = torch.autograd.grad(expected, residual)
+        assert (ours - right).norm() <= 1e-5 * right.norm()
+
+
+def test_parts_of_a_batch_give_the_same_update(hr: list[Pixels], sr: list[Pixels]) -> None:
+    weights = []
+    for parts in (0, 1):
+        made = recipe(train__micro_batch=parts)
+        state = TrainingState(made, "cpu", None, "test")
+        step = Step(state.network, state.updater, made, state.precision, "cpu", BATCH)
+        step(PlainLoader(made, hr, sr).batch_at(0), 1e-4)
+        weights.append(torch.cat([weight.flatten() for weight in state.network.parameters()]))
+    assert torch.equal(weights[0].sign(), weights[1].sign())
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-6)
+
+
+def test_the_input_is_the_real_lr_at_every_step(hr: list[Pixels], sr: list[Pixels]) -> None:
+    made = recipe()
+    for step in (0, 7):
+        mix = mix_at(made.objective, step, 8)
+        assert (mix.input, mix.reads_hr, mix.reads_sr) == (1, True, True)
+        assert PlainLoader(made, hr, sr).batch_at(step).input_alpha == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("data__validation", ("x",)), ("data__watch", ("x",)), ("data__test", ("x",))]
+)
+def test_pictures_to_score_residuals_on_are_refused(key: str, value: Any, hr: list[Pixels], tmp_path: Path) -> None:
+    for name in ("train", "x"):
+        write_png(tmp_path / name / "a.png", hr[0])
+    named = (str(tmp_path / "x"),) if value == ("x",) else value
+    made = recipe(data__train=(str(tmp_path / "train"),), **{key: named})
+    with pytest.raises(ValueError, match=rf"residuals, which have no PSNR; --set {key.replace('__', '.')}=\[\]"):
+        run_recipe(made, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
