@@ -3,18 +3,16 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from eco_fast.analyze.commands import add_analyses
+from eco_fast.options import Command, add_degradation, add_device, add_overrides, checked_tile
+from eco_fast.studies import add_studies
 
-SCALES = (2, 3, 4, 8)
-ROUNDINGS = ("uint8", "im2double")
 BAD_INPUT = 2
 TIMEOUT = 3600  # seconds that one process may be behind the others with its share of the pictures
 
 Arguments = argparse.Namespace
-Command = Callable[[str, str, str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,16 +61,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run in the folder")
     train.add_argument("--dry-run", action="store_true", help="say what the run would cost and do, and do nothing")
     train.add_argument("--profile", action="store_true", help="write a trace of a few steps into the run folder")
-    _add_overrides(train)
+    add_overrides(train)
     train.set_defaults(run=_train)
 
-    _add_compare(command)
-    analyze = command(
-        "analyze",
-        "Measure what the trainings of finished runs were like.",
-        "eco-fast analyze landscape runs/vanilla runs/noise_free --out landscape",
-    )
-    add_analyses(analyze)
+    add_studies(command)
     recipes = command("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes")
     recipes.set_defaults(run=_recipes)
 
@@ -91,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     )
     teach.add_argument("--store", type=Path, required=True, metavar="DIR", help="made by eco-fast prepare")
     teach.add_argument("--teacher", type=Path, required=True, metavar="CHECKPOINT", help="the teacher's weights")
-    _add_degradation(teach)
-    _add_device(teach)
+    add_degradation(teach)
+    add_device(teach)
     teach.add_argument(
         "--self-ensemble", action="store_true", help="take the mean over the 8 orientations of each picture"
     )
@@ -107,12 +99,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", nargs="+", metavar="HR_DIR", help="HR folders, a set each; LR is made on the fly")
     evaluate.add_argument("--sr", metavar="SR_DIR", help="score these pictures instead of a checkpoint")
     evaluate.add_argument("--hr", metavar="HR_DIR", help="their HR pictures; NAME pairs with NAME, NAMEx2, NAME_...")
-    _add_degradation(evaluate, noise="put noise of so many grey levels on LR; scores are means over 10 draws")
+    add_degradation(evaluate, noise="put noise of so many grey levels on LR; scores are means over 10 draws")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the scores as JSON")
     evaluate.add_argument(
         "--save-images", type=Path, metavar="DIR", help="write the SR pictures (with noise, those of the first draw)"
     )
-    _add_device(evaluate)
+    add_device(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     upscale = command(
@@ -123,37 +115,11 @@ def parser() -> argparse.ArgumentParser:
     upscale.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the network")
     upscale.add_argument("source", type=Path, metavar="SRC", help="picture or folder")
     upscale.add_argument("out", type=Path, metavar="OUT", help="PNG file or folder")
-    _add_device(upscale)
+    add_device(upscale)
     upscale.set_defaults(run=_upscale)
 
     _add_downsample(command)
-    _add_table(command)
     return top
-
-
-def _add_compare(command: Command) -> None:
-    compare = command(
-        "compare",
-        "Train several arms of a recipe with several seeds on equal terms: tables, intervals, curves.",
-        "eco-fast compare edsr_baseline_x2_eco --arm vanilla --arm eco --seeds 3 --across train.batch='[2, 4, 8, 16]'",
-    )
-    compare.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a .toml file")
-    compare.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="folder (runs/RECIPE-compared)")
-    compare.add_argument(
-        "--arm",
-        action="append",
-        nargs="+",
-        default=[],
-        dest="arms",
-        metavar=("NAME", "KEY=VALUE"),
-        help="an objective, or a name with what it changes; once for each arm (vanilla, kd, noise_free, eco)",
-    )
-    compare.add_argument(
-        "--across", action="append", default=[], metavar="KEY=[...]", help="each arm with each of these values of a key"
-    )
-    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (%(default)s)")
-    _add_overrides(compare)
-    compare.set_defaults(run=_compare)
 
 
 def _add_downsample(command: Command) -> None:
@@ -164,45 +130,8 @@ def _add_downsample(command: Command) -> None:
     )
     downsample.add_argument("source", type=Path, metavar="SRC", help="picture or folder")
     downsample.add_argument("out", type=Path, metavar="OUT", help="PNG file or folder")
-    _add_degradation(downsample, noise="write the pictures that evaluate scores with S, to OUT/draw-00 ... OUT/draw-09")
+    add_degradation(downsample, noise="write the pictures that evaluate scores with S, to OUT/draw-00 ... OUT/draw-09")
     downsample.set_defaults(run=_downsample)
-
-
-def _add_table(command: Command) -> None:
-    table = command(
-        "table",
-        "Put the results of finished runs into one table, beside the paper's numbers.",
-        "eco-fast table runs/edsr_x2_vanilla runs/edsr_x2_eco --out tables/edsr",
-    )
-    table.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; seeds of one recipe are one row")
-    table.add_argument("--out", type=Path, metavar="DIR", help="also write table.md and table.csv there")
-    table.set_defaults(run=_table)
-
-
-def _add_overrides(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the recipe"
-    )
-
-
-def _add_degradation(command: argparse.ArgumentParser, noise: str = "") -> None:
-    """How LR pictures are made; `noise` is the help of an option that adds it."""
-    command.add_argument("--scale", type=int, required=True, choices=SCALES, help="upscaling factor")
-    command.add_argument(
-        "--rounding", choices=ROUNDINGS, default="uint8", help="MATLAB's convention of the LR pictures (%(default)s)"
-    )
-    if noise:
-        command.add_argument("--noise-sigma", type=float, default=0.0, metavar="S", help=noise)
-
-
-def _add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    command.add_argument(
-        "--tile",
-        type=int,
-        metavar="N",
-        help="LR pixels a side of a tile; bounds the memory (256; 1536 for RCAN, which takes means over a picture)",
-    )
 
 
 def _train(arguments: Arguments) -> None:
@@ -226,16 +155,6 @@ def _train(arguments: Arguments) -> None:
         run_recipe(resolved, folder, resume=resume, profile=arguments.profile)
 
 
-def _compare(arguments: Arguments) -> None:
-    from eco_fast import config, ranks
-    from eco_fast.compare import compare
-
-    folder = arguments.folder or Path("runs") / f"{Path(arguments.recipe).stem}-compared"
-    resolved = config.load(arguments.recipe, arguments.overrides)
-    with ranks.joined(resolved.train.timeout):
-        compare(resolved, arguments.arms, arguments.across, arguments.seeds, folder)
-
-
 def _recipes(_: Arguments) -> None:
     from eco_fast.catalogue import show_recipes
 
@@ -253,7 +172,7 @@ def _teach(arguments: Arguments) -> None:
     from eco_fast import ranks
     from eco_fast.teach import teach
 
-    tile = _checked_tile(arguments)
+    tile = checked_tile(arguments)
     with ranks.joined(TIMEOUT):
         out = teach(
             arguments.store,
@@ -278,7 +197,7 @@ def _evaluate(arguments: Arguments) -> None:
         raise ValueError("--save-images goes with CHECKPOINT: the pictures of --sr exist already")
     if pictures and arguments.noise_sigma:
         raise ValueError("--noise-sigma goes with CHECKPOINT: the pictures of --sr exist already, noisy or not")
-    tile = _checked_tile(arguments)
+    tile = checked_tile(arguments)
     with ranks.joined(TIMEOUT):
         if pictures:
             results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
@@ -308,7 +227,7 @@ def _upscale(arguments: Arguments) -> None:
         arguments.checkpoint,
         arguments.source,
         arguments.out,
-        tile=_checked_tile(arguments),
+        tile=checked_tile(arguments),
         device=arguments.device,
     )
     print(f"{len(written)} written to {arguments.out}")
@@ -325,16 +244,3 @@ def _downsample(arguments: Arguments) -> None:
         noise_sigma=arguments.noise_sigma,
     )
     print(f"{len(written)} written to {arguments.out}")
-
-
-def _table(arguments: Arguments) -> None:
-    from eco_fast.table import make_table
-
-    make_table(arguments.runs, arguments.out)
-
-
-def _checked_tile(arguments: Arguments) -> int | None:
-    tile: int | None = arguments.tile
-    if tile is not None and tile < 1:
-        raise ValueError(f"--tile: expected at least 1 pixel, got {tile}")
-    return tile

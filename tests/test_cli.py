@@ -36,6 +36,24 @@ SURFACE = {
         "--self-ensemble",
     },
     "train": {"[RECIPE]", "--run DIR", "--resume", "--dry-run", "--profile", "--set KEY=VALUE... = []"},
+    "compare": {
+        "RECIPE",
+        "--run DIR",
+        "--arm NAME [KEY=VALUE]... = []",
+        "--across KEY=[...]... = []",
+        "--seeds N = 3",
+        "--set KEY=VALUE... = []",
+    },
+    "analyze landscape": {"RUN...", "--out DIR!", "--lengths FIRST LAST COUNT = (0.5, 4, 8)", "--batches N = 1"},
+    "analyze spectrum": {
+        "RUN...",
+        "--out DIR!",
+        "--checkpoint NAME|STEP = last",
+        "--batches N = 16",
+        "--objectives {vanilla,kd,noise_free,eco}...",
+    },
+    "analyze noise": {"RUN", "[SRC...]", "--out DIR!"},
+    "analyze targets": {"RUN", "[SRC...]", "--out DIR!", "--alphas ALPHA... = (0, 0.25, 0.5, 0.75, 1)"},
     "recipes": set(),
     "evaluate": {
         "[CHECKPOINT]",
@@ -57,17 +75,26 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    (subparsers,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    """Every command, and every analysis."""
+    top = parsers_of(cli.parser())
+    analyses = {f"analyze {name}": parser for name, parser in parsers_of(top.pop("analyze")).items()}
+    return {**top, **analyses}
+
+
+def parsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return dict(subparsers.choices)
 
 
 def spelled(action: argparse.Action) -> str:
     """An argument as the table above writes it."""
     name = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper())
-    repeated = action.nargs == "+" or isinstance(action, argparse._AppendAction)
+    if isinstance(name, tuple):
+        name = " ".join(name if action.nargs == len(name) else (name[0], *(f"[{more}]" for more in name[1:])))
+    repeated = action.nargs in ("+", "*") or isinstance(action, argparse._AppendAction)
     value = "" if action.nargs == 0 else f"{name}{'...' if repeated else ''}"
     if not action.option_strings:
-        return f"[{value}]" if action.nargs == "?" else value
+        return f"[{value}]" if action.nargs in ("?", "*") else value
     option = " ".join([*action.option_strings, value]).strip() + ("!" if action.required else "")
     return option if action.default in (None, False) else f"{option} = {action.default}"
 
@@ -92,6 +119,10 @@ def test_the_command_line_is_what_it_was() -> None:
             {"store": Path("D"), "teacher": Path("C"), "scale": 2, "rounding": "uint8", "device": "auto", "tile": None},
         ),
         ("train", {"recipe": None, "folder": None, "resume": False, "profile": False, "overrides": []}),
+        (
+            "compare R --arm eco --arm slow optimizer.learning_rate=1e-5 --across train.batch=[2,4]",
+            {"arms": [["eco"], ["slow", "optimizer.learning_rate=1e-5"]], "across": ["train.batch=[2,4]"], "seeds": 3},
+        ),
         ("train R --dry-run", {"recipe": "R", "dry_run": True, "resume": False}),
         (
             "train R --run D --resume --set a=1 --set b=2",
@@ -115,14 +146,15 @@ def test_every_command_explains_itself_with_an_example_that_works(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     summary, _, example = said.partition("example:\n")
     assert name in summary
     program, *arguments = shlex.split(example)
     assert program == "eco-fast"
-    assert cli.parser().parse_args(arguments).command == name
+    parsed = cli.parser().parse_args(arguments)
+    assert [parsed.command, *([parsed.analysis] if "analysis" in parsed else [])] == name.split()
     assert all(action.help for action in commands()[name]._actions)
 
 
@@ -130,7 +162,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     said = capsys.readouterr().out
-    assert all(re.search(rf"^    {name}\s+\w", said, re.MULTILINE) for name in SURFACE)
+    assert all(re.search(rf"^    {name}\s+\w", said, re.MULTILINE) for name in parsers_of(cli.parser()))
 
 
 def test_help_answers_at_once() -> None:

@@ -1,11 +1,9 @@
 """The sub-commands of `eco-fast analyze`. Heavy modules are imported when one runs."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-Command = Callable[[str, str, str], argparse.ArgumentParser]
-"""From a name, a summary and an example to a parser that the command line knows."""
+from eco_fast.options import Command
 
 
 def add_analyses(analyze: argparse.ArgumentParser) -> None:
