@@ -19,6 +19,7 @@ from eco_fast.analyze.landscape import BatchLoss, begin, distance_of_step, lands
 from eco_fast.analyze.runs import open_run, recipe_at
 from eco_fast.analyze.walk import measure
 from eco_fast.cli import main
+from eco_fast.prepare import prepare
 from eco_fast.run_folder import RECIPE, read_rows
 from eco_fast.train import TrainingState
 
@@ -179,6 +180,7 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
     kept_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, other = kept_runs / "vanilla-1", kept_runs / "noise_free-1"
+    fewer = prepare([str(kept_runs / "train" / "0.png")], tmp_path / "fewer")
     none_kept = changed(run, tmp_path / "none_kept")
     stateless = changed(run, tmp_path / "stateless")
     for path in (none_kept / "checkpoints").glob("step-*"):
@@ -190,6 +192,8 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
         "the training state beside the weights is missing": [stateless],
         "its scale is not that of": [run, changed(other, tmp_path / "x4", scale=4)],
         "its model.features is not that of": [run, changed(other, tmp_path / "wide", model__features=16)],
+        "other pictures than": [run, changed(other, tmp_path / "pictures", data__store=fewer.folder)],
+        "its objective is residual": [run, changed(other, tmp_path / "residual", objective__name="residual")],
         "the same objective vanilla and seed 1": [run, changed(run, tmp_path / "twice")],
         "eco-fast teach --store": [changed(other, tmp_path / "untaught", teacher__self_ensemble="true")],
         "named after their teacher": [changed(other, tmp_path / "teacherless", teacher__checkpoint="self")],
@@ -198,8 +202,9 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
     for said, runs in refused.items():
         assert main(["analyze", "landscape", *map(str, runs), "--out", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err
-    assert main(["analyze", "landscape", str(run), "--out", str(tmp_path), "--lengths", "0", "1", "3"]) == 2
-    assert "--lengths 0 1 3" in capsys.readouterr().err
+    for lengths in ("0 1 3", "2 1 3", "1 2 0", "1 2 2.5", "1 2 inf", "nan 2 3"):
+        assert main(["analyze", "landscape", str(run), "--out", str(tmp_path), "--lengths", *lengths.split()]) == 2
+        assert f"--lengths {lengths} " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -107,8 +107,7 @@ def _add_targets(analysis: Command) -> None:
 def _landscape(arguments: argparse.Namespace) -> None:
     from eco_fast.analyze.landscape import landscape
 
-    first, last, count = arguments.lengths
-    landscape(arguments.runs, arguments.out, (first, last, int(count)), arguments.batches)
+    landscape(arguments.runs, arguments.out, tuple(arguments.lengths), arguments.batches)
 
 
 def _spectrum(arguments: argparse.Namespace) -> None:

@@ -93,7 +93,7 @@ class BatchLoss:
         return [part.view(weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
 
 
-def landscape(folders: Sequence[Path], out: Path, lengths: tuple[float, float, int], batches: int) -> None:
+def landscape(folders: Sequence[Path], out: Path, lengths: tuple[float, float, float], batches: int) -> None:
     """Measure runs at all kept steps that they have in common, and write what was found.
 
     The end of the training is left out: no step begins there.
@@ -108,14 +108,14 @@ def landscape(folders: Sequence[Path], out: Path, lengths: tuple[float, float, i
         ValueError: bad lengths, or runs that cannot be compared; one sentence.
     """
     first, last, count = lengths
-    if not (0 < first <= last < math.inf and count >= 1 and batches >= 1):
+    if not (0 < first <= last < math.inf and count >= 1 and count % 1 == 0 and batches >= 1):
         raise ValueError(
             "expected 0 < FIRST <= LAST and at least one length and one batch, "
-            f"got --lengths {first:g} {last:g} {count} --batches {batches}"
+            f"got --lengths {first:g} {last:g} {count:g} --batches {batches}"
         )
     runs = open_runs(folders, SAME)
     steps = sorted(set.intersection(*(set(run.kept_steps()) for run in runs)) - {runs[0].config.train.steps})
-    multiples = np.linspace(first, last, count).tolist()
+    multiples = np.linspace(first, last, int(count)).tolist()
     found = []
     for step in progress(steps, "landscape"):
         unit = statistics.fmean(distance_of_step(run, step, batches) for run in runs)

@@ -1,6 +1,7 @@
 """What the landscape of some trainings is, as files beside each other.
 
-landscape.csv     one row for each run, step and length, with all that was measured there
+landscape.csv     one row for each run, step and length, with all that was measured there: losses on the 0..255 scale,
+                  distances and gradients as l2 norms over the weights
 landscape.json    by objective and step, means over the seeds with 95 % intervals; and the differences between the
                   objectives, taken seed by seed
 landscape.png     the losses' range, gradient difference and effective beta-smoothness over the steps

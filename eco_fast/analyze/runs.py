@@ -202,16 +202,26 @@ def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
         same: beginnings of the keys in which their recipes must agree.
 
     Raises:
-        ValueError: as `open_run`; or the recipes differ, or two runs have the same objective and seed; names both.
+        ValueError: as `open_run`; or an objective makes no SR pictures; or recipes or pictures differ, or objective
+            and seed of two do not; names the runs.
     """
     runs = [open_run(folder) for folder in folders]
     seen: dict[tuple[str, int], Run] = {}
     for run in runs:
+        if run.objective not in OBJECTIVES:
+            raise ValueError(
+                f"{run.folder}: its objective is {run.objective}, which makes no SR pictures; "
+                f"expected one of {', '.join(OBJECTIVES)}"
+            )
         differing = [key for key in recipes.differences(runs[0].config, run.config) if key.startswith(tuple(same))]
         if differing:
             raise ValueError(
                 f"{run.folder}: its {differing[0]} is not that of {runs[0].folder}; name runs that differ in "
                 "objective and seed alone"
+            )
+        if [entry.sha256 for entry in run.hr.entries] != [entry.sha256 for entry in runs[0].hr.entries]:
+            raise ValueError(
+                f"{run.folder}: was trained on other pictures than {runs[0].folder}; name runs of the same"
             )
         key = (run.objective, run.config.seed)
         if key in seen:
