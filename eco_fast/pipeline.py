@@ -9,6 +9,8 @@ RUN/vanilla/    the run folder of the twin
 """
 
 import json
+import math
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,7 +72,10 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
         with stages.timed("teach"):
             sr = make_centroids(config, folder, hr, teacher_path)
     with stages.timed("train"):
-        student = train_network(run, hr, sr, validation, "student", watched=watched, profile=profile)
+        teacher_psnr = score_teacher(config, teacher_path, validation, device) if teacher_path else math.inf
+        student = train_network(
+            run, hr, sr, validation, "student", watched=watched, teacher_psnr=teacher_psnr, profile=profile
+        )
     twin, curves = None, {"student": run}
     if config.train.vanilla_twin:
         with stages.timed("vanilla"):
@@ -196,6 +201,17 @@ def obtain_teacher(
     run = RunFolder(folder, self_teacher(config), resume=resume)
     train_network(run, hr, None, validation, "teacher")
     return run.checkpoint("last")
+
+
+def score_teacher(config: Config, checkpoint: Path, validation: Mapping[str, Pixels], device: str) -> float:
+    """PSNR-Y of the teacher over the validation pictures as a training scores them, in dB; infinite without any."""
+    if not validation:
+        return math.inf
+    network, data = load_network(checkpoint).to(device), config.data
+    scores = score_network(network, validation, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=device)
+    psnr = statistics.fmean(one.psnr_y for one in scores.values())
+    print(f"teacher: {psnr:.3f} dB on the validation pictures", flush=True)
+    return psnr
 
 
 def vanilla(config: Config) -> Config:

@@ -9,6 +9,7 @@
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ from eco_fast.step import Step
 from eco_fast.telemetry import Telemetry
 
 MAX_SKIPPED_IN_ROW = 100
+TEACHERS_LEAD = 0.3  # dB; measured: docs/evidence.md
+RULE_OF_THUMB = (
+    f"one less than {TEACHERS_LEAD} dB above what its student reaches does harm; train it longer, or take a better one"
+)
 
 
 def train_network(
@@ -44,6 +49,7 @@ def train_network(
     label: str = "train",
     *,
     watched: Sets | None = None,
+    teacher_psnr: float = math.inf,
     profile: bool = False,
 ) -> Network:
     """Train to the end of the recipe, from the last checkpoint if there is one.
@@ -55,6 +61,7 @@ def train_network(
         validation: HR pictures by name, scored every `validate_every` steps.
         label: precedes every progress line.
         watched: further sets, which are scored with them and choose nothing.
+        teacher_psnr: PSNR-Y of the centroids' teacher over the validation pictures, in dB.
         profile: write a trace of a few steps into the run folder.
 
     Returns:
@@ -102,7 +109,10 @@ def train_network(
                 check_progress(state.updater)
             improved = False
             if validation and (last or done % config.train.validate_every == 0):
+                before = state.best
                 improved = validate(state, validation, watched or {}, telemetry, done)
+                if before < teacher_psnr - TEACHERS_LEAD <= state.best:
+                    telemetry.say(f"warning: the teacher scores {teacher_psnr:.3f} dB; {RULE_OF_THUMB}")
             if improved or last or signal or done % config.train.checkpoint_every == 0:
                 checkpoints.save(state.result, done, state.state_dict(telemetry), best=improved)
                 telemetry.restart_clock(done)
