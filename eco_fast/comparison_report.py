@@ -11,6 +11,7 @@ teachers.png      gain over the baseline against the teacher's lead over it, whe
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,13 @@ def _teachers(comparison: Comparison) -> list[tuple[str, Scored]]:
         scores[str(one)] = one
     if len(arms) == 1:
         return [("teacher", one) for one in scores.values()]
-    return [(f"teacher of {', '.join(names)}", scores[key]) for key, names in arms.items()]
+    return [(f"teacher of {_common_end(names)}", scores[key]) for key, names in arms.items()]
+
+
+def _common_end(names: Sequence[str]) -> str:
+    """What the names of all arms end with after an underscore (steps=4000), or the first one."""
+    end = os.path.commonprefix([name[::-1] for name in names])[::-1]
+    return end.partition("_")[2] or names[0]
 
 
 def _markdown(comparison: Comparison) -> str:

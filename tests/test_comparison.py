@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,17 @@ def test_a_teachers_lead_is_over_the_end_of_vanilla() -> None:
     (point,) = teacher_points(one, [one.row(arm, "Kodak24") for arm in one.arms])
     assert point["objective"] == "eco"
     assert point["lead"] == pytest.approx(34.3 - 33.3)
+
+
+def test_teachers_are_named_by_what_their_arms_have_in_common(tmp_path: Path) -> None:
+    base = config.load("quickstart", ["train.steps=400"])
+    arms = make_arms(base, [("vanilla",), ("kd",), ("eco",)], ["teacher=[{steps=300}, {steps=900}]"])
+    outcomes = {(arm.name, 2): outcome([30.0, 31.0, 32.0, 33.0]) for arm in arms}
+    teachers: dict[str, Scored] = {
+        arm.name: {"Kodak24": {"psnr_y": arm.recipe.teacher.steps / 10, "ssim_y": 0.9}} for arm in arms[1:]
+    }
+    write_comparison(tmp_path, Comparison(arms, [2], ["Kodak24"], outcomes, teachers))
+    table = (tmp_path / "table.md").read_text()
+    assert re.search(r"\| teacher of steps=300 +\| +\| 30.000 ", table)
+    assert re.search(r"\| teacher of steps=900 +\| +\| 90.000 ", table)
+    assert (tmp_path / "teachers.png").stat().st_size > 10_000
