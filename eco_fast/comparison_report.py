@@ -190,7 +190,7 @@ def _teachers(comparison: Comparison) -> list[tuple[str, Scored]]:
 
 def _common_end(names: Sequence[str]) -> str:
     """What the names of all arms end with after an underscore (steps=4000), or the first one."""
-    end = os.path.commonprefix([name[::-1] for name in names])[::-1]
+    end = os.path.commonprefix([name[::-1] for name in names])[::-1]  # noqa: RUF071 - of characters is what is meant
     return end.partition("_")[2] or names[0]
 
 
