@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -29,7 +28,7 @@ from eco_fast.images import Pixels
 from eco_fast.models import Network
 from eco_fast.objective import MID_GREY
 from eco_fast.report import save_figure
-from eco_fast.tiles import super_resolve
+from eco_fast.tiles import output_of
 
 Map = npt.NDArray[np.float32]
 SHOWN = 99.5  # percent of the noise's values that the colours tell apart
@@ -73,10 +72,9 @@ def noise_of(hr: Pixels, sr: Pixels) -> Map:
     return hr.astype(np.float32) - sr.astype(np.float32)
 
 
-@torch.inference_mode()
 def regressed(network: Network, lr: Pixels, device: str) -> Map:
-    """What the network takes for the noise, in whole grey levels, as pictures have them: float32 [H, W, 3]."""
-    return super_resolve(network, lr, device=device).astype(np.float32) - np.float32(255 * MID_GREY)
+    """What the network takes for the noise, in grey levels, of which it may be a fraction: float32 [H, W, 3]."""
+    return output_of(network, lr, device=device) - np.float32(255 * MID_GREY)
 
 
 def numbers(maps: Mapping[str, Map]) -> dict[str, float]:
