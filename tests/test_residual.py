@@ -1,5 +1,6 @@
 """Objective `residual` against its formula, and the runs that it refuses."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,19 @@ def test_the_input_is_the_real_lr_at_every_step(hr: list[Pixels], sr: list[Pixel
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("data__validation", ("x",)), ("data__watch", ("x",)), ("data__test", ("x",))]
+    ("changes", "named"),
+    [
+        ({"data__validation": ["x"]}, "--set data.validation=[]"),
+        ({"data__watch": ["x"]}, "--set data.watch=[]"),
+        ({"data__test": ["x"], "train__vanilla_twin": True}, "--set data.test=[] --set train.vanilla_twin=false"),
+    ],
 )
-def test_pictures_to_score_residuals_on_are_refused(key: str, value: Any, hr: list[Pixels], tmp_path: Path) -> None:
+def test_what_would_score_residuals_is_refused(
+    changes: Any, named: str, hr: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("train", "x"):
-        write_png(tmp_path / name / "a.png", hr[0])
-    named = (str(tmp_path / "x"),) if value == ("x",) else value
-    made = recipe(data__train=(str(tmp_path / "train"),), **{key: named})
-    with pytest.raises(ValueError, match=rf"residuals, which have no PSNR; --set {key.replace('__', '.')}=\[\]"):
-        run_recipe(made, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        write_png(Path(name) / "a.png", hr[0])
+    with pytest.raises(ValueError, match=re.escape(f"residuals, which have no PSNR; {named}, and look")):
+        run_recipe(recipe(data__train=["train"], **changes), Path("run"))
+    assert not Path("run").exists()
