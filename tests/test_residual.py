@@ -1,12 +1,13 @@
 """Objective `residual` against its formula, and the runs that it refuses."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eco_fast import config
 from eco_fast.config import Config
@@ -76,6 +77,42 @@ def test_the_loss_is_the_distance_from_what_the_centroid_lacks(
         (ours,) = torch.autograd.grad(value, seen[0])
         (right,) = torch.autograd.grad(expected, residual)
         assert (ours - right).norm() <= 1e-5 * right.norm()
+
+
+class Constant(nn.Module):
+    """Makes the same picture of every LR."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.picture = nn.Parameter(torch.full((1, 3, 2 * PATCH, 2 * PATCH), level))
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.picture.expand(len(lr), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def test_of_two_pictures_that_are_as_far_from_their_centroid_mid_grey_is_learnt(
+    hr: list[Pixels], sr: list[Pixels]
+) -> None:
+    """The least squares over all pictures of an LR are at their mean residual, which is none (paper, Appendix B)."""
+    made = recipe(objective__loss="l2", train__batch=2)
+    side = 2 * (PATCH + 4)
+    pattern = 20 * (1 - 2 * ((torch.arange(side)[:, None, None] + torch.arange(side)[None, :, None]) % 2))
+    centroid = torch.full((2, side, side, 3), 120)
+    pictures = torch.stack([centroid[0] + pattern, centroid[1] - pattern])
+    batch = replace(PlainLoader(made, hr, sr).batch_at(0), hr=pictures.byte(), sr=centroid.byte())
+
+    def gradient(level: float, samples: slice) -> Tensor:
+        network: Any = Constant(level)
+        loss = TrainingLoss(network, made, set_precision(made.train, "cpu"))
+        loss(**batch.part(samples).tensors(), gradient_scale=torch.ones(())).backward()
+        (parameter,) = loss.parameters()
+        assert parameter.grad is not None
+        return parameter.grad
+
+    each = gradient(0.5, slice(0, 1)).abs().min()
+    assert gradient(0.5, slice(0, 2)).abs().max() < 1e-6 * each, "no picture alone is content with mid-grey"
+    assert gradient(0.49, slice(0, 2)).max() < -each / 100
+    assert gradient(0.51, slice(0, 2)).min() > each / 100
 
 
 def test_parts_of_a_batch_give_the_same_update(hr: list[Pixels], sr: list[Pixels]) -> None:
