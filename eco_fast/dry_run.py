@@ -19,7 +19,7 @@ from eco_fast.images import find_images
 from eco_fast.measure import saved_bytes, training_flops
 from eco_fast.models import Network, build
 from eco_fast.objective import mix_at
-from eco_fast.pipeline import self_teacher, vanilla
+from eco_fast.pipeline import check_scored, self_teacher, vanilla
 from eco_fast.precision import Precision, choose_precision
 from eco_fast.run_folder import CHECKPOINTS, check_folder
 from eco_fast.step import TrainingLoss, split
@@ -53,8 +53,9 @@ def dry_run(config: Config, folder: Path, *, resume: bool) -> None:
     """Print what `run_recipe` with the same arguments would cost, and what it would do or find done.
 
     Raises:
-        ValueError: the recipe's device is not there, or cannot do its precision.
+        ValueError: the recipe's device is not there, or cannot do its precision; or its residuals cannot be scored.
     """
+    check_scored(config)
     device = pick_device(config.train.device)
     precision = choose_precision(config.train, device)
     cost = estimate(config, device, precision)

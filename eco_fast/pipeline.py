@@ -112,18 +112,27 @@ def check_start(config: Config, folder: Path) -> None:
     """Refuse a run that cannot start from what its recipe names, or cannot be scored, before any work.
 
     Raises:
-        ValueError: the checkpoint is missing, or there are pictures to score residuals on; names it.
+        ValueError: the checkpoint is missing, or as `check_scored`; names it.
     """
-    scored = [key for key in ("validation", "watch", "test") if getattr(config.data, key)]
-    if config.objective.name == "residual" and (scored or config.train.vanilla_twin):
-        key = f"data.{scored[0]}=[]" if scored else "train.vanilla_twin=false"
-        raise ValueError(
-            f"objective.name=residual trains a network to make residuals, which have no PSNR; --set {key}, and look at "
-            "them with `eco-fast analyze noise`"
-        )
+    check_scored(config)
     start = config.model.start_from
     if start and not Path(start).is_file() and not (folder / CHECKPOINTS).exists():
         raise ValueError(f"{start}: there is no such checkpoint, from which this run starts; train that network first")
+
+
+def check_scored(config: Config) -> None:
+    """Refuse to score a network that makes residuals.
+
+    Raises:
+        ValueError: there are pictures to score it on, or a twin to compare it with; names all that is to be changed.
+    """
+    changes = [f"data.{key}=[]" for key in ("validation", "watch", "test") if getattr(config.data, key)]
+    changes += ["train.vanilla_twin=false"] * config.train.vanilla_twin
+    if config.objective.name == "residual" and changes:
+        raise ValueError(
+            "objective.name=residual trains a network to make residuals, which have no PSNR; "
+            f"--set {' --set '.join(changes)}, and look at them with `eco-fast analyze noise`"
+        )
 
 
 def open_pictures(config: Config, folder: Path) -> tuple[Pictures, Pictures | None]:

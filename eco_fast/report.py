@@ -40,7 +40,8 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
         Console().print(table)
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["seconds"].items())
     print(f"time: {stages}")
-    print(f"pictures: {folder / 'samples'}, curves: {folder / 'curves.png'}, weights: {folder / 'checkpoints'}")
+    pictures = f"pictures: {folder / 'samples'}, " if summary["images"] else ""
+    print(f"{pictures}curves: {folder / 'curves.png'}, weights: {folder / 'checkpoints'}")
 
 
 def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

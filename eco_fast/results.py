@@ -151,6 +151,8 @@ def _read(folder: Path) -> list[Result]:
     if not saved.is_file():
         raise ValueError(f"{folder}: expected the folder of a run, but there is no {RECIPE}; name one, as in runs/mine")
     recipe = config.load(str(saved))
+    if recipe.objective.name == "residual":
+        raise ValueError(f"{folder}: its objective is residual, whose network makes no SR pictures; leave it out")
     sets = _sets(folder, recipe)
     networks = ("student", "vanilla") if recipe.train.vanilla_twin else ("student",)
     return [Result(folder, recipe, network, sets) for network in networks]

@@ -7,10 +7,12 @@ networks that see nearly everything, such as transformers, it sees what matters;
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,7 +34,6 @@ class Axis:
         return slice((self.first - self.window_first) * scale, (self.last - self.window_first) * scale)
 
 
-@torch.inference_mode()
 def super_resolve(
     network: Network, lr: Pixels, *, tile: int | None = None, device: str = "cpu", self_ensemble: bool = False
 ) -> Pixels:
@@ -46,8 +47,30 @@ def super_resolve(
         device: where the network is.
         self_ensemble: take the mean over the 8 orientations of the image (EDSR's paper, section 3.4).
     """
-    scale, tile = network.scale, tile or network.tile
+    scale = network.scale
     out = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8)
+    run = _ensemble if self_ensemble else _run
+    _fill(out, network, lr, tile or network.tile, device, lambda images: quantise(run(network, images)))
+    return out
+
+
+def output_of(network: Network, lr: Pixels, *, device: str = "cpu") -> npt.NDArray[np.float32]:
+    """What the network makes of uint8 [h, w, 3], neither rounded nor clamped: float32 [scale*h, scale*w, 3].
+
+    It is in grey levels, as pictures are. The arguments are those of `super_resolve`.
+    """
+    scale = network.scale
+    out = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.float32)
+    _fill(out, network, lr, network.tile, device, lambda images: _run(network, images) * 255)
+    return out
+
+
+@torch.inference_mode()
+def _fill(
+    out: npt.NDArray[Any], network: Network, lr: Pixels, tile: int, device: str, run: Callable[[Tensor], Tensor]
+) -> None:
+    """Put what `run` makes of the windows of an image, of 0..1, to its places in `out`."""
+    scale = network.scale
     rows, columns = (list(_axis(size, tile, network.halo, network.grid)) for size in lr.shape[:2])
     of_shape: dict[tuple[int, int], list[tuple[Axis, Axis]]] = defaultdict(list)
     for row, column in itertools.product(rows, columns):
@@ -59,12 +82,10 @@ def super_resolve(
                 lr[row.window_first : row.window_last, column.window_first : column.window_last] for row, column in some
             ]
             images = torch.from_numpy(np.stack(windows)).to(device).permute(0, 3, 1, 2).float() / 255
-            sr = quantise(_ensemble(network, images) if self_ensemble else _run(network, images))
-            pixels = sr.permute(0, 2, 3, 1).cpu().numpy()
+            pixels = run(images).permute(0, 2, 3, 1).cpu().numpy()
             for window, (row, column) in zip(pixels, some, strict=True):
                 place = (slice(side.first * scale, side.last * scale) for side in (row, column))
                 out[tuple(place)] = window[row.inner(scale), column.inner(scale)]
-    return out
 
 
 def quantise(image: Tensor) -> Tensor:

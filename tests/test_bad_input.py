@@ -183,7 +183,10 @@ def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: 
         (["data.train=hr"], "data.train: input should be an array, such as"),
         (["data.train=[1]"], "data.train.0: input should be a valid string, got 1"),
         (["train=5"], "train: input should be a section with keys of its own, got 5"),
-        (["objective.name=ecco"], "objective.name: input should be 'vanilla', 'kd', 'noise_free' or 'eco', got 'ecco'"),
+        (
+            ["objective.name=ecco"],
+            "objective.name: input should be 'vanilla', 'kd', 'noise_free', 'eco' or 'residual', got 'ecco'",
+        ),
         (["objective.alpha_shift=nan"], "objective.alpha_shift: input should be a finite number, got nan"),
         (["seed=99999999999999999999"], "seed: input should be less than"),
         (["scale=5"], "scale: input should be 2, 3, 4 or 8, got 5"),

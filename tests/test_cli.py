@@ -53,7 +53,13 @@ SURFACE = {
         "--objectives {vanilla,kd,noise_free,eco}...",
     },
     "analyze noise": {"RUN", "[SRC...]", "--out DIR!"},
-    "analyze targets": {"RUN", "[SRC...]", "--out DIR!", "--alphas ALPHA... = (0, 0.25, 0.5, 0.75, 1)"},
+    "analyze targets": {
+        "RUN|RECIPE",
+        "[SRC...]",
+        "--out DIR!",
+        "--alphas ALPHA... = (0, 0.25, 0.5, 0.75, 1)",
+        "--set KEY=VALUE... = []",
+    },
     "recipes": set(),
     "evaluate": {
         "[CHECKPOINT]",

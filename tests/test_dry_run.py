@@ -192,6 +192,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(here: Path, capsys: pytest.
     for override, expected in (
         ("train.step=3", "unknown key train.step"),
         ("train.device=cuda:99", "cuda:99 is asked"),
+        ("objective.name=residual", "residuals, which have no PSNR"),
     ):
         assert cli.main(["train", str(here / "tiny.toml"), "--dry-run", "--set", override]) == 2
         assert expected in capsys.readouterr().err

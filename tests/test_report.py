@@ -87,5 +87,8 @@ def test_the_table_names_every_network_and_an_infinite_score(capsys: pytest.Capt
     assert rows["bicubic"][3:6:2] == ["inf", "0.9124"]
     assert "teacher" not in rows
     assert "time: prepare 1 s, train 61 s" in said
+    assert "pictures: runs/mine/samples, curves: runs/mine/curves.png" in said
     show_summary({"scale": 2, "images": [], "seconds": {}}, Path("runs/mine"))
-    assert "PSNR" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "PSNR" not in said
+    assert "samples" not in said

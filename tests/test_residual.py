@@ -1,11 +1,13 @@
 """Objective `residual` against its formula, and the runs that it refuses."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eco_fast import config
 from eco_fast.config import Config
@@ -77,6 +79,42 @@ def test_the_loss_is_the_distance_from_what_the_centroid_lacks(
         assert (ours - right).norm() <= 1e-5 * right.norm()
 
 
+class Constant(nn.Module):
+    """Makes the same picture of every LR."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.picture = nn.Parameter(torch.full((1, 3, 2 * PATCH, 2 * PATCH), level))
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.picture.expand(len(lr), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def test_of_two_pictures_that_are_as_far_from_their_centroid_mid_grey_is_learnt(
+    hr: list[Pixels], sr: list[Pixels]
+) -> None:
+    """The least squares over all pictures of an LR are at their mean residual, which is none (paper, Appendix B)."""
+    made = recipe(objective__loss="l2", train__batch=2)
+    side = 2 * (PATCH + 4)
+    pattern = 20 * (1 - 2 * ((torch.arange(side)[:, None, None] + torch.arange(side)[None, :, None]) % 2))
+    centroid = torch.full((2, side, side, 3), 120)
+    pictures = torch.stack([centroid[0] + pattern, centroid[1] - pattern])
+    batch = replace(PlainLoader(made, hr, sr).batch_at(0), hr=pictures.byte(), sr=centroid.byte())
+
+    def gradient(level: float, samples: slice) -> Tensor:
+        network: Any = Constant(level)
+        loss = TrainingLoss(network, made, set_precision(made.train, "cpu"))
+        loss(**batch.part(samples).tensors(), gradient_scale=torch.ones(())).backward()
+        (parameter,) = loss.parameters()
+        assert parameter.grad is not None
+        return parameter.grad
+
+    each = gradient(0.5, slice(0, 1)).abs().min()
+    assert gradient(0.5, slice(0, 2)).abs().max() < 1e-6 * each, "no picture alone is content with mid-grey"
+    assert gradient(0.49, slice(0, 2)).max() < -each / 100
+    assert gradient(0.51, slice(0, 2)).min() > each / 100
+
+
 def test_parts_of_a_batch_give_the_same_update(hr: list[Pixels], sr: list[Pixels]) -> None:
     weights = []
     for parts in (0, 1):
@@ -98,13 +136,19 @@ def test_the_input_is_the_real_lr_at_every_step(hr: list[Pixels], sr: list[Pixel
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("data__validation", ("x",)), ("data__watch", ("x",)), ("data__test", ("x",))]
+    ("changes", "named"),
+    [
+        ({"data__validation": ["x"]}, "--set data.validation=[]"),
+        ({"data__watch": ["x"]}, "--set data.watch=[]"),
+        ({"data__test": ["x"], "train__vanilla_twin": True}, "--set data.test=[] --set train.vanilla_twin=false"),
+    ],
 )
-def test_pictures_to_score_residuals_on_are_refused(key: str, value: Any, hr: list[Pixels], tmp_path: Path) -> None:
+def test_what_would_score_residuals_is_refused(
+    changes: Any, named: str, hr: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("train", "x"):
-        write_png(tmp_path / name / "a.png", hr[0])
-    named = (str(tmp_path / "x"),) if value == ("x",) else value
-    made = recipe(data__train=(str(tmp_path / "train"),), **{key: named})
-    with pytest.raises(ValueError, match=rf"residuals, which have no PSNR; --set {key.replace('__', '.')}=\[\]"):
-        run_recipe(made, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        write_png(Path(name) / "a.png", hr[0])
+    with pytest.raises(ValueError, match=re.escape(f"residuals, which have no PSNR; {named}, and look")):
+        run_recipe(recipe(data__train=["train"], **changes), Path("run"))
+    assert not Path("run").exists()

@@ -261,3 +261,6 @@ def test_a_folder_that_has_no_results_is_named(make: Make, capsys: pytest.Captur
     (make("b", ["data.test=[]"]) / "summary.json").write_text("{}", encoding="utf-8")
     assert main(["table", "b"]) == 2
     assert "b: its recipe names no pictures to score (data.test)" in capsys.readouterr().err
+    make("c", ["objective.name=residual"])
+    assert main(["table", "c"]) == 2
+    assert "c: its objective is residual, whose network makes no SR pictures; leave it out" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
 from eco_fast.models.swinir import SwinIR
-from eco_fast.tiles import quantise, super_resolve
+from eco_fast.tiles import output_of, quantise, super_resolve
 
 SCALES = (2, 3, 4, 8)
 SIZES = ((31, 45), (48, 17), (5, 64))  # odd, and shorter than a tile on one side
@@ -75,6 +75,16 @@ def test_tiles_stay_within_the_last_bit_of_float32(scale: int) -> None:
         off = np.abs(sr - exact.numpy().transpose(1, 2, 0))
         assert off.max() < 0.5 + 1e-3
         assert np.count_nonzero(sr != rounded(exact)) <= sr.size // 1000
+
+
+def test_an_output_that_is_no_picture_is_neither_rounded_nor_clamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EDSR, "tile", 16)
+    network = EDSR(2, 8, 2).eval()
+    network.add_mean.bias.fill_(-200)
+    lr = random_image(31, 45)
+    exact = whole(network, lr)
+    assert exact.max() < 0, "what a picture cannot hold"
+    np.testing.assert_allclose(output_of(network, lr), exact.numpy().transpose(1, 2, 0), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 23), (23, 1), (2, 3)])

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from eco_fast.options import Command
+from eco_fast.options import Command, add_overrides
 
 
 def add_analyses(analyze: argparse.ArgumentParser) -> None:
@@ -81,7 +81,9 @@ def _add_noise(analysis: Command) -> None:
         "eco-fast analyze noise runs/residual Set14/HR/baboon.png --out noise",
     )
     noise.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of objective residual")
-    noise.add_argument("pictures", nargs="*", metavar="SRC", help="pictures or folders (the first of the run's own)")
+    noise.add_argument(
+        "pictures", nargs="*", metavar="SRC", help="pictures or folders (the first that the run was trained on)"
+    )
     noise.set_defaults(run=_noise)
 
 
@@ -91,8 +93,14 @@ def _add_targets(analysis: Command) -> None:
         "Show the blended targets and inputs of pictures at several alphas.",
         "eco-fast analyze targets runs/eco Set5/HR/butterfly.png --alphas 0 0.5 1 --out targets",
     )
-    targets.add_argument("run_folder", type=Path, metavar="RUN", help="run folder, whose teacher makes the centroids")
-    targets.add_argument("pictures", nargs="*", metavar="SRC", help="pictures or folders (the first of the run's own)")
+    targets.add_argument(
+        "source",
+        metavar="RUN|RECIPE",
+        help="run folder, or a recipe with a teacher.checkpoint, that makes the centroids",
+    )
+    targets.add_argument(
+        "pictures", nargs="*", metavar="SRC", help="pictures or folders (the first that the recipe names)"
+    )
     targets.add_argument(
         "--alphas",
         nargs="+",
@@ -101,6 +109,7 @@ def _add_targets(analysis: Command) -> None:
         metavar="ALPHA",
         help="weights of the real pair (0 0.25 0.5 0.75 1)",
     )
+    add_overrides(targets)
     targets.set_defaults(run=_targets)
 
 
@@ -125,4 +134,4 @@ def _noise(arguments: argparse.Namespace) -> None:
 def _targets(arguments: argparse.Namespace) -> None:
     from eco_fast.analyze.targets import targets
 
-    targets(arguments.run_folder, arguments.pictures, arguments.alphas, arguments.out)
+    targets(arguments.source, arguments.pictures, arguments.alphas, arguments.out, arguments.overrides)

@@ -4,9 +4,9 @@ The noise of a picture is what its centroid lacks, HR - SR. A network that is fi
 `residual`) can at best make its mean over all HR pictures of that LR, which is 0 for an ideal teacher: no network knows
 a picture's own noise, but its HR does.
 
-NAME.png    HR and centroid, both maps on one scale, their spectra and radial profiles
-NAME.npz    noise and regressed, float32 [H, W, 3], in grey levels
-noise.csv   mean, root mean square and correlation of both
+noise_NAME.png    HR and centroid, both maps on one scale, their spectra and radial profiles
+noise_NAME.npz    noise and regressed, float32 [H, W, 3], in grey levels
+noise.csv         mean, root mean square and correlation of both
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -29,7 +28,7 @@ from eco_fast.images import Pixels
 from eco_fast.models import Network
 from eco_fast.objective import MID_GREY
 from eco_fast.report import save_figure
-from eco_fast.tiles import super_resolve
+from eco_fast.tiles import output_of
 
 Map = npt.NDArray[np.float32]
 SHOWN = 99.5  # percent of the noise's values that the colours tell apart
@@ -40,7 +39,7 @@ def noise(folder: Path, sources: Sequence[str], out: Path) -> None:
 
     Args:
         folder: a run of objective `residual`.
-        sources: folders or files; none for the first of the run's own pictures.
+        sources: folders or files; none for the first of the run's training pictures.
         out: folder of the results.
 
     Raises:
@@ -54,10 +53,10 @@ def noise(folder: Path, sources: Sequence[str], out: Path) -> None:
         )
     network, _ = run.network("last")
     rows = []
-    for one in taught(run, sources, "noise"):
+    for one in taught(run.config, run.teacher, sources, "noise", run.hr):
         maps = {"noise": noise_of(one.hr, one.sr), "regressed": regressed(network, one.lr, run.device)}
-        write_atomically(out / f"{one.name}.npz", lambda file, maps=maps: np.savez(file, **maps))  # type: ignore[misc]
-        draw(out / f"{one.name}.png", one, maps)
+        write_atomically(out / f"noise_{one.name}.npz", lambda file, maps=maps: np.savez(file, **maps))  # type: ignore[misc]
+        draw(out / f"noise_{one.name}.png", one, maps)
         rows.append({"picture": one.name, **numbers(maps)})
     write_csv(out / "noise.csv", rows)
     for row in rows:
@@ -73,10 +72,9 @@ def noise_of(hr: Pixels, sr: Pixels) -> Map:
     return hr.astype(np.float32) - sr.astype(np.float32)
 
 
-@torch.inference_mode()
 def regressed(network: Network, lr: Pixels, device: str) -> Map:
-    """What the network takes for the noise, in whole grey levels, as pictures have them: float32 [H, W, 3]."""
-    return super_resolve(network, lr, device=device).astype(np.float32) - np.float32(255 * MID_GREY)
+    """What the network takes for the noise, in grey levels, of which it may be a fraction: float32 [H, W, 3]."""
+    return output_of(network, lr, device=device) - np.float32(255 * MID_GREY)
 
 
 def numbers(maps: Mapping[str, Map]) -> dict[str, float]:
@@ -108,7 +106,7 @@ def draw(path: Path, one: Taught, maps: Mapping[str, Map]) -> None:
     scale = LogNorm(*np.percentile(np.maximum(squares["noise"], 1e-3), (1, 99.9)))
     for axes, (name, square) in zip(spectra, squares.items(), strict=True):
         drawn = axes.imshow(np.maximum(square, 1e-3), norm=scale, extent=(-0.5, 0.5, 0.5, -0.5))
-        axes.set(title=f"spectrum: {titles[name]}", xlabel="cycles per pixel")
+        axes.set(title=f"spectrum: {titles[name]}", xlabel="cycles per pixel", ylabel="cycles per pixel")
     figure.colorbar(drawn, ax=spectra, label="magnitude (grey levels)", shrink=0.8)
     for name, square in squares.items():
         frequency, profile = radial_profile(square)

@@ -1,14 +1,16 @@
-"""Whole pictures beside what the teacher of a run makes of them."""
+"""Whole pictures beside what a teacher makes of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eco_fast.analyze.runs import Run
-from eco_fast.bicubic import downsample_image, read_cropped
+from eco_fast.bicubic import downsample_image, modcrop, read_cropped
+from eco_fast.config import Config
+from eco_fast.device import pick_device
 from eco_fast.images import Pixels, find_images
 from eco_fast.models import load_network_of_scale
 from eco_fast.progress import progress
+from eco_fast.store import Store
 from eco_fast.tiles import super_resolve
 
 AT_MOST = 4  # pictures that are taken where none are named
@@ -31,26 +33,41 @@ class Taught:
     sr: Pixels
 
 
-def taught(run: Run, sources: Sequence[str], label: str) -> Iterator[Taught]:
-    """Pictures with the outputs of a run's teacher.
+def taught(
+    config: Config, teacher: Path, sources: Sequence[str], label: str, store: Store | None = None
+) -> Iterator[Taught]:
+    """Pictures with the outputs of a teacher.
 
     Args:
-        run: says which teacher.
-        sources: folders or files; none for the first of the run's own: its test, validation or training pictures.
+        config: the recipe, which says how LR pictures are made.
+        teacher: its teacher's checkpoint.
+        sources: folders or files; none for the first of the recipe's test or validation pictures, or of the store.
         label: of the progress bar.
+        store: training pictures.
 
     Raises:
         ValueError: the teacher or the pictures are missing or bad; names them.
     """
-    data, scale = run.config.data, run.config.scale
-    found = find_images(sources or data.test or data.validation or data.train)
-    if not sources:
-        found = dict(list(found.items())[:AT_MOST])
-    device = run.device
-    teacher = load_network_of_scale(run.teacher, scale).to(device)
-    for name, path in progress(found.items(), label):
-        hr = read_cropped(path, scale)
-        lr = downsample_image(hr, scale, data.rounding)
-        ensemble = run.config.teacher.self_ensemble
-        sr = super_resolve(teacher, lr, device=device, self_ensemble=ensemble)
+    scale, device = config.scale, pick_device(config.train.device)
+    network = load_network_of_scale(teacher, scale).to(device)
+    for name, picture in progress(chosen(config, sources, store).items(), label):
+        hr = read_cropped(picture, scale) if isinstance(picture, Path) else modcrop(picture, scale)
+        lr = downsample_image(hr, scale, config.data.rounding)
+        sr = super_resolve(network, lr, device=device, self_ensemble=config.teacher.self_ensemble)
         yield Taught(Path(name).with_suffix("").as_posix().replace("/", "_"), hr, lr, sr)
+
+
+def chosen(config: Config, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
+    """The pictures that `taught` takes, by name.
+
+    Raises:
+        ValueError: a source is missing, or there is none.
+    """
+    if sources:
+        return dict(find_images(sources))
+    if named := config.data.test or config.data.validation:
+        return dict(list(find_images(named).items())[:AT_MOST])
+    if store is None:
+        raise ValueError("the recipe names no test or validation pictures; name some to look at behind it")
+    names = [entry.name for entry in store.entries]
+    return dict(zip(names[:AT_MOST], store.images[:AT_MOST], strict=True))

@@ -46,7 +46,7 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """What its network was fitted to: vanilla, kd, noise_free or eco."""
+        """What its network was fitted to: vanilla, kd, noise_free, eco or residual."""
         return self.config.objective.name
 
     @property

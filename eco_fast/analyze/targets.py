@@ -8,17 +8,19 @@ targets.csv                  of whole pictures: PSNR of the target against HR, a
                              difference of neighbouring pixels in squared grey levels of luma
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from eco_fast import config as recipes
 from eco_fast.analyze.pictures import Taught, taught
 from eco_fast.analyze.runs import open_run
 from eco_fast.bicubic import downsample_image
 from eco_fast.comparison_report import write_csv
+from eco_fast.config import Config
 from eco_fast.images import Pixels, write_png
 from eco_fast.metrics import LUMA, psnr
 from eco_fast.report import CROP, most_detailed, save_figure
@@ -26,24 +28,27 @@ from eco_fast.report import CROP, most_detailed, save_figure
 Picture = npt.NDArray[np.float64]
 
 
-def targets(folder: Path, sources: Sequence[str], alphas: Sequence[float], out: Path) -> None:
+def targets(
+    source: str, sources: Sequence[str], alphas: Sequence[float], out: Path, overrides: Sequence[str] = ()
+) -> None:
     """Write the targets of some pictures.
 
     Args:
-        folder: a run, whose teacher makes the centroids.
-        sources: folders or files; none for the first of the run's own pictures.
+        source: a run's folder or a recipe, whose teacher makes the centroids.
+        sources: folders or files; none for the first that the recipe names to score, or trains on.
         alphas: weights of the real pair, 0..1.
         out: folder of the results.
+        overrides: `key=value`, of a recipe.
 
     Raises:
-        ValueError: a bad alpha, run or picture; names it.
+        ValueError: a bad alpha, run, recipe or picture; names it.
     """
     if bad := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
         raise ValueError(f"--alphas: expected weights of the real pair from 0 to 1, got {bad[0]:g}")
-    run = open_run(folder)
+    config, pictures = opened(source, sources, overrides)
+    scale, rounding = config.scale, config.data.rounding
     rows = []
-    for one in taught(run, sources, "targets"):
-        scale, rounding = run.config.scale, run.config.data.rounding
+    for one in pictures:
         inputs = [blend(one.lr, downsample_image(one.sr, scale, rounding), alpha) for alpha in alphas]
         outputs = [blend(one.hr, one.sr, alpha) for alpha in alphas]
         for alpha, target in zip(alphas, outputs, strict=True):
@@ -52,6 +57,25 @@ def targets(folder: Path, sources: Sequence[str], alphas: Sequence[float], out: 
         draw(out, one, scale, alphas, inputs, outputs)
     write_csv(out / "targets.csv", rows)
     print(f"pictures and numbers: {out}")
+
+
+def opened(source: str, sources: Sequence[str], overrides: Sequence[str]) -> tuple[Config, Iterator[Taught]]:
+    """The recipe, and the pictures with their centroids; the arguments are those of `targets`.
+
+    Raises:
+        ValueError: neither a run nor a recipe, or one whose teacher is not there; says what to do.
+    """
+    if Path(source).is_dir():
+        if overrides:
+            raise ValueError(f"{source}: is a run, whose recipe stays as it is; --set goes with a recipe")
+        run = open_run(Path(source))
+        return run.config, taught(run.config, run.teacher, sources, "targets", run.hr)
+    config = recipes.load(source, overrides)
+    if config.teacher.checkpoint == "self":
+        raise ValueError(
+            f"{source}: its teacher is yet to be trained; --set teacher.checkpoint=FILE, or name the folder of its run"
+        )
+    return config, taught(config, Path(config.teacher.checkpoint), sources, "targets")
 
 
 def blend(real: Pixels, centroid: Pixels, alpha: float) -> Picture:
