@@ -4,6 +4,7 @@
    stays in the core's first cache, and a row of scores in its registers. Tokens are read where the image has them, and
    written there: nothing is rolled, cut or joined. */
 
+#include <cmath>
 #include <cstddef>
 
 using std::size_t;
@@ -14,7 +15,7 @@ using std::size_t;
 #define DEPTH ((SIZE + LANES - 1) / LANES)   /* vectors in a row of channels */
 #define ROWS ((TOKENS + 7) / 8 * 8)          /* tokens, rounded up to the rows of a product's block */
 #define CHANNELS (SIZE % 5 ? SIZE % 4 ? SIZE % 3 ? 1 : 3 : 4 : 5) /* whose sums fit into the registers */
-#define PARTS 16                             /* sums of the bias's gradient: as many on any number of threads */
+#define SCALE (1 / sqrtf(SIZE))
 
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef float Half __attribute__((vector_size(2 * LANES)));
@@ -149,7 +150,7 @@ static inline void multiply_transposed(Row *result, const Token *rows, const Row
 /* qkv [images][height][width][3][heads][SIZE], bias [heads][TOKENS][TOKENS], mask [windows of an image][TOKENS][TOKENS]
    or none, out [images][height][width][heads][SIZE] */
 extern "C" void attend(const float *qkv, const float *bias, const float *mask, float *out, long images, long height,
-                       long width, long shift, long heads, float scale, int threads)
+                       long width, long shift, long heads, long parts, long threads)
 {
     size_t channels = heads * SIZE, square = TOKENS * TOKENS;
     long of_image = height / WINDOW * (width / WINDOW);
@@ -161,7 +162,7 @@ extern "C" void attend(const float *qkv, const float *bias, const float *mask, f
             Token q[ROWS], v[ROWS], attended[ROWS];
             Row k[SIZE], weights[ROWS] = {};
             locate(places, w, height, width, shift);
-            load(q, from, places, 3 * channels, scale);
+            load(q, from, places, 3 * channels, SCALE);
             load_transposed(k, from + channels, places, 3 * channels);
             load(v, from + 2 * channels, places, 3 * channels, 1.0f);
             find_weights(weights, q, k, bias + h * square, mask ? mask + w % of_image * square : NULL);
@@ -170,26 +171,26 @@ extern "C" void attend(const float *qkv, const float *bias, const float *mask, f
         }
 }
 
-/* upstream as out; of_qkv as qkv; of_bias [PARTS][heads][TOKENS][TOKENS], to be added up */
+/* upstream as out; of_qkv as qkv; of_bias [parts][heads][TOKENS][TOKENS], to be added up */
 extern "C" void attend_backward(const float *upstream, const float *qkv, const float *bias, const float *mask,
                                 float *of_qkv, float *of_bias, long images, long height, long width, long shift,
-                                long heads, float scale, int threads)
+                                long heads, long parts, long threads)
 {
     size_t channels = heads * SIZE, square = TOKENS * TOKENS;
     long of_image = height / WINDOW * (width / WINDOW), windows = images * of_image;
 #pragma omp parallel for collapse(2) num_threads(threads)
-    for (long part = 0; part < PARTS; part++)
+    for (long part = 0; part < parts; part++)
         for (long h = 0; h < heads; h++) {
             float *sum = of_bias + (part * heads + h) * square;
             for (size_t i = 0; i < square; i++) sum[i] = 0.0f;
-            for (long w = part * windows / PARTS; w < (part + 1) * windows / PARTS; w++) {
+            for (long w = part * windows / parts; w < (part + 1) * windows / parts; w++) {
                 const float *from = qkv + h * SIZE;
                 float *to = of_qkv + h * SIZE;
                 size_t places[TOKENS];
                 Token q[ROWS], k_rows[ROWS], above[ROWS], result[ROWS];
                 Row k[SIZE], v[SIZE], weights[ROWS] = {}, of_scores[ROWS] = {}, columns[SIZE];
                 locate(places, w, height, width, shift);
-                load(q, from, places, 3 * channels, scale);
+                load(q, from, places, 3 * channels, SCALE);
                 load(k_rows, from + channels, places, 3 * channels, 1.0f);
                 load(above, upstream + h * SIZE, places, channels, 1.0f);
                 load_transposed(k, from + channels, places, 3 * channels);
@@ -206,7 +207,7 @@ extern "C" void attend_backward(const float *upstream, const float *qkv, const f
                     for (int s = 0; s < TOKENS; s++) sum[t * TOKENS + s] += of_scores[t].each[s];
                 }
                 multiply(result, of_scores, k_rows);
-                store(to, places, 3 * channels, result, scale);
+                store(to, places, 3 * channels, result, SCALE);
                 multiply_transposed(columns, q, of_scores);
                 store_transposed(to + channels, places, 3 * channels, columns);
                 multiply_transposed(columns, above, weights);
