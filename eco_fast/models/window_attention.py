@@ -23,7 +23,8 @@ from eco_fast.models.native import COMPILED, PARTS, call
 def attend(qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int, shift: int) -> Tensor:
     """As the module says; floating point, in the dtype of `qkv`."""
     if qkv.device.type == "cpu" and bias.dtype == torch.float32 and COMPILED:
-        attended: Tensor = _attention(qkv.float().contiguous(), bias.contiguous(), mask, window, shift)
+        by_key = [None if matrix is None else matrix.mT.contiguous() for matrix in (bias, mask)]
+        attended: Tensor = _attention(qkv.float().contiguous(), *by_key, window, shift)
         return attended.to(qkv.dtype)
     return attend_by_torch(qkv, bias, mask, window, shift)
 
@@ -73,13 +74,13 @@ def _attention_backward(
     upstream: Tensor, qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int, shift: int
 ) -> tuple[Tensor, Tensor]:
     of_qkv, of_bias = torch.empty_like(qkv), bias.new_empty(PARTS, *bias.shape)
-    _run("attend_backward", [upstream.contiguous(), qkv, bias, mask, of_qkv, of_bias], qkv, bias, window, shift)
+    _run("attend_backward", [upstream.contiguous(), qkv, bias, mask, of_qkv, of_bias], qkv, bias, window, shift, PARTS)
     return of_qkv, of_bias.sum(0)
 
 
-def _run(function: str, tensors: list[Tensor | None], qkv: Tensor, bias: Tensor, window: int, shift: int) -> None:
+def _run(function: str, tensors: list[Tensor | None], qkv: Tensor, bias: Tensor, window: int, shift: int, *more: int) -> None:
     count, height, width, channels = qkv.shape
-    numbers = (count, height, width, shift, len(bias), PARTS)
+    numbers = (count, height, width, shift, len(bias), *more)
     call("window_attention", function, tensors, numbers, WINDOW=window, SIZE=channels // 3 // len(bias))
 
 
