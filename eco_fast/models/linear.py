@@ -20,7 +20,7 @@ def linear(layer: nn.Linear, tokens: Tensor) -> Tensor:
     if tokens.device.type != "cpu":
         result: Tensor = layer(tokens)
     elif COMPILED and tokens.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        result = _Linear.apply(tokens, layer.weight, layer.bias)
+        result = _Linear.apply(tokens, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
     else:
         result = _convolved(tokens, layer.weight, layer.bias)
     return result
@@ -37,10 +37,10 @@ class _Linear(torch.autograd.Function):
         return _convolved(tokens, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight = ctx.saved_tensors
         of_tokens = _convolved(upstream, weight.T, None) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
+        if not any(ctx.needs_input_grad[1:]):
             return of_tokens, None, None
         both = _weight_gradient(upstream, tokens)
         return of_tokens, both[:, : weight.shape[1]], both[:, weight.shape[1]]
@@ -48,7 +48,7 @@ class _Linear(torch.autograd.Function):
 
 @torch.library.custom_op("eco_fast::weight_gradient", mutates_args=())
 def _weight_gradient(upstream: Tensor, tokens: Tensor) -> Tensor:
-    """The gradients of the weight and, in the column behind it, of the bias; what is in further columns is of no use."""
+    """The gradients of the weight and, in the column behind it, of the bias; further columns are of no use."""
     outputs, inputs = upstream.shape[-1], tokens.shape[-1]
     parts = upstream.new_empty(PARTS, outputs, inputs // QUAD * QUAD + QUAD)
     counts = (upstream.numel() // outputs, outputs, inputs, PARTS)

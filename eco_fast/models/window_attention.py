@@ -23,6 +23,7 @@ from eco_fast.models.native import COMPILED, PARTS, call
 def attend(qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int, shift: int) -> Tensor:
     """As the module says; floating point, in the dtype of `qkv`."""
     if qkv.device.type == "cpu" and bias.dtype == torch.float32 and COMPILED:
+        # the kernel has a row for each key where the contract has one for each query
         by_key = [None if matrix is None else matrix.mT.contiguous() for matrix in (bias, mask)]
         attended: Tensor = _attention(qkv.float().contiguous(), *by_key, window, shift)
         return attended.to(qkv.dtype)
@@ -78,7 +79,9 @@ def _attention_backward(
     return of_qkv, of_bias.sum(0)
 
 
-def _run(function: str, tensors: list[Tensor | None], qkv: Tensor, bias: Tensor, window: int, shift: int, *more: int) -> None:
+def _run(
+    function: str, tensors: list[Tensor | None], qkv: Tensor, bias: Tensor, window: int, shift: int, *more: int
+) -> None:
     count, height, width, channels = qkv.shape
     numbers = (count, height, width, shift, len(bias), *more)
     call("window_attention", function, tensors, numbers, WINDOW=window, SIZE=channels // 3 // len(bias))
