@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eco_fast.batch import Planner
 from eco_fast.config import Config, SwinirModel, Train, validate
 from eco_fast.measure import training_flops
-from eco_fast.models import build, compile_blocks, load_network, save_network, warm_start
+from eco_fast.models import build, compile_blocks, load_network, native, save_network, warm_start
 from eco_fast.models import window_attention as attention
 from eco_fast.models.swin_blocks import Block, shift_mask
 from eco_fast.models.swinir import SwinIR
@@ -154,7 +154,7 @@ def test_compiled_whole_without_breaks() -> None:
 @pytest.mark.parametrize("size", [10, 30])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_is_as_exact_as_torchs(window: int, shift: int, size: int, masked: bool) -> None:
-    assert attention.COMPILED, "the tests need a C++ compiler"
+    assert native.COMPILED, "the tests need a C++ compiler"
     tokens, heads, height, width = window**2, 2, 2 * window, 3 * window
     qkv, bias = torch.randn(2, height, width, 3 * heads * size), torch.randn(heads, tokens, tokens)
     mask = -100.0 * (torch.rand(6, tokens, tokens) < 0.3) if masked else None

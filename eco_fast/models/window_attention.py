@@ -10,28 +10,22 @@ CPU they take half the time of SwinIR's step, most of it for moving small matric
 window_attention.cpp instead, where a compiler can be found.
 """
 
-import ctypes
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eco_fast.device import cpp_compiler, why_not_compile
-
-PARTS = 16  # as in window_attention.cpp
-COMPILED = why_not_compile("cpu") is None
+from eco_fast.models.native import COMPILED, PARTS, call
 
 
 def attend(qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int, shift: int) -> Tensor:
     """As the module says; floating point, in the dtype of `qkv`."""
     if qkv.device.type == "cpu" and bias.dtype == torch.float32 and COMPILED:
-        attended: Tensor = _attention(qkv.float().contiguous(), bias.contiguous(), mask, window, shift)
+        # the kernel has a row for each key where the contract has one for each query
+        by_key = [None if matrix is None else matrix.mT.contiguous() for matrix in (bias, mask)]
+        attended: Tensor = _attention(qkv.float().contiguous(), *by_key, window, shift)
         return attended.to(qkv.dtype)
     return attend_by_torch(qkv, bias, mask, window, shift)
 
@@ -81,35 +75,16 @@ def _attention_backward(
     upstream: Tensor, qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int, shift: int
 ) -> tuple[Tensor, Tensor]:
     of_qkv, of_bias = torch.empty_like(qkv), bias.new_empty(PARTS, *bias.shape)
-    _run("attend_backward", [upstream.contiguous(), qkv, bias, mask, of_qkv, of_bias], qkv, bias, window, shift)
+    _run("attend_backward", [upstream.contiguous(), qkv, bias, mask, of_qkv, of_bias], qkv, bias, window, shift, PARTS)
     return of_qkv, of_bias.sum(0)
 
 
-def _run(function: str, tensors: list[Tensor | None], qkv: Tensor, bias: Tensor, window: int, shift: int) -> None:
+def _run(
+    function: str, tensors: list[Tensor | None], qkv: Tensor, bias: Tensor, window: int, shift: int, *more: int
+) -> None:
     count, height, width, channels = qkv.shape
-    size = channels // 3 // len(bias)
-    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-    counts = [ctypes.c_long(number) for number in (count, height, width, shift, len(bias))]
-    call = getattr(_library(window, size), function)
-    call(*pointers, *counts, ctypes.c_float(size**-0.5), ctypes.c_int(torch.get_num_threads()))
-
-
-@cache
-def _library(window: int, size: int) -> ctypes.CDLL:
-    """The compiled functions for windows of a side and heads of so many channels; a second's work.
-
-    Raises:
-        RuntimeError: the compiler fails; with what it says.
-    """
-    source = Path(__file__).with_suffix(".cpp")
-    options = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "window_attention.so"
-        command = [str(cpp_compiler()), *options, f"-DWINDOW={window}", f"-DSIZE={size}", str(source), "-o", str(out)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed: {result.stderr}")
-        return ctypes.CDLL(str(out))
+    numbers = (count, height, width, shift, len(bias), *more)
+    call("window_attention", function, tensors, numbers, WINDOW=window, SIZE=channels // 3 // len(bias))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch names them
