@@ -14,9 +14,9 @@ from typing import Any
 
 from eco_fast import config
 from eco_fast.config import Config
+from eco_fast.objective import OBJECTIVES
 from eco_fast.recipe_files import suggest
 
-OBJECTIVES = ("vanilla", "kd", "noise_free", "eco")
 FREE = ("objective", "optimizer", "teacher", "train")
 """Sections that an arm may change."""
 COMMON = ("train.device", "train.validate_every", "train.vanilla_twin")
@@ -35,10 +35,6 @@ class Arm:
 
     name: str
     recipe: Config
-
-    def seeded(self, seed: int) -> Config:
-        """The recipe of the arm's run of a seed."""
-        return self.recipe.model_copy(update={"seed": seed})
 
 
 def make_arms(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]) -> list[Arm]:

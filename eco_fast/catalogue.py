@@ -1,14 +1,13 @@
 """`eco-fast recipes`: the shipped recipes, with the rows of the paper that they stand for."""
 
-from rich.console import Console
 from rich.table import Table
 
 from eco_fast import config
 from eco_fast.config import Score
 from eco_fast.recipe_files import recipe_names
+from eco_fast.tables import print_table
 
 SETS = {"Set5": "set5", "Set14": "set14", "B100": "b100", "Urban100": "urban100", "Manga109": "manga109"}
-WIDTH = 200  # of a table that goes into a file or another program
 
 
 def show_recipes() -> None:
@@ -27,8 +26,7 @@ def show_recipes() -> None:
             paper.row,
             *(_psnr(getattr(paper, key)) for key in SETS.values()),
         )
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    print_table(table)
 
 
 def _psnr(score: Score | None) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eco_fast.options import Command, add_degradation, add_device, add_overrides, checked_tile
+from eco_fast.options import Command, add_degradation, add_device, add_overrides, checked_tile, commands_of
 from eco_fast.studies import add_studies
 
 BAD_INPUT = 2
@@ -40,16 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="eco-fast", description="Fast, exact, resumable training of image super-resolution networks (ECO)."
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    command = commands_of(top, "command")
 
     train = command(
         "train",

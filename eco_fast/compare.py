@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from eco_fast import ranks
 from eco_fast.arms import Arm, make_arms, seeds_of
 from eco_fast.batch import Planner
@@ -30,11 +28,11 @@ from eco_fast.device import device_name, pick_device
 from eco_fast.evaluate import finite, score_network
 from eco_fast.files import claimed, sha256_of, write_json
 from eco_fast.metrics import average
-from eco_fast.models import Network, build, load_network_of_scale
+from eco_fast.models import Network, load_network_of_scale
 from eco_fast.pipeline import check_start, make_centroids, obtain_teacher, open_pictures
 from eco_fast.run_folder import CHECKPOINTS, RunFolder, check_folder
 from eco_fast.sets import Sets, read_pictures, read_sets, set_name
-from eco_fast.train import train_network
+from eco_fast.train import initial_network, train_network
 
 SAMPLED = 64  # steps whose samples are in a run's fingerprint
 
@@ -202,9 +200,9 @@ def carry_out(run: Run, material: Material, device: str) -> None:
 
 def fingerprint(recipe: Config, hr: Pictures) -> dict[str, str]:
     """What the arms of a seed have in common, as SHA-256: the initial weights, and the samples of the first steps."""
-    torch.manual_seed(recipe.seed)
+    network, _ = initial_network(recipe, warm=False)  # what it starts from may be gone by now, and is common to all
     weights, samples = hashlib.sha256(), hashlib.sha256()
-    for tensor in build(recipe.model, recipe.scale).state_dict().values():
+    for tensor in network.state_dict().values():
         weights.update(tensor.numpy().tobytes())
     planner = Planner(recipe, [(entry.height, entry.width) for entry in hr.entries])
     for step in range(SAMPLED):

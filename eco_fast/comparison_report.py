@@ -8,7 +8,6 @@ curves.png        PSNR-Y over the steps: all, the first half, and minus the base
 teachers.png      gain over the baseline against the teacher's lead over it, where there are several teachers
 """
 
-import csv
 import io
 import math
 import os
@@ -26,8 +25,8 @@ from eco_fast.comparison import Comparison, Curve, Scored
 from eco_fast.files import write_text
 from eco_fast.report import save_figure
 from eco_fast.statistics import interval
+from eco_fast.tables import WIDTH, print_table, write_csv
 
-WIDTH = 200  # of a table that goes into a file
 CELLS = (
     ("last_psnr_y", 3),
     ("last_ssim_y", 4),
@@ -65,23 +64,11 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 def show_comparison(folder: Path, comparison: Comparison) -> None:
     """Print the tables, and what is missing."""
-    console = Console()
     for table in _tables(comparison):
-        (console if console.is_terminal else Console(width=WIDTH)).print(table)
+        print_table(table)
     for name in comparison.missing:
         print(f"missing: {name}")
     print(f"tables, curves and their numbers: {folder}")
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same keys, NaN as an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        known = {key: value for key, value in row.items() if value is not None and value == value}  # noqa: PLR0124 - not NaN
-        writer.writerow(known)
-    write_text(path, text.getvalue())
 
 
 def draw_curves(path: Path, comparison: Comparison) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from eco_fast.config import Objective
 
+OBJECTIVES = ("vanilla", "kd", "noise_free", "eco")
+"""Those whose networks make SR pictures, in the order of tables and plots."""
 MID_GREY = 0.5
 """What stands for no residual in pictures of residuals, which networks can then make as any others (0..1)."""
 

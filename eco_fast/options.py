@@ -10,6 +10,22 @@ Command = Callable[[str, str, str], argparse.ArgumentParser]
 """From a name, a summary and an example to the parser of a new command."""
 
 
+def commands_of(parser: argparse.ArgumentParser, kind: str) -> Command:
+    """Let a parser have commands, whose name it keeps under `kind`; each explains itself with an example."""
+    commands = parser.add_subparsers(dest=kind, required=True, metavar=kind.upper())
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    return command
+
+
 def add_overrides(command: argparse.ArgumentParser) -> None:
     """`--set`."""
     command.add_argument(

@@ -12,19 +12,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eco_fast.catalogue import SETS, WIDTH
+from eco_fast.catalogue import SETS
 from eco_fast.config import Config
 from eco_fast.files import write_text
+from eco_fast.objective import OBJECTIVES
 from eco_fast.results import Result, by_recipe, nearest, network_of, read_results
 from eco_fast.statistics import interval
+from eco_fast.tables import print_table
 
 DECIMALS = {"psnr_y": 2, "ssim_y": 4}  # as in the paper
 COLUMNS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y"}
-METHODS = ("vanilla", "kd", "noise_free", "eco")
 IN_PAPER = {name.lower(): key for name, key in SETS.items()} | {"bsd100": "b100"}
 TITLE = "PSNR-Y (dB) / SSIM-Y; of several seeds, their mean ± half of its 95 % interval"
 Cell = dict[str, tuple[float, float]]
@@ -101,7 +101,7 @@ def _rows(results: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
 
 def _order(result: Result) -> tuple[int, str, int, str]:
     recipe = result.recipe
-    return recipe.scale, _model(recipe), METHODS.index(recipe.objective.name), result.network
+    return recipe.scale, _model(recipe), OBJECTIVES.index(recipe.objective.name), result.network
 
 
 def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
@@ -197,8 +197,7 @@ def _show(rows: Sequence[Row], names: Sequence[str]) -> None:
         table.add_column(Text(title))
     for line in lines:
         table.add_row(*map(Text, line))
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    print_table(table)
 
 
 def _markdown(rows: Sequence[Row], names: Sequence[str]) -> str:

@@ -123,6 +123,22 @@ def train_network(
     return state.result.eval()
 
 
+def initial_network(config: Config, *, warm: bool = True) -> tuple[Network, list[str]]:
+    """The network that a training begins with, and the names of the weights that its warm start has left fresh.
+
+    Args:
+        config: the recipe, whose seed decides the fresh weights.
+        warm: take the others from `model.start_from`, where the recipe names one.
+
+    Raises:
+        ValueError: the checkpoint to start from cannot be used; names it.
+    """
+    torch.manual_seed(config.seed)
+    network = build(config.model, config.scale)
+    start = config.model.start_from
+    return network, list(warm_start(network, Path(start))) if warm and start else []
+
+
 class TrainingState:
     """Everything that a checkpoint holds: the weights, their running average, the optimizer's and the run's course.
 
@@ -136,10 +152,8 @@ class TrainingState:
     def __init__(self, config: Config, device: str, saved: dict[str, Any] | None, label: str) -> None:
         self.config, self.device = config, device
         self.precision: Precision = set_precision(config.train, device)
-        torch.manual_seed(config.seed)
-        self.network = build(config.model, config.scale)
+        self.network, kept = initial_network(config, warm=saved is None)
         if config.model.start_from and saved is None:
-            kept = warm_start(self.network, Path(config.model.start_from))
             print(
                 f"{label} starts from {config.model.start_from}; fresh weights: {', '.join(kept) or 'none'}", flush=True
             )

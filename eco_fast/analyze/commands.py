@@ -3,21 +3,15 @@
 import argparse
 from pathlib import Path
 
-from eco_fast.options import Command, add_overrides
+from eco_fast.options import Command, add_overrides, commands_of
 
 
 def add_analyses(analyze: argparse.ArgumentParser) -> None:
     """Give the `analyze` parser its sub-commands."""
-    analyses = analyze.add_subparsers(dest="analysis", required=True, metavar="ANALYSIS")
+    command = commands_of(analyze, "analysis")
 
     def analysis(name: str, summary: str, example: str) -> argparse.ArgumentParser:
-        parser = analyses.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        parser = command(name, summary, example)
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
         return parser
 

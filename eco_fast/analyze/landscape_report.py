@@ -17,16 +17,15 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from eco_fast.analyze.runs import Run
 from eco_fast.analyze.walk import FIGURES, Measures
-from eco_fast.comparison_report import WIDTH, write_csv
 from eco_fast.files import write_json
 from eco_fast.objective import mix_at
 from eco_fast.report import save_figure
 from eco_fast.statistics import interval
+from eco_fast.tables import print_table, write_csv
 
 Figures = Mapping[str, float]
 """By the names of `FIGURES`."""
@@ -89,8 +88,7 @@ def show_landscape(folder: Path, found: Sequence[Found]) -> None:
         band = bands(one)
         cells = [_cell(band["mean"][figure]) for figure in FIGURES] + [_cell(band["largest"]["smoothness"])]
         table.add_row(name, str(len(one)), *cells)
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    print_table(table)
     print(f"numbers and plot: {folder}")
 
 

@@ -22,12 +22,12 @@ from eco_fast.analyze.pictures import Taught, taught
 from eco_fast.analyze.runs import open_run
 from eco_fast.analyze.spectrum_report import radial_profile
 from eco_fast.analyze.targets import luma_of
-from eco_fast.comparison_report import write_csv
 from eco_fast.files import write_atomically
 from eco_fast.images import Pixels
 from eco_fast.models import Network
 from eco_fast.objective import MID_GREY
 from eco_fast.report import save_figure
+from eco_fast.tables import write_csv
 from eco_fast.tiles import output_of
 
 Map = npt.NDArray[np.float32]

@@ -19,15 +19,13 @@ from eco_fast.config import Config
 from eco_fast.device import pick_device
 from eco_fast.files import sha256_of
 from eco_fast.loader import PlainLoader
-from eco_fast.models import METADATA, Network, build, load_network_of_scale, read_state, warm_start
-from eco_fast.objective import mix_at
+from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
+from eco_fast.objective import OBJECTIVES, mix_at
 from eco_fast.optim import Updater
 from eco_fast.pipeline import usable
 from eco_fast.run_folder import CHECKPOINTS, RECIPE
 from eco_fast.store import Store, centroid_folder, open_centroids
-
-OBJECTIVES = ("vanilla", "kd", "noise_free", "eco")
-"""In the order of tables and plots."""
+from eco_fast.train import initial_network
 
 
 @dataclass(frozen=True)
@@ -165,11 +163,8 @@ class Run:
         return open_centroids(self.hr, folder, scale)
 
     def _initial(self) -> Network:
-        """The weights that the training began with, as `TrainingState` makes them."""
-        torch.manual_seed(self.config.seed)
-        network = build(self.config.model, self.config.scale)
-        if self.config.model.start_from:
-            warm_start(network, Path(self.config.model.start_from))
+        """The weights that the training began with, on the run's device."""
+        network, _ = initial_network(self.config)
         network.to(device=self.device, memory_format=network.memory_format)  # type: ignore[call-overload]
         return network
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from eco_fast.comparison_report import write_csv
 from eco_fast.files import write_atomically
 from eco_fast.report import save_figure
+from eco_fast.tables import write_csv
 
 Plane = npt.NDArray[np.float64]
 

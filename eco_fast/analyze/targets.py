@@ -19,11 +19,11 @@ from eco_fast import config as recipes
 from eco_fast.analyze.pictures import Taught, taught
 from eco_fast.analyze.runs import open_run
 from eco_fast.bicubic import downsample_image
-from eco_fast.comparison_report import write_csv
 from eco_fast.config import Config
 from eco_fast.images import Pixels, write_png
 from eco_fast.metrics import LUMA, psnr
 from eco_fast.report import CROP, most_detailed, save_figure
+from eco_fast.tables import write_csv
 
 Picture = npt.NDArray[np.float64]
 
