@@ -14,7 +14,7 @@ from eco_fast.config import Config
 from eco_fast.objective import Mix, mix_at
 from eco_fast.sampler import Plan, Sampler
 
-PLANS = 16  # that are remembered: HR, centroids and the batch ask for the same one, some steps apart
+PLANS = 64  # that are remembered: HR, centroids and the batch ask for the same one, some groups of steps apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,9 @@ class Batch:
     """float32 [N, D], uniform in 0..1: what the network draws for each sample; None if it draws nothing."""
 
     def part(self, samples: slice) -> "Batch":
-        """Some of the samples, without a copy."""
+        """Some of the samples, without a copy; itself where those are all."""
+        if samples == slice(0, len(self.transposed)):
+            return self
 
         def cut(value: Tensor | None) -> Tensor | None:
             return value if value is None or value.ndim == 0 else value[samples]
@@ -58,7 +60,9 @@ class Batch:
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: str) -> "Batch":
-        """A copy on the device."""
+        """The same on a device; itself where it is there."""
+        if self.transposed.device == torch.device(device):
+            return self
 
         def moved(value: Any) -> Any:
             return value if value is None else value.to(device, non_blocking=True)

@@ -5,15 +5,17 @@
               lies beyond the picture --slice(reflect)--> whole windows   +--> D (`downsample = "dali"`) --> LR
 
 Each kind of step has a pipeline, so that pictures are not read where the mix ignores them: centroids alone, both, HR
-alone. A pipeline asks for its inputs by a function of the batch's index alone. On a GPU the windows are copied as they
-were cut, and everything behind the fork happens there. DALI's buffers become tensors without a copy, in the consumer's
-thread: DALI makes its stream wait for the data. DALI calls CUDA from threads of its own: a CUDA graph is to be captured
-with `capture_error_mode="thread_local"`.
+alone. A pipeline asks for its inputs by a function of an index alone. Small batches of windows go through it several
+steps at a time, for each run has its price, whatever its size. On a GPU the windows are copied as they were cut, and
+everything behind the fork happens there. DALI's buffers become tensors without a copy, in the consumer's thread: DALI
+makes its stream wait for the data. DALI calls CUDA from threads of its own: a CUDA graph is to be captured with
+`capture_error_mode="thread_local"`.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -22,13 +24,14 @@ import torch
 from eco_fast_kernels import margin_of
 from nvidia.dali import fn, math, types
 from nvidia.dali.pipeline import pipeline_def
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from eco_fast.batch import Batch, Planner
 from eco_fast.config import Config
 from eco_fast.encoded import EncodedImages
 from eco_fast.images import Pixels
-from eco_fast.loader import Loader, cut_window
+from eco_fast.loader import Loader, cut_windows
 from eco_fast.sampler import Plan
 
 Inputs = list[Any]
@@ -36,9 +39,36 @@ Inputs = list[Any]
 Pictures = Sequence[Pixels] | EncodedImages
 Kinds = dict[str, Pictures]
 """Pictures under the names of their windows: hr, sr."""
+GROUP = 8  # steps at most that go through a pipeline together
+GROUP_BYTES = 4 << 20  # and of about so many bytes of windows, for several groups wait in memory
 
 
-class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
+@dataclass(frozen=True)
+class Windows:
+    """What a pipeline made for a group of steps."""
+
+    images: dict[str, Any]
+    """DALI's buffers by name, each with the samples of all steps."""
+    count: int
+    """Samples of a step."""
+
+    @property
+    def steps(self) -> int:
+        """How many the group has."""
+        return len(next(iter(self.images.values()))) // self.count
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The same memory as tensors, for the thread and the stream that first ask."""
+        return {name: from_dlpack(image.as_tensor()) for name, image in self.images.items()}
+
+    def of(self, place: int) -> dict[str, Any]:
+        """Those of one step of the group, counted from 0."""
+        samples = slice(place * self.count, (place + 1) * self.count)
+        return {name: tensor[samples] for name, tensor in self.tensors.items()}
+
+
+class DaliLoader(Loader[tuple[Batch, Windows, int]]):
     """Windows assembled by DALI.
 
     Args:
@@ -62,7 +92,8 @@ class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        super().__init__(Planner(config, _sizes(hr), rank, world), start, ahead=1)  # DALI keeps more
+        planner = Planner(config, _sizes(hr), rank, world)
+        super().__init__(planner, start, ahead=1, group=_group(planner, hr))  # DALI keeps more
         self._pictures = {"hr": hr} if sr is None else {"hr": hr, "sr": sr}
         self._device = device
         self._streams: dict[tuple[str, ...], _Stream] = {}
@@ -74,19 +105,18 @@ class DaliLoader(Loader[tuple[Batch, dict[str, Any]]]):
         for stream in self._streams.values():
             stream.close()
 
-    def _make(self, step: int) -> tuple[Batch, dict[str, Any]]:
+    def _make(self, step: int) -> tuple[Batch, Windows, int]:
         mix = self.planner.mix(step)
         wanted = {"hr": mix.reads_hr, "sr": mix.reads_sr}
         names = tuple(name for name in self._pictures if wanted[name])
         if names not in self._streams:
             pictures = {name: self._pictures[name] for name in names}
-            self._streams[names] = _Stream(self.planner, pictures, step, self._device)
-        return self.planner.batch(step, hr=None, sr=None), self._streams[names].take(step)
+            self._streams[names] = _Stream(self.planner, pictures, step, self._device, self.group)
+        return self.planner.batch(step, hr=None, sr=None), *self._streams[names].take(step)
 
-    def _hand_over(self, made: tuple[Batch, dict[str, Any]]) -> Batch:
-        batch, images = made
-        windows: dict[str, Any] = {name: from_dlpack(image.as_tensor()) for name, image in images.items()}
-        return replace(batch, **windows)
+    def _hand_over(self, made: tuple[Batch, Windows, int]) -> Batch:
+        batch, windows, place = made
+        return replace(batch, **windows.of(place))
 
 
 class _Stream:
@@ -97,20 +127,37 @@ class _Stream:
         pictures: where from, under the names of their windows.
         first: the first step that reads them.
         device: see `DaliLoader`.
+        group: steps that are read together.
     """
 
-    def __init__(self, planner: Planner, pictures: Kinds, first: int, device: str) -> None:
-        self._planner, self._pictures, self._first = planner, pictures, first
+    def __init__(self, planner: Planner, pictures: Kinds, first: int, device: str, group: int) -> None:
+        self._planner, self._pictures, self._first, self._group = planner, pictures, first, group
         self._last = planner.config.train.steps
         self._device = torch.device(device)
+        encoded = any(isinstance(one, EncodedImages) for one in pictures.values())
+        # numpy turns windows on their way at a third of the price of DALI's transposition on a CPU
+        self._cuts_turned = self._device.type == "cpu" and not encoded and planner.config.data.downsample != "dali"
         self._error: Exception | None = None
         self._next = first
-        self._pipeline = self._build(pictures, self._inputs, planner.count, max(planner.config.data.prefetch, 1))
+        self._windows: Windows | None = None
+        depth = -(-planner.config.data.prefetch // group)
+        self._pipeline = self._build(pictures, self._inputs, group * planner.count, max(depth, 1))
 
-    def take(self, step: int) -> dict[str, Any]:
-        """The windows of the next step of this kind, by name, and their LR images where the graph makes them."""
+    def take(self, step: int) -> tuple[Windows, int]:
+        """The windows of the next step of this kind, by name, and their LR images where the graph makes them.
+
+        Returns:
+            Those of its group, and its place there.
+        """
         assert step == self._next, "steps of one kind are one stretch"  # noqa: S101
         self._next += 1
+        place = (step - self._first) % self._group
+        if self._windows is None or place in (0, self._windows.steps):  # a group ends early before a broken picture
+            self._windows = self._run(step)
+        return self._windows, place
+
+    def _run(self, step: int) -> Windows:
+        """The windows of the group that begins at a step."""
         try:
             outputs: tuple[Any, ...] = self._pipeline.run()
         except StopIteration:
@@ -120,36 +167,40 @@ class _Stream:
             raise ValueError(self._culprit(step, error)) from error
         windows = dict(zip(self._pictures, outputs, strict=False))
         lr = zip(self._pictures, outputs[len(windows) :], strict=False)
-        return windows | {f"lr_of_{name}": image for name, image in lr}
+        return Windows(windows | {f"lr_of_{name}": image for name, image in lr}, self._planner.count)
 
     def close(self) -> None:
         """End DALI's threads."""
         self._pipeline = None
 
     def _inputs(self, index: int) -> Inputs:
-        step = self._first + index
+        step = self._first + index * self._group
         if self._error is not None or step >= self._last:
             raise StopIteration
-        try:
-            return self._read(self._pictures, self._planner.plan(step))
-        except Exception as error:
-            self._error = error  # for the consumer, after the batches that are under way
-            raise StopIteration from error
+        parts: list[Inputs] = []
+        for one in range(step, min(step + self._group, self._last)):
+            try:
+                parts.append(self._read(self._pictures, self._planner.plan(one)))
+            except Exception as error:  # noqa: BLE001 - for the consumer, after the batches that are under way
+                self._error = error
+                break
+        if not parts:
+            raise StopIteration
+        return parts[0] if len(parts) == 1 else [np.concatenate(values) for values in zip(*parts, strict=True)]
 
     def _read(self, kinds: Kinds, plan: Plan) -> Inputs:
-        inputs = [np.stack([plan.flip_rows, plan.flip_columns, plan.transpose], axis=1).astype(np.int32)]
+        orientation = np.stack([plan.flip_rows, plan.flip_columns, plan.transpose], axis=1).astype(np.int32)
+        inputs = [np.zeros_like(orientation) if self._cuts_turned else orientation]
         for pictures in kinds.values():
-            inputs += self._windows(pictures, plan)
+            inputs += self._cut(pictures, plan)
         return inputs
 
-    def _windows(self, pictures: Pictures, plan: Plan) -> Inputs:
+    def _cut(self, pictures: Pictures, plan: Plan) -> Inputs:
         config = self._planner.config
         margin, inner = margin_of(config.scale), config.scale * config.data.patch
         if not isinstance(pictures, EncodedImages):
             cut = np.empty((len(plan.image), inner + 2 * margin, inner + 2 * margin, 3), dtype=np.uint8)
-            for index, image in enumerate(plan.image):
-                top, left = plan.top[index], plan.left[index]
-                cut[index] = cut_window(pictures[image], top, left, inner, margin, config.scale)
+            cut_windows(pictures, plan, config, cut, turned=self._cuts_turned)
             return [cut]
         first = np.stack([plan.top, plan.left], axis=1) - margin
         ends = np.array([self._planner.sizes[image] for image in plan.image])
@@ -256,6 +307,14 @@ def _shrink(window: Any, size: list[int], start: list[int], end: list[int]) -> A
 def _round(image: Any) -> Any:
     """Half up, as MATLAB: DALI's own conversion takes ties to even."""
     return fn.cast(math.floor(image + 0.5), dtype=types.DALIDataType.UINT8)
+
+
+def _group(planner: Planner, pictures: Pictures) -> int:
+    """Steps that go through a pipeline together; files alone, since decoding them is what takes the time."""
+    if isinstance(pictures, EncodedImages):
+        return 1
+    side = planner.config.scale * (planner.config.data.patch + 4)
+    return min(max(GROUP_BYTES // (planner.count * side * side * 3), 1), GROUP)
 
 
 def _sizes(pictures: Pictures) -> list[tuple[int, int]]:

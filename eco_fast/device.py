@@ -1,6 +1,8 @@
 """The one place that asks what the machine can do."""
 
+import ctypes
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,9 @@ import torch
 
 from eco_fast import ranks
 from eco_fast.config import Train
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT_BYTES = 1 << 30  # larger blocks, and what lies free beyond so much at the heap's end, still go back to the system
 
 
 def pick_device(wanted: str) -> str:
@@ -35,6 +40,18 @@ def pick_device(wanted: str) -> str:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}")
     return wanted
+
+
+def keep_memory(device: str) -> None:
+    """On a CPU with glibc: let freed memory stay with the process, for the next step.
+
+    By default it goes back to the system in pieces and is fetched again page by page: thousands of page faults in a
+    step, up to a fifth of the quick start's (bench/README.md).
+    """
+    if device == "cpu" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(option, KEPT_BYTES)
 
 
 @contextmanager

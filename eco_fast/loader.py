@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -33,15 +34,18 @@ class Loader(ABC, Generic[Made]):
     Args:
         planner: what the batches hold.
         start: first step.
-        ahead: batches that may wait for the consumer.
+        ahead: groups of batches that may wait for the consumer.
+        group: batches that the thread makes in one go. It disturbs the training whenever it wakes up: where batches are
+            small, the fewer times the better.
     """
 
-    def __init__(self, planner: Planner, start: int, ahead: int) -> None:
-        self.config, self.planner = planner.config, planner
+    def __init__(self, planner: Planner, start: int, ahead: int, group: int = 1) -> None:
+        self.config, self.planner, self.group = planner.config, planner, group
         self.waited = 0.0
         """Seconds that the consumer has spent waiting for batches."""
         self._steps = iter(range(start, self.config.train.steps))
-        self._ready: queue.Queue[Made | Exception | None] = queue.Queue(maxsize=ahead)
+        self._ready: queue.Queue[list[Made | Exception | None]] = queue.Queue(maxsize=ahead)
+        self._taken: deque[Made | Exception | None] = deque()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -71,33 +75,38 @@ class Loader(ABC, Generic[Made]):
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        item = self._ready.get() if self._thread is not None else self._next_made()
+        item = self._next_ready() if self._thread is not None else self._next_made()
         self.waited += time.perf_counter() - began
-        if item is not None and not isinstance(item, Exception):
-            return self._hand_over(item)
-        if self._thread is not None:
-            self._ready.put(item)  # the thread has ended: whoever asks again gets the same answer
-        raise StopIteration if item is None else item
+        if item is None or isinstance(item, Exception):
+            self._taken.append(item)  # nothing follows: whoever asks again gets the same answer
+            raise StopIteration if item is None else item
+        return self._hand_over(item)
+
+    def _next_ready(self) -> Made | Exception | None:
+        if not self._taken:
+            self._taken.extend(self._ready.get())
+        return self._taken.popleft()
 
     def _next_made(self) -> Made | None:
         step = next(self._steps, None)
         return None if step is None else self._make(step)
 
     def _work(self) -> None:
-        item: Made | Exception | None = None
-        while not self._stop.is_set():
-            try:
-                item = self._next_made()
-            except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
-                item = error
+        ended = False
+        while not ended and not self._stop.is_set():
+            made: list[Made | Exception | None] = []
+            while not ended and len(made) < self.group:
+                try:
+                    made.append(self._next_made())
+                except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
+                    made.append(error)
+                ended = made[-1] is None or isinstance(made[-1], Exception)
             while not self._stop.is_set():
                 try:
-                    self._ready.put(item, timeout=0.1)
+                    self._ready.put(made, timeout=0.1)
                     break
                 except queue.Full:
                     continue
-            if item is None or isinstance(item, Exception):
-                return
 
 
 class PlainLoader(Loader[Batch]):
@@ -142,21 +151,24 @@ class PlainLoader(Loader[Batch]):
         return made
 
     def _windows(self, images: Sequence[Pixels], plan: Plan) -> Tensor:
-        margin = margin_of(self.config.scale)
-        inner = self.config.scale * self.config.data.patch
-        side = inner + 2 * margin
-        windows = empty_windows(len(plan.image), side, margin)
-        out = _whole_pixels(windows.numpy())
-        for index, image in enumerate(plan.image):
-            window = _whole_pixels(
-                cut_window(images[image], plan.top[index], plan.left[index], inner, margin, self.config.scale)
-            )
-            if plan.flip_rows[index]:
-                window = window[::-1]
-            if plan.flip_columns[index]:
-                window = window[:, ::-1]
-            out[index] = window.T if plan.transpose[index] else window
+        margin, inner = margin_of(self.config.scale), self.config.scale * self.config.data.patch
+        windows = empty_windows(len(plan.image), inner + 2 * margin, margin)
+        cut_windows(images, plan, self.config, windows.numpy())
         return windows
+
+
+def cut_windows(images: Sequence[Pixels], plan: Plan, config: Config, out: Pixels, *, turned: bool = True) -> None:
+    """Copy the plan's windows to `out`, uint8 [N, side, side, 3], whose rows are contiguous, turned or not."""
+    margin, inner = margin_of(config.scale), config.scale * config.data.patch
+    places = _whole_pixels(out)
+    samples = zip(*(value.tolist() for name, value in vars(plan).items() if name != "chance"), strict=True)
+    for place, (image, top, left, flip_rows, flip_columns, transpose) in zip(places, samples, strict=True):
+        window = _whole_pixels(cut_window(images[image], top, left, inner, margin, config.scale))
+        if turned and flip_rows:
+            window = window[::-1]
+        if turned and flip_columns:
+            window = window[:, ::-1]
+        place[:] = window.T if turned and transpose else window
 
 
 def _whole_pixels(pixels: Pixels) -> npt.NDArray[np.void]:

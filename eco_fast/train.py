@@ -21,7 +21,7 @@ from eco_fast import ranks
 from eco_fast.checkpoints import Checkpoints, load_state
 from eco_fast.config import Config
 from eco_fast.data import Pictures, open_loader
-from eco_fast.device import naming_memory, pick_device, why_not_compile
+from eco_fast.device import keep_memory, naming_memory, pick_device, why_not_compile
 from eco_fast.evaluate import finite, score_network
 from eco_fast.images import Pixels
 from eco_fast.interruption import Interrupted, Interruption
@@ -151,6 +151,7 @@ class TrainingState:
 
     def __init__(self, config: Config, device: str, saved: dict[str, Any] | None, label: str) -> None:
         self.config, self.device = config, device
+        keep_memory(device)
         self.precision: Precision = set_precision(config.train, device)
         self.network, kept = initial_network(config, warm=saved is None)
         if config.model.start_from and saved is None:

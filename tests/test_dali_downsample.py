@@ -93,8 +93,13 @@ def test_the_network_sees_the_same(photo: Pixels, objective: dict[str, Any]) -> 
     """At x2 both ways agree to the bit, whatever is blended."""
     config = recipe(2, **objective)
     centroid = (255 - photo).astype(np.uint8)
+    plain = PlainLoader(config, [photo], [centroid])
     with DaliLoader(config, [photo], [centroid]) as loader:
         for batch in loader:
+            same = plain.batch_at(batch.step)
+            for made, windows in ((batch.hr, same.hr), (batch.sr, same.sr)):  # turned by DALI, and by numpy
+                assert (made is None) == (windows is None)
+                assert made is None or windows is None or torch.equal(made, windows)
             expected = downsample_blend(
                 batch.hr if batch.mix.input > 0 else None,
                 batch.sr if batch.mix.input < 1 else None,
@@ -102,9 +107,9 @@ def test_the_network_sees_the_same(photo: Pixels, objective: dict[str, Any]) -> 
                 2,
                 transposed=batch.transposed,
             )
-            made = input_of(batch, config)
-            assert torch.equal(made, expected)
-            assert made.stride() == expected.stride()
+            lr = input_of(batch, config)
+            assert torch.equal(lr, expected)
+            assert lr.stride() == expected.stride()
 
 
 def test_noise_is_added_to_the_input(photo: Pixels) -> None:

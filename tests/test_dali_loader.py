@@ -200,12 +200,17 @@ def test_buffers_are_handed_over_without_a_copy_and_stay(pictures: list[Pixels])
         made = dali._make(0)
         first = dali._hand_over(made)
         assert first.hr is not None
-        assert first.hr.data_ptr() == made[1]["hr"].as_tensor().data_ptr()
-        before = first.hr.clone()
-        for step in range(1, 20):
+        windows = made[1]
+        assert first.hr.data_ptr() == windows.images["hr"].as_tensor().data_ptr()
+        second = dali._hand_over(dali._make(1))
+        assert second.hr is not None
+        assert second.hr.data_ptr() == first.hr.data_ptr() + first.hr.nbytes  # of the same group
+        before = first.hr.clone(), second.hr.clone()
+        for step in range(2, 20):
             dali._make(step)
-        assert torch.equal(first.hr, before)
-    assert torch.equal(first.hr, before)  # also when the loader has gone
+        assert torch.equal(first.hr, before[0])
+        assert torch.equal(second.hr, before[1])
+    assert torch.equal(first.hr, before[0])  # also when the loader has gone
 
 
 # --- ends ---
