@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import platform
+import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -408,3 +411,34 @@ def test_the_stopwatch_shares_out_its_window(monkeypatch: pytest.MonkeyPatch) ->
     shares = watch.shares()
     assert shares == {"data": 1 / 6, "forward": 2 / 6, "backward": 2 / 6, "optimizer": 1 / 6}
     assert watch.shares() is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
+    """In a process of its own: it cannot be taken back."""
+    program = """
+        import os
+        import torch
+        from eco_fast.device import keep_memory
+
+        def megabytes_left_after(count):
+            before = resident()
+            torch.ones(count * 250_000).sum()
+            return resident() - before
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+        torch.ones(1000).sum()
+        freed = megabytes_left_after(200)
+        keep_memory("cpu")
+        print(freed, megabytes_left_after(200), *(megabytes_left_after(count) for count in (200, 199, 50) * 10))
+    """
+    made = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, timeout=100
+    )
+    freed, kept, *more = map(float, made.stdout.split())
+    assert freed < 20
+    assert kept > 180
+    assert sum(more) < 20  # and it is used again
