@@ -14,7 +14,8 @@ from eco_fast import ranks
 from eco_fast.config import Train
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-KEPT_BYTES = 1 << 30  # larger blocks, and what lies free beyond so much at the heap's end, still go back to the system
+KEPT_BYTES = 1 << 30  # what lies free beyond so much at the heap's end still goes back to the system
+MAPPED_BYTES = 32 << 20  # so do blocks of this size, as by default: holes among them would cost half the memory again
 
 
 def pick_device(wanted: str) -> str:
@@ -50,8 +51,8 @@ def keep_memory(device: str) -> None:
     """
     if device == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(option, KEPT_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 @contextmanager

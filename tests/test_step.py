@@ -423,7 +423,7 @@ def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
 
         def megabytes_left_after(count):
             before = resident()
-            torch.ones(count * 250_000).sum()
+            [torch.ones(count * 25_000) for _ in range(10)]
             return resident() - before
 
         def resident():
@@ -433,7 +433,7 @@ def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
         torch.ones(1000).sum()
         freed = megabytes_left_after(200)
         keep_memory("cpu")
-        print(freed, megabytes_left_after(200), *(megabytes_left_after(count) for count in (200, 199, 50) * 10))
+        print(freed, megabytes_left_after(200), *(megabytes_left_after(200) for _ in range(9)))
     """
     made = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, timeout=100
@@ -441,4 +441,4 @@ def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
     freed, kept, *more = map(float, made.stdout.split())
     assert freed < 20
     assert kept > 180
-    assert sum(more[15:]) < 20  # and it is used again, once the blocks lie well
+    assert sum(more[4:]) < 20  # and it is used again, once the blocks lie well
