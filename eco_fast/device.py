@@ -47,7 +47,7 @@ def keep_memory(device: str) -> None:
     """On a CPU with glibc: let freed memory stay with the process, for the next step.
 
     By default it goes back to the system in pieces and is fetched again page by page: thousands of page faults in a
-    step, up to a fifth of the quick start's (bench/README.md).
+    step, a sixth of the quick start's time (bench/README.md).
     """
     if device == "cpu" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
