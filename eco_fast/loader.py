@@ -78,7 +78,8 @@ class Loader(ABC, Generic[Made]):
         item = self._next_ready() if self._thread is not None else self._next_made()
         self.waited += time.perf_counter() - began
         if item is None or isinstance(item, Exception):
-            self._taken.append(item)  # nothing follows: whoever asks again gets the same answer
+            if self._thread is not None:
+                self._taken.append(item)  # the thread has ended: whoever asks again gets the same answer
             raise StopIteration if item is None else item
         return self._hand_over(item)
 
