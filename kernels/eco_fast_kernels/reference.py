@@ -18,6 +18,7 @@ up after each of the two passes); Lee and Heo, AAAI 2024, Eq. 14; LAMB: You et a
 `torch_optimizer.Lamb` that rcan-it and the authors of ECO train with.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -71,19 +72,21 @@ def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transp
         uint8 [N, h, w, C], equal to the same crop of D of the whole image.
     """
     check_windows("downsample", windows, scale, rounding, transposed)
-    if transposed is not None:
-        windows = torch.where(transposed.view(-1, 1, 1, 1), windows.transpose(1, 2), windows)
-    centred = windows.to(torch.float32 if rounding == "uint8" else torch.float64) - 128
-    rows = _downsample_rows(centred, scale)
-    if rounding == "uint8":
-        rows = _round(rows, scale, passes=1)
-    # The second pass works along the first axis too, on contiguous memory: a strided walk over C=3 values is slow.
-    both = _downsample_rows(rows.transpose(1, 2).contiguous(), scale)
-    both = _round(both, scale, passes=1 if rounding == "uint8" else 2)
-    out = both.transpose(1, 2) + 128
-    if transposed is not None:
-        out = torch.where(transposed.view(-1, 1, 1, 1), out.transpose(1, 2), out)
-    return out.contiguous().to(torch.uint8)  # in this order: torch is slow at turning bytes
+    channels = windows.shape[3]
+    centred = windows.flatten(2).to(torch.float32 if rounding == "uint8" else torch.float64) - 128
+    if rounding == "im2double":  # exact up to its only rounding, in either order of the passes
+        out = _round(_pass_columns(_pass_rows(centred, scale), scale, channels), scale, passes=2)
+    else:
+        out = _round(_pass_columns(_round(_pass_rows(centred, scale), scale), scale, channels), scale)
+        if transposed is not None:
+            columns_first = _round(_pass_rows(_round(_pass_columns(centred, scale, channels), scale), scale), scale)
+            out = torch.where(transposed.view(-1, 1, 1), columns_first, out)
+    out = (out + 128).to(torch.uint8)
+    # One pixel of `scale` is picked from memory: sums over pixels that lie apart would be no work for vectors, so a
+    # compiler must not push this step into them, as it would with any other kind of view.
+    height, width = (size // scale - 4 for size in windows.shape[1:3])
+    picked = out.as_strided((len(out), height, width, channels), (*out.stride()[:2], channels * scale, 1))
+    return picked.contiguous()
 
 
 def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor:
@@ -205,7 +208,8 @@ def blended_loss_and_gradient(
         slope = difference / loss
     of_mean = 255 / prediction.numel()
     gradient = (slope * (of_mean if gradient_scale is None else gradient_scale * of_mean)).to(prediction.dtype)
-    return loss.mean(), gradient.contiguous(memory_format=torch.channels_last)
+    samples, channels, height, width = prediction.shape
+    return loss.mean(), gradient.view(samples, height, width, channels).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -274,24 +278,34 @@ def lamb_step(
             mean.lerp_(p, 1 - average_decay)
 
 
-def _downsample_rows(centred: Tensor, scale: int) -> Tensor:
-    """Weighted sums (before the division) along axis 1 of [N, scale*h + 4*scale, ...]: [N, h, ...]."""
+def _pass_rows(values: Tensor, scale: int) -> Tensor:
+    """Weighted sums (before the division) of the rows [N, scale*h + 4*scale, ...]: [N, h, ...]."""
+    first, reach = _first_tap(scale), values.shape[1] - 5 * scale + 1
+    return _weighted(lambda tap: values[:, first + tap : first + tap + reach : scale], scale)
+
+
+def _pass_columns(values: Tensor, scale: int, channels: int) -> Tensor:
+    """The same of the columns of [N, H, (scale*w + 4*scale) * C], at every pixel: [N, H, (scale*w - scale + 1) * C]."""
+    first, reach = _first_tap(scale), values.shape[2] // channels - 5 * scale + 1
+    return _weighted(lambda tap: values[..., channels * (first + tap) : channels * (first + tap + reach)], scale)
+
+
+def _first_tap(scale: int) -> int:
+    return scale // 2 if scale % 2 == 0 else 2
+
+
+def _weighted(values: Callable[[int], Tensor], scale: int) -> Tensor:
+    """The sum of the stencil's weights times what is under its taps."""
     half, _ = STENCILS[scale]
     taps = 4 * scale if scale % 2 == 0 else 4 * scale - 1
-    first = scale // 2 if scale % 2 == 0 else 2
-    reach = centred.shape[1] - 4 * scale - scale + 1  # distance from the first to the last output's tap, plus 1
-
-    def tap(index: int) -> Tensor:
-        return centred[:, first + index : first + index + reach : scale]
-
-    total = torch.zeros_like(tap(0))
+    total = torch.zeros_like(values(0))
     for index, weight in enumerate(half):
         mirrored = taps - 1 - index
-        total.add_(tap(index) if mirrored == index else tap(index) + tap(mirrored), alpha=weight)
+        total.add_(values(index) if mirrored == index else values(index) + values(mirrored), alpha=weight)
     return total
 
 
-def _round(total: Tensor, scale: int, passes: int) -> Tensor:
+def _round(total: Tensor, scale: int, passes: int = 1) -> Tensor:
     """Divide by the stencil's denominator and round half up, as whole grey levels centred on 128, clipped."""
     _, denominator = STENCILS[scale]
     return (total / float(denominator**passes) + 0.5).floor().clamp(-128, 127)
@@ -299,25 +313,25 @@ def _round(total: Tensor, scale: int, passes: int) -> Tensor:
 
 def _blend(hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
     """The blend sr + alpha * (hr - sr) in float32, 0..255; this form returns hr and sr themselves at 1 and 0."""
-    weight = alpha.view(-1, 1, 1, 1) if alpha.ndim else alpha
+    weight = alpha.view(-1, *[1] * (hr.ndim - 1)) if alpha.ndim else alpha
     real, centroid = hr.float(), sr.float()
     return centroid + weight * (real - centroid)
 
 
 def _difference(prediction: Tensor, hr: Tensor | None, sr: Tensor | None, alpha: Tensor, margin: int) -> Tensor:
-    """255 * prediction - target in float32: [N, C, H, W], in grey levels."""
-    first, second = (_interior(windows, margin) for windows in _present("blended_loss", hr, sr))
-    target = _blend(first, second, alpha).permute(0, 3, 1, 2)
-    if target.shape != prediction.shape:
+    """255 * prediction - target in float32, in grey levels: [N, H, W * C], so that a compiler sees rows long enough."""
+    first, second = _present("blended_loss", hr, sr)
+    samples, channels, height, width = prediction.shape
+    expected = (samples, height + 2 * margin, width + 2 * margin, channels)
+    if first.shape != expected:
         raise ValueError(
-            f"blended_loss: with a margin of {margin} the targets are {tuple(target.shape)} (NCHW), "
-            f"but the prediction is {tuple(prediction.shape)}"
+            f"blended_loss: a prediction of {tuple(prediction.shape)} (NCHW) and a margin of {margin} need windows of "
+            f"{expected}, got {tuple(first.shape)}"
         )
-    return prediction.float() * 255 - target
-
-
-def _interior(windows: Tensor, margin: int) -> Tensor:
-    return windows[:, margin : windows.shape[1] - margin, margin : windows.shape[2] - margin]
+    rows, values = slice(margin, margin + height), slice(channels * margin, channels * (margin + width))
+    real, centroid = (windows.flatten(2)[:, rows, values] for windows in (first, second))
+    target = _blend(real, centroid, alpha)
+    return prediction.permute(0, 2, 3, 1).flatten(2).float() * 255 - target
 
 
 def _present(op: str, hr: Tensor | None, sr: Tensor | None) -> tuple[Tensor, Tensor]:
