@@ -1,5 +1,6 @@
 """What the network computes in, and the scaling that 16-bit gradients need."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -60,6 +61,8 @@ def set_precision(train: Train, device: str) -> Precision:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision.name == "tf32"
     if torch.are_deterministic_algorithms_enabled() != train.deterministic:  # setting it imports the compiler
         torch.use_deterministic_algorithms(train.deterministic)
+    if train.deterministic:  # torch then refuses matrix products on a GPU unless cuBLAS is told to repeat itself
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not train.deterministic  # patches keep their size: the search pays once
     return precision
 

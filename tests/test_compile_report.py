@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from eco_fast_kernels import report
-from eco_fast_kernels.reference import LOSS_KINDS, ROUNDINGS, STENCILS
+from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
+from eco_fast_kernels.reference import LOSS_KINDS
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 # One process compiles the largest kernels for the oldest generation, which has the fewest registers to spare; the other

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from eco_fast_kernels import downsample, downsample_blend, empty_windows, margin_of
-from eco_fast_kernels.reference import STENCILS
+from eco_fast_kernels.downsampling import STENCILS
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.images import Pixels

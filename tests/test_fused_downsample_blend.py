@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eco_fast_kernels import empty_windows, margin_of, move_windows, reference
+from eco_fast_kernels import downsampling, empty_windows, margin_of, move_windows, reference
+from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS, Rounding
 from eco_fast_kernels.fused import downsample_blend as fused
-from eco_fast_kernels.reference import ROUNDINGS, STENCILS, Rounding
 from eco_fast_kernels.windows import are_windows
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def test_d_is_the_references_to_the_byte(
     made = launch(windows, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
     assert made.dtype == torch.uint8
     assert made.is_contiguous()
-    assert torch.equal(made, reference.downsample(windows, scale, rounding))
+    assert torch.equal(made, downsampling.downsample(windows, scale, rounding))
 
 
 @EVERY_SCALE
@@ -79,14 +79,14 @@ def test_d_is_the_references_to_the_byte(
 def test_rows_of_several_programs(device: str, scale: int, rounding: Rounding) -> None:
     windows = random_windows(1, 1, fused.PIXELS + 2, scale)
     made = launch(windows, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
-    assert torch.equal(made, reference.downsample(windows, scale, rounding))
+    assert torch.equal(made, downsampling.downsample(windows, scale, rounding))
 
 
 @pytest.mark.parametrize("width", [47, 48, 49, 96, 97])
 def test_rows_that_end_near_a_programs_end(device: str, width: int) -> None:
     windows = random_windows(1, 1, width, 2)
     made = launch(windows, None, THIRD, 2, device=device, dtype=torch.uint8)
-    assert torch.equal(made, reference.downsample(windows, 2))
+    assert torch.equal(made, downsampling.downsample(windows, 2))
 
 
 @EVERY_SCALE
@@ -106,9 +106,9 @@ def test_transposed_samples(device: str, scale: int, rounding: Rounding) -> None
     flags = torch.tensor([False, True])
     windows = torch.where(flags.view(2, 1, 1, 1), upright.transpose(1, 2), upright).contiguous()
     made = launch(windows, None, THIRD, scale, rounding, device=device, transposed=flags, dtype=torch.uint8)
-    assert torch.equal(made, reference.downsample(windows, scale, rounding, flags))
+    assert torch.equal(made, downsampling.downsample(windows, scale, rounding, flags))
     turned_back = torch.where(flags.view(2, 1, 1, 1), made.transpose(1, 2), made)
-    assert torch.equal(turned_back, reference.downsample(upright, scale, rounding))
+    assert torch.equal(turned_back, downsampling.downsample(upright, scale, rounding))
     # The flag matters where MATLAB rounds between the passes, and only there; rarely in a few pixels of large scales.
     if scale < 4 or rounding == "im2double":
         unaware = launch(windows, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
@@ -127,7 +127,7 @@ def test_flags_and_weights_may_be_views(device: str) -> None:
     one = fused.launch(
         windows.to(device), None, THIRD.to(device), 2, "uint8", torch.tensor(True, device=device).expand(3), torch.uint8
     )
-    assert torch.equal(one.cpu(), reference.downsample(windows, 2, "uint8", torch.tensor([True] * 3)))
+    assert torch.equal(one.cpu(), downsampling.downsample(windows, 2, "uint8", torch.tensor([True] * 3)))
 
 
 # --- the blend ---
@@ -166,7 +166,7 @@ def test_strides_are_channels_last(device: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("alpha", [torch.tensor(0.3), torch.tensor([0.1, 0.6, 0.9])], ids=["scalar", "per sample"])
 def test_blend_of_any_weight_is_as_near_to_float64_as_the_reference(device: str, alpha: Tensor) -> None:
     hr, sr = random_windows(3, 2, 4, 2), random_windows(3, 2, 4, 2)
-    of_hr, of_sr = (reference.downsample(image, 2).double().movedim(3, 1) for image in (hr, sr))
+    of_hr, of_sr = (downsampling.downsample(image, 2).double().movedim(3, 1) for image in (hr, sr))
     exact = (of_sr + alpha.double().reshape(-1, 1, 1, 1) * (of_hr - of_sr)) / 255
     plain = reference.downsample_blend(hr, sr, alpha, 2)
     made = launch(hr, sr, alpha, 2, device=device)
@@ -239,7 +239,7 @@ PAIRS = (
 def test_layouts_give_the_same_bytes(device: str, scale: int, layout: str) -> None:
     windows = random_windows(3, 1, 1, scale)
     made = launch(laid_out(windows, layout, scale), None, THIRD, scale, device=device, dtype=torch.uint8)
-    assert torch.equal(made, reference.downsample(windows, scale))
+    assert torch.equal(made, downsampling.downsample(windows, scale))
 
 
 @pytest.mark.parametrize("layouts", PAIRS, ids=" and ".join)

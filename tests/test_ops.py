@@ -10,13 +10,15 @@ from eco_fast_kernels import (
     blended_loss,
     downsample,
     downsample_blend,
+    downsampling,
     empty_windows,
     imresize,
     lamb_step,
     reference,
     registration,
 )
-from eco_fast_kernels.reference import LOSS_KINDS, ROUNDINGS, STENCILS
+from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
+from eco_fast_kernels.reference import LOSS_KINDS
 from eco_fast_kernels.windows import aligned_start, alike, row_bytes
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -213,8 +215,10 @@ def test_a_loss_that_is_not_finite_says_so() -> None:
 @pytest.mark.parametrize("scale", sorted(STENCILS))
 def test_cpu_tensors_run_the_reference(scale: int, rounding: Any) -> None:
     images, flags = random_bytes(2, 5 * scale, 5 * scale, 3), torch.tensor([True, False])
-    assert torch.equal(downsample(images, scale, rounding, flags), reference.downsample(images, scale, rounding, flags))
-    assert torch.equal(imresize(images, scale, rounding), reference.imresize(images, scale, rounding))
+    assert torch.equal(
+        downsample(images, scale, rounding, flags), downsampling.downsample(images, scale, rounding, flags)
+    )
+    assert torch.equal(imresize(images, scale, rounding), downsampling.imresize(images, scale, rounding))
     blend = reference.downsample_blend(images, images.flip(0), HALF, scale, rounding, transposed=flags)
     assert torch.equal(
         downsample_blend(images, images.flip(0), HALF, scale, rounding, transposed=flags, dtype=torch.float16),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from eco_fast_kernels import empty_windows, margin_of, move_windows
-from eco_fast_kernels.reference import STENCILS
+from eco_fast_kernels.downsampling import STENCILS
 from eco_fast_kernels.windows import ALIGNMENT, aligned_start, alike, are_windows, row_bytes
 from torch import Tensor
 

@@ -6,18 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eco_fast_kernels.reference import (
-    LOSS_KINDS,
-    STENCILS,
-    LossKind,
-    Rounding,
-    blended_loss,
-    downsample,
-    downsample_blend,
-    lamb_step,
-    margin_of,
-    symmetric_indices,
-)
+from eco_fast_kernels.downsampling import STENCILS, Rounding, downsample, margin_of, symmetric_indices
+from eco_fast_kernels.reference import LOSS_KINDS, LossKind, blended_loss, downsample_blend, lamb_step
 from torch import Tensor
 
 SCALAR_AND_PER_SAMPLE = pytest.mark.parametrize("alpha", [torch.tensor(0.3), torch.tensor([0.0, 0.25, 0.7, 1.0])])

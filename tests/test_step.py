@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -240,6 +241,21 @@ def test_precisions_that_a_cpu_has() -> None:
     assert [Precision(name).dtype for name in ("tf32", "bf16", "fp16")] == [None, torch.bfloat16, torch.float16]
     with pytest.raises(ValueError, match=r"train\.precision=tf32 needs a GPU of sm_80 or newer, the device is cpu"):
         set_precision(Train(precision="tf32"), "cpu")
+
+
+def test_deterministic_mode_tells_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        set_precision(Train(), "cpu")
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        set_precision(Train(deterministic=True), "cpu")
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # one of the two that torch's manual names
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the other, chosen by the user
+        set_precision(Train(deterministic=True), "cpu")
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        set_precision(Train(), "cpu")
 
 
 # --- running average ---

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from eco_fast_kernels import reference
+from eco_fast_kernels import downsampling
 from eco_fast_kernels.windows import CHANNELS, are_windows
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -13,7 +13,7 @@ def check_windows(
     op: str, windows: Tensor, other: Tensor | None, scale: int, rounding: str, transposed: Tensor | None
 ) -> None:
     """Refuse windows that cannot be downsampled, or that do not match each other."""
-    reference.check_windows(op, windows, scale, rounding, transposed)
+    downsampling.check_windows(op, windows, scale, rounding, transposed)
     check_bytes(op, "the window", windows)
     if windows.shape[3] != CHANNELS:
         raise ValueError(f"{op}: the kernels are made for {CHANNELS} channels, got {tuple(windows.shape)}")

@@ -8,7 +8,7 @@ with what is around (`bench/bench_ops.py` says what that brings).
 import torch
 from torch import Tensor
 
-from eco_fast_kernels import reference, registration  # noqa: F401 - registering is the import's effect
+from eco_fast_kernels import downsampling, reference, registration  # noqa: F401 - registering is the import's effect
 from eco_fast_kernels.checks import (
     check_alpha,
     check_bytes,
@@ -19,20 +19,21 @@ from eco_fast_kernels.checks import (
     is_dense,
     same_layout,
 )
-from eco_fast_kernels.reference import LossKind, Rounding
+from eco_fast_kernels.downsampling import Rounding
+from eco_fast_kernels.reference import LossKind
 from eco_fast_kernels.windows import either
 
 
 def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
-    """D of windows that carry a margin: `reference.downsample`, to the byte, on every device."""
+    """D of windows that carry a margin: `downsampling.downsample`, to the byte, on every device."""
     check_windows("downsample", windows, None, scale, rounding, transposed)
     result: Tensor = torch.ops.eco_fast.downsample(windows, scale, rounding, transposed)
     return result
 
 
 def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor:
-    """D of whole images of any size: `reference.imresize`, to the byte, on every device."""
-    return downsample(reference.with_margin(images, scale), scale, rounding)
+    """D of whole images of any size: `downsampling.imresize`, to the byte, on every device."""
+    return downsample(downsampling.with_margin(images, scale), scale, rounding)
 
 
 def downsample_blend(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eco_fast_kernels import reference
+from eco_fast_kernels import downsampling, reference
 from eco_fast_kernels.checks import check_alpha_range
 from eco_fast_kernels.windows import either
 
@@ -19,7 +19,7 @@ NAMESPACE = "eco_fast"
 
 @torch.library.custom_op(f"{NAMESPACE}::downsample", mutates_args=(), device_types="cpu")
 def _downsample(windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
-    return reference.downsample(windows, scale, rounding, transposed)  # type: ignore[arg-type]
+    return downsampling.downsample(windows, scale, rounding, transposed)  # type: ignore[arg-type]
 
 
 @_downsample.register_kernel("cuda")

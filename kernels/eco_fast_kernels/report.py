@@ -24,10 +24,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
 from eco_fast_kernels.fused import blended_loss as loss
 from eco_fast_kernels.fused import downsample_blend as blend
 from eco_fast_kernels.fused import lamb_step as lamb
-from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS, ROUNDINGS, STENCILS
+from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS
 from eco_fast_kernels.windows import empty_windows, row_bytes
 
 TARGETS = (75, 80, 86, 90)  # TITAN RTX, A100, A6000, H100

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eco_fast_kernels.reference import STENCILS, Rounding
+from eco_fast_kernels.downsampling import STENCILS, Rounding
 from eco_fast_kernels.windows import ALIGNMENT, aligned_start, alike, either, row_bytes
 
 CHANNELS = 3
