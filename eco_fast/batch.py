@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from eco_fast_kernels import move_windows
+from eco_fast_kernels import margin_of, move_windows
 from torch import Tensor
 
 from eco_fast.config import Config
@@ -105,6 +105,11 @@ class Planner:
     def count(self) -> int:
         """Samples of this rank in a batch."""
         return self.samples.stop - self.samples.start
+
+    @property
+    def side(self) -> int:
+        """HR pixels of a window's side, its margins included."""
+        return self.config.scale * self.config.data.patch + 2 * margin_of(self.config.scale)
 
     def _plan(self, step: int) -> Plan:
         return self.sampler.plan(step).part(self.samples)

@@ -196,15 +196,14 @@ class _Stream:
         return inputs
 
     def _cut(self, pictures: Pictures, plan: Plan) -> Inputs:
-        config = self._planner.config
-        margin, inner = margin_of(config.scale), config.scale * config.data.patch
+        config, side = self._planner.config, self._planner.side
         if not isinstance(pictures, EncodedImages):
-            cut = np.empty((len(plan.image), inner + 2 * margin, inner + 2 * margin, 3), dtype=np.uint8)
+            cut = np.empty((len(plan.image), side, side, 3), dtype=np.uint8)
             cut_windows(pictures, plan, config, cut, turned=self._cuts_turned)
             return [cut]
-        first = np.stack([plan.top, plan.left], axis=1) - margin
+        first = np.stack([plan.top, plan.left], axis=1) - margin_of(config.scale)
         ends = np.array([self._planner.sizes[image] for image in plan.image])
-        low, high = np.maximum(first, 0), np.minimum(first + inner + 2 * margin, ends)
+        low, high = np.maximum(first, 0), np.minimum(first + side, ends)
         files = [pictures.read(image) for image in plan.image]
         return [files, *(value.astype(np.int32) for value in (low, high - low, first - low))]
 
@@ -313,8 +312,7 @@ def _group(planner: Planner, pictures: Pictures) -> int:
     """Steps that go through a pipeline together; files alone, since decoding them is what takes the time."""
     if isinstance(pictures, EncodedImages):
         return 1
-    side = planner.config.scale * (planner.config.data.patch + 4)
-    return min(max(GROUP_BYTES // (planner.count * side * side * 3), 1), GROUP)
+    return min(max(GROUP_BYTES // (planner.count * planner.side**2 * 3), 1), GROUP)
 
 
 def _sizes(pictures: Pictures) -> list[tuple[int, int]]:

@@ -152,8 +152,7 @@ class PlainLoader(Loader[Batch]):
         return made
 
     def _windows(self, images: Sequence[Pixels], plan: Plan) -> Tensor:
-        margin, inner = margin_of(self.config.scale), self.config.scale * self.config.data.patch
-        windows = empty_windows(len(plan.image), inner + 2 * margin, margin)
+        windows = empty_windows(len(plan.image), self.planner.side, margin_of(self.config.scale))
         cut_windows(images, plan, self.config, windows.numpy())
         return windows
 
