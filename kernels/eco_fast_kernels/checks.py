@@ -39,6 +39,17 @@ def check_bytes(op: str, name: str, image: Tensor) -> None:
         )
 
 
+def check_target(op: str, name: str, image: Tensor, prediction: Tensor, margin: int) -> None:
+    """Refuse an image that is not as large as the prediction with its margin."""
+    samples, channels, height, width = prediction.shape
+    expected = (samples, height + 2 * margin, width + 2 * margin, channels)
+    if margin < 0 or tuple(image.shape) != expected:
+        raise ValueError(
+            f"{op}: a prediction of {tuple(prediction.shape)} and a margin of {margin} need {name} of {expected}, "
+            f"got {tuple(image.shape)}"
+        )
+
+
 def check_alpha(op: str, alpha: Tensor, windows: Tensor) -> None:
     """Refuse what is not one weight, or one per sample."""
     if alpha.dtype != torch.float32 or tuple(alpha.shape) not in ((), (windows.shape[0],)):

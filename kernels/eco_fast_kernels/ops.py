@@ -15,6 +15,7 @@ from eco_fast_kernels.checks import (
     check_device,
     check_dtype,
     check_scalar,
+    check_target,
     check_windows,
     is_dense,
     same_layout,
@@ -105,14 +106,7 @@ def blended_loss(
         if image is not None:
             check_bytes("blended_loss", name, image)
             check_device("blended_loss", name, image, prediction)
-    samples, channels, height, width = prediction.shape
-    expected = (samples, height + 2 * margin, width + 2 * margin, channels)
-    for name, image in (("hr", hr), ("sr", sr)):
-        if image is not None and (tuple(image.shape) != expected or margin < 0):
-            raise ValueError(
-                f"blended_loss: a prediction of {tuple(prediction.shape)} and a margin of {margin} need {name} of "
-                f"{expected}, got {tuple(image.shape)}"
-            )
+            check_target("blended_loss", name, image, prediction, margin)
     check_alpha("blended_loss", alpha, windows)
     if gradient_scale is not None:
         check_scalar("blended_loss", "gradient_scale", gradient_scale, torch.float32, prediction)

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from eco_fast_kernels.checks import check_target
 from eco_fast_kernels.downsampling import Rounding, downsample
 from eco_fast_kernels.windows import either
 
@@ -200,13 +201,8 @@ def _blend(hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
 def _difference(prediction: Tensor, hr: Tensor | None, sr: Tensor | None, alpha: Tensor, margin: int) -> Tensor:
     """255 * prediction - target in float32, in grey levels: [N, H, W * C], so that a compiler sees rows long enough."""
     first, second = _present("blended_loss", hr, sr)
-    samples, channels, height, width = prediction.shape
-    expected = (samples, height + 2 * margin, width + 2 * margin, channels)
-    if first.shape != expected:
-        raise ValueError(
-            f"blended_loss: a prediction of {tuple(prediction.shape)} (NCHW) and a margin of {margin} need windows of "
-            f"{expected}, got {tuple(first.shape)}"
-        )
+    check_target("blended_loss", "windows", first, prediction, margin)
+    _, channels, height, width = prediction.shape
     rows, values = slice(margin, margin + height), slice(channels * margin, channels * (margin + width))
     real, centroid = (windows.flatten(2)[:, rows, values] for windows in (first, second))
     target = _blend(real, centroid, alpha)
