@@ -22,7 +22,7 @@ from eco_fast.models import (
     warm_start,
 )
 from eco_fast.models.edsr import EDSR
-from eco_fast.models.network import PixelShuffle, shuffled
+from eco_fast.models.network import SubPixelConvolution
 
 SCALES = (2, 3, 4, 8)
 BASELINE, LARGE = (64, 16, 1.0), (256, 32, 0.1)  # features, blocks, residual scale
@@ -308,11 +308,21 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_pixel_shuffle_stays_channels_last_everywhere(factor: int) -> None:
-    """On a CPU by torch's own, elsewhere by ours."""
-    x = torch.rand(2, 5 * factor**2, 4, 7).contiguous(memory_format=torch.channels_last)
-    ours = shuffled(x, factor)
-    torch.testing.assert_close(ours, F.pixel_shuffle(x, factor), rtol=0, atol=0)
-    for out in (ours, PixelShuffle(factor)(x), PixelShuffle(factor)(x.to("meta"))):
-        assert out.shape == (2, 5, 4 * factor, 7 * factor)
-        assert out.is_contiguous(memory_format=torch.channels_last)
+def test_sub_pixel_convolution_is_a_convolution_and_a_pixel_shuffle(factor: int) -> None:
+    """In the values, in every gradient, and in the keys of a checkpoint; channels_last comes out on every device."""
+    torch.manual_seed(0)
+    ours = SubPixelConvolution(7, 5, factor).double()
+    plain = nn.Sequential(nn.Conv2d(7, 5 * factor**2, 3, padding=1), nn.PixelShuffle(factor)).double()
+    assert nn.Sequential(ours).state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(nn.Sequential(ours).state_dict())
+    x = torch.rand(2, 7, 4, 6, dtype=torch.float64)
+    results = []
+    for network in (ours, plain):
+        image = x.clone().requires_grad_()
+        out = network(image)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
+        results.append([out, image.grad, *(parameter.grad for parameter in network.parameters())])
+    assert results[0][0].shape == (2, 5, 4 * factor, 6 * factor)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    for one in (results[0][0], ours.to("meta")(x.to("meta"))):
+        assert one.is_contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eco_fast.models.network import (
     RGB_MEAN,
     Network,
-    PixelShuffle,
+    SubPixelConvolution,
     conv3x3,
     reflected,
     scale_of,
@@ -92,7 +92,7 @@ class SwinIR(Network):
             self.conv_last: nn.Module = conv3x3(UPSAMPLER_FEATURES, 3)
         else:
             self.conv_before_upsample = nn.Sequential()
-            self.upsample = nn.Sequential(conv3x3(features, 3 * scale**2), PixelShuffle(scale))
+            self.upsample = nn.Sequential(SubPixelConvolution(features, 3, scale))
             self.conv_last = nn.Identity()
         self.apply(_initialise)
 
