@@ -184,10 +184,11 @@ def _evaluate(arguments: Arguments) -> None:
     checkpoint = arguments.checkpoint is not None and arguments.data is not None
     if pictures == checkpoint or (arguments.sr is None) != (arguments.hr is None):
         raise ValueError("evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR")
-    if pictures and arguments.save_images:
-        raise ValueError("--save-images goes with CHECKPOINT: the pictures of --sr exist already")
-    if pictures and arguments.noise_sigma:
-        raise ValueError("--noise-sigma goes with CHECKPOINT: the pictures of --sr exist already, noisy or not")
+    unused = {"save_images": None, "noise_sigma": 0.0, "rounding": "uint8", "device": "auto", "tile": None}
+    for option, default in unused.items():
+        if pictures and getattr(arguments, option) != default:
+            name = option.replace("_", "-")
+            raise ValueError(f"--{name} goes with CHECKPOINT: the pictures of --sr exist already")
     tile = checked_tile(arguments)
     with ranks.joined(TIMEOUT):
         if pictures:

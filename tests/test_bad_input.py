@@ -267,6 +267,14 @@ def test_evaluate_wants_a_checkpoint_or_pictures(given: list[str], capsys: pytes
     assert said == "evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR"
 
 
+@pytest.mark.parametrize(
+    "option", ["--save-images D", "--noise-sigma 5", "--rounding im2double", "--device cpu", "--tile 9"]
+)
+def test_pictures_that_exist_take_no_option_of_a_checkpoint(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "evaluate", "--sr", "sr", "--hr", "hr", "--scale", "2", *option.split())
+    assert said == f"{option.split(maxsplit=1)[0]} goes with CHECKPOINT: the pictures of --sr exist already"
+
+
 @pytest.mark.usefixtures("here")
 def test_devices_and_tiles_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     upscale = ("upscale", "x2.safetensors", "hr", "out")

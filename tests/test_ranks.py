@@ -1,6 +1,8 @@
 """Several processes, one training: the same batches, the same weights, and named causes when one of them fails."""
 
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -73,6 +75,8 @@ if code == 0:  # the group is gone, with its threads: they would disturb the end
     code = ", ".join(name for name in names if "gloo" in name) or 0
 sys.exit(code)
 """
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["eco_fast.train", "eco_fast.evaluate", "torch._dynamo"])  # seconds for every rank
 Answers = list[tuple[int, str, str]]
 
 
@@ -108,30 +112,37 @@ def launch(
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
+    settings = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "FAULT": fault}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "script.py", *command, *arguments],
-            cwd=folder,
-            env=environment(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(world),
-                MASTER_ADDR="localhost",
-                MASTER_PORT=port,
-                FAULT=fault,
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        PROCESSES.Process(target=run_rank, args=(folder, rank, settings, [*command, *arguments]))
         for rank in range(world)
     ]
-    try:
-        said = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    answers: Answers = []
+    for rank, process in enumerate(processes):
+        process.kill()  # one that has not ended
+        process.join()
+        assert process.exitcode is not None
+        out, errors = (said_by(folder, rank, stream).read_text(encoding="utf-8") for stream in (1, 2))
+        answers.append((process.exitcode, out, errors))
+    return answers
+
+
+def run_rank(folder: Path, rank: int, settings: dict[str, str], arguments: list[str]) -> None:
+    """What `python script.py ARGUMENTS` does, in a process that has imported everything."""
+    os.chdir(folder)
+    for stream in (1, 2):
+        os.dup2(os.open(said_by(folder, rank, stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.environ |= {**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    sys.argv = ["script.py", *arguments]
+    runpy.run_path("script.py", run_name="__main__")
+
+
+def said_by(folder: Path, rank: int, stream: int) -> Path:
+    return folder / f"rank-{rank}.{stream}"
 
 
 def losses(run: Path) -> list[float]:
