@@ -46,7 +46,6 @@ from eco_fast.telemetry import Telemetry
 from eco_fast.train import TrainingState
 
 ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (13, 12)}  # rounds, and steps in each
-apart: dict[str, Work] = {}
 SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so that they do not disturb what comes next
 
 
@@ -136,6 +135,9 @@ def plain_upsampling(network: nn.Module) -> None:
             if isinstance(layer, SubPixelConvolution):
                 convolution = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1).to(layer.weight.device)
                 parent.register_module(name, nn.Sequential(convolution, nn.PixelShuffle(layer.factor)))
+
+
+apart: dict[str, Work] = {}  # filled in the process apart alone
 
 
 def start_apart(way: Callable[..., Work], *arguments: object) -> None:

@@ -119,15 +119,16 @@ def launch(
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(timeout=60)
     answers: Answers = []
-    for rank, process in enumerate(processes):
-        process.kill()  # one that has not ended
-        process.join()
-        assert process.exitcode is not None
-        out, errors = (said_by(folder, rank, stream).read_text(encoding="utf-8") for stream in (1, 2))
-        answers.append((process.exitcode, out, errors))
+    try:
+        for rank, process in enumerate(processes):
+            process.join(timeout=60)
+            assert process.exitcode is not None, f"rank {rank} has not ended"
+            out, errors = (said_by(folder, rank, stream).read_text(encoding="utf-8") for stream in (1, 2))
+            answers.append((process.exitcode, out, errors))
+    finally:
+        for process in processes:
+            process.kill()
     return answers
 
 

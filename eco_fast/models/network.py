@@ -117,8 +117,8 @@ class MeanShift(nn.Module):
 class SubPixelConvolution(nn.Conv2d):
     """A 3x3 convolution whose output channels become squares of pixels; its weights are those before a `PixelShuffle`.
 
-    That one would gather every pixel from channels far apart. Here the convolution has its output channels in another
-    order, and whole pixels move: a quarter of the time, on every device, and channels_last stays channels_last.
+    In channels_last that one would gather every pixel from channels far apart. Here the convolution has its output
+    channels in another order, so that whole pixels move, and channels_last comes out on every device.
 
     Args:
         inputs: channels of the input.
@@ -174,12 +174,8 @@ def doublings(scale: int) -> list[int]:
 
 def sub_pixel_upsampler(scale: int, features: int) -> nn.Sequential:
     """Sub-pixel upsampling; its convolutions are .0, .2, .4, as where a `PixelShuffle` stands after each."""
-    factors = doublings(scale)
-    return nn.Sequential(
-        OrderedDict(
-            (str(2 * place), SubPixelConvolution(features, features, factor)) for place, factor in enumerate(factors)
-        )
-    )
+    layers = {str(2 * place): SubPixelConvolution(features, features, by) for place, by in enumerate(doublings(scale))}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def scale_of(state: Mapping[str, Tensor], upsample: str, features: int) -> int:
