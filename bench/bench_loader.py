@@ -23,13 +23,15 @@ from torch.utils.data import DataLoader
 
 from bench.plain import SIDE, SubImages, sub_images
 from eco_fast.config import Config, Data, Objective, Scale, Train
-from eco_fast.encoded import EncodedImages
-from eco_fast.images import find_images
-from eco_fast.loader import Loader, PlainLoader, cut_window
-from eco_fast.step import input_of
-from eco_fast.store import Store, Writer
+from eco_fast.data.encoded import EncodedImages
+from eco_fast.data.images import find_images
+from eco_fast.data.loader import Loader, PlainLoader, cut_window
+from eco_fast.data.store import Store, Writer
+from eco_fast.training.step import input_of
 
-dali_loader = pytest.importorskip("eco_fast.dali_loader", reason="DALI is not installed: pip install 'eco-fast[dali]'")
+dali_loader = pytest.importorskip(
+    "eco_fast.data.dali_loader", reason="DALI is not installed: pip install 'eco-fast[dali]'"
+)
 
 PATCH = 48
 SCALE: Scale = 2

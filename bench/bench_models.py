@@ -25,8 +25,8 @@ from torch import nn
 
 from bench.plain import alternately, ratio
 from eco_fast.config import EdsrModel, Model, RcanModel, RrdbModel, SwinirModel
-from eco_fast.measure import Work, convolution, training_flops
-from eco_fast.models import Network, build, compile_blocks, foreign
+from eco_fast.models import Network, build, compile_blocks, spandrel_net
+from eco_fast.training.profiling import Work, convolution, training_flops
 
 PATCH = 48
 ROUNDS = 7
@@ -42,7 +42,7 @@ CASES: dict[str, tuple[Model, int, int]] = {  # network, scale, batch
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # which spandrel calls
 def test_network(benchmark: BenchmarkFixture, device: str, name: str) -> None:
     """All ways in turn."""
-    spandrel = foreign.spandrel()
+    spandrel = spandrel_net.spandrel()
     model, scale, batch = CASES[name]
     network = build(model, scale).to(device).train()
     networks: dict[str, nn.Module] = {way: copy.deepcopy(network) for way in ("trained", "eager", "contiguous")}

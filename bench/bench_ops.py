@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench.plain import lamb_parameters, lamb_per_tensor, rcan_shapes
 from eco_fast.config import Optimizer
-from eco_fast.lamb import Lamb
+from eco_fast.training.optim.lamb import Lamb
 
 SAMPLES, PATCH = 16, 48
 WAYS = ("op", "reference", "compiled", "copy")

@@ -33,17 +33,17 @@ from torch.utils.data import DataLoader
 from bench.plain import SubImages, alternately, ratio, sub_images, time_of
 from eco_fast import config
 from eco_fast.config import Config
-from eco_fast.data import open_loader
-from eco_fast.device import pick_device
-from eco_fast.measure import Work, convolution, matmul, training_flops
+from eco_fast.data.open_loader import open_loader
+from eco_fast.data.store import Store, Writer
 from eco_fast.models import build
 from eco_fast.models.network import SubPixelConvolution
-from eco_fast.optim import learning_rate_at
-from eco_fast.run_folder import RunFolder
-from eco_fast.step import Step
-from eco_fast.store import Store, Writer
-from eco_fast.telemetry import Telemetry
-from eco_fast.train import TrainingState
+from eco_fast.training.loop import TrainingState
+from eco_fast.training.optim.optimizer_step import learning_rate_at
+from eco_fast.training.profiling import Work, convolution, matmul, training_flops
+from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.step import Step
+from eco_fast.training.telemetry import Telemetry
+from eco_fast.utils.device import pick_device
 
 ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (13, 12)}  # rounds, and steps in each
 SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so that they do not disturb what comes next

@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from eco_fast.device import device_name, pick_device
+from eco_fast.utils.device import device_name, pick_device
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from eco_fast import config
-from eco_fast.batch import Batch
 from eco_fast.config import Config
-from eco_fast.measure import saved_bytes
+from eco_fast.data.batch import Batch
 from eco_fast.objective import mix_at
-from eco_fast.step import Step
-from eco_fast.train import TrainingState
+from eco_fast.training.loop import TrainingState
+from eco_fast.training.profiling import saved_bytes
+from eco_fast.training.step import Step
 
 
 def a_batch(recipe: Config) -> Batch:

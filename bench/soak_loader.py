@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eco_fast.batch import Batch
 from eco_fast.config import Config, Data, Objective, Scale, Train
-from eco_fast.dali_loader import DaliLoader
-from eco_fast.encoded import EncodedImages
-from eco_fast.images import Pixels, builtin_images, find_images, read_image
-from eco_fast.loader import PlainLoader
+from eco_fast.data.batch import Batch
+from eco_fast.data.dali_loader import DaliLoader
+from eco_fast.data.encoded import EncodedImages
+from eco_fast.data.images import Pixels, builtin_images, find_images, read_image
+from eco_fast.data.loader import PlainLoader
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 

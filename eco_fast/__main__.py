@@ -2,6 +2,6 @@
 
 import sys
 
-from eco_fast.cli import main
+from eco_fast.cli.main import main
 
 sys.exit(main())

@@ -19,20 +19,20 @@ if not torch.cuda.is_available():
 from torch._dynamo.utils import counters
 
 from eco_fast import config
-from eco_fast.images import Pixels, builtin_images, read_image, write_png
-from eco_fast.models import Network, foreign, save_network
+from eco_fast.data.images import Pixels, builtin_images, read_image, write_png
+from eco_fast.data.prepare import prepare
+from eco_fast.data.store import open_centroids
+from eco_fast.inference.centroids import teach
+from eco_fast.models import Network, save_network, spandrel_net
 from eco_fast.models.edsr import EDSR
-from eco_fast.prepare import prepare
-from eco_fast.run_folder import RunFolder
-from eco_fast.store import open_centroids
-from eco_fast.teach import teach
-from eco_fast.train import train_network
+from eco_fast.training.loop import train_network
+from eco_fast.training.run_folder import RunFolder
 
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
-collect_ignore_glob = [] if find_spec("triton") else ["test_fused_*.py", "test_compile_report.py"]
+collect_ignore_glob = [] if find_spec("triton") else ["kernels/test_fused_*.py", "kernels/test_machine_code.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def _fixed_seed() -> None:
 @pytest.fixture(scope="session")
 def spandrel() -> Any:
     """The library of other people's networks."""
-    return foreign.spandrel()
+    return spandrel_net.spandrel()
 
 
 @pytest.fixture(scope="session")

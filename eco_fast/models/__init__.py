@@ -12,14 +12,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from eco_fast.config import Model
-from eco_fast.files import write_atomically
 from eco_fast.models.edsr import EDSR
-from eco_fast.models.foreign import Foreign, installed
 from eco_fast.models.network import Network, compile_blocks, compile_for_pictures
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
-from eco_fast.models.spellings import usual_names
+from eco_fast.models.spandrel_net import Foreign, installed
+from eco_fast.models.state_dict_keys import usual_names
 from eco_fast.models.swinir import SwinIR
+from eco_fast.utils.files import write_atomically
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model", "net")  # BasicSR, KAIR, rcan-it and others
 METADATA = "eco_fast"  # our key in the metadata of a safetensors file

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eco_fast.models.linear import linear
+from eco_fast.models.cpu.linear import linear
+from eco_fast.models.cpu.window_attention import attend, cut
 from eco_fast.models.network import RepeatedBlock, conv3x3
-from eco_fast.models.window_attention import attend, cut
 
 MASKED = -100.0  # added to the score of two tokens that the cyclic shift has made neighbours
 

@@ -1,0 +1,1 @@
+"""The `eco-fast` command."""

@@ -1,0 +1,411 @@
+"""The typed recipe: every key, its unit and its default; TOML files and `key=value` overrides.
+
+An unknown key or a wrong type is an error that names the key and suggests the nearest one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from eco_fast.config import recipe_files
+from eco_fast.config.recipe_files import suggest
+
+Scale = Literal[2, 3, 4, 8]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Score = tuple[float, float]
+
+TOML_WORDS = {  # where pydantic speaks of Python's types
+    "tuple_type": 'input should be an array, such as ["a", "b"]',
+    "model_type": "input should be a section with keys of its own",
+}
+
+
+class Section(BaseModel):
+    """Common behaviour of all sections: immutable, strictly typed, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Data(Section):
+    """Where the pictures come from and what a sample is."""
+
+    train: tuple[str, ...] = ()
+    """Folders or files of HR pictures, or "builtin:train"; prepared into `store`. Empty: use `store` as it is."""
+    store: str = ""
+    """Folder of the decoded pictures and their centroids; empty means a folder inside the run."""
+    validation: tuple[str, ...] = ()
+    """HR pictures scored during training; no benchmark, for they choose best.safetensors. Empty: no validation."""
+    watch: tuple[str, ...] = ()
+    """Further folders of HR pictures, each a set, that are scored at every validation too, and choose nothing."""
+    test: tuple[str, ...] = ()
+    """HR pictures of the final table; empty means the validation pictures."""
+    rounding: Literal["uint8", "im2double"] = "uint8"
+    """MATLAB's convention of the LR pictures: on 8-bit images (EDSR, RCAN, ECO) or after im2double (BasicSR)."""
+    patch: Positive = 48
+    """Side of an LR patch, in pixels; the HR patch is `scale` times as large."""
+    small_images: Literal["refuse", "skip"] = "refuse"
+    """What to do about a training picture that no HR patch fits into."""
+    loader: Literal["auto", "dali", "plain"] = "auto"
+    """Who assembles the batches, which are the same: auto takes DALI where it can run, and says which it took."""
+    prefetch: NonNegative = 2
+    """Batches that are assembled ahead of the step, by a thread."""
+    source: Literal["packed", "encoded"] = "packed"
+    """packed: read the HR pictures from the store; encoded: decode the files of `train` at every step (DALI alone)."""
+    centroids: str = ""
+    """Encoded only: folder of the centroids' picture files, named as the HR files; empty: those of the store."""
+    downsample: Literal["kernel", "dali"] = "kernel"
+    """Who makes the LR pictures: the fused op, exactly; or DALI, off by one grey level in under 1 % of the pixels."""
+    noise_sigma: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255). The
+    validation pictures have one draw of it, the final scores are means over ten."""
+
+
+class ModelSection(Section):
+    """What every architecture's section has."""
+
+    start_from: str = ""
+    """Checkpoint whose matching weights start the run (x2 for an x3, x4 or x8 run); empty means from scratch."""
+
+    @property
+    def draws(self) -> int:
+        """Random numbers that a training sample needs inside the network."""
+        return 0
+
+
+class EdsrModel(ModelSection):
+    """EDSR; EDSR-baseline by default."""
+
+    name: Literal["edsr"] = "edsr"
+    """Architecture: edsr."""
+    features: Positive = 64
+    """Channels of the body."""
+    blocks: Positive = 16
+    """Residual blocks."""
+    residual_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on each residual branch (EDSR's 0.1 for 256 features)."""
+
+
+class RcanModel(ModelSection):
+    """RCAN; the published one by default."""
+
+    name: Literal["rcan"] = "rcan"
+    """Architecture: rcan."""
+    features: Positive = 64
+    """Channels of the body."""
+    groups: Positive = 10
+    """Residual groups."""
+    blocks: Positive = 20
+    """Attention blocks in each group."""
+    reduction: Positive = 16
+    """The hidden layer of the channel attention is so many times smaller than `features`."""
+
+
+class SwinirModel(ModelSection):
+    """SwinIR; the classical SwinIR-M by default."""
+
+    name: Literal["swinir"] = "swinir"
+    """Architecture: swinir."""
+    features: Positive = 180
+    """Channels of the body."""
+    depths: tuple[Positive, ...] = (6,) * 6
+    """Blocks of each layer."""
+    heads: tuple[Positive, ...] = (6,) * 6
+    """Heads of the attention in each layer; they divide the features."""
+    window: Positive = 8
+    """Side of an attention window, even."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
+    """Width of the MLPs over the features."""
+    upsampler: Literal["pixelshuffle", "pixelshuffledirect"] = "pixelshuffle"
+    """pixelshuffledirect: one convolution, the lightweight SwinIR-S."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Probability of the last block to be left out of a training sample; it grows linearly from 0."""
+    patch: Positive = 48
+    """Side of the images whose attention masks the checkpoint holds (the authors' img_size)."""
+
+    @property
+    def draws(self) -> int:
+        """Two for each block's two branches, unless none is ever left out."""
+        return 2 * sum(self.depths) if self.drop_path else 0
+
+
+class RrdbModel(ModelSection):
+    """RRDB, ESRGAN's generator; the published one by default."""
+
+    name: Literal["rrdb"] = "rrdb"
+    """Architecture: rrdb."""
+    features: Positive = 64
+    """Channels of the body."""
+    blocks: Positive = 23
+    """Residual-in-residual dense blocks."""
+    growth: Positive = 32
+    """Channels that each convolution of a dense block adds."""
+    unshuffle: bool = False
+    """Take squares of 2x2 pixels as channels, and upscale once more: BasicSR's form of x2."""
+
+
+MODELS: dict[str, type[EdsrModel | RcanModel | SwinirModel | RrdbModel]] = {
+    "edsr": EdsrModel,
+    "rcan": RcanModel,
+    "swinir": SwinirModel,
+    "rrdb": RrdbModel,
+}
+
+
+def _architecture(model: Any) -> str:
+    return str(model.get("name", "edsr") if isinstance(model, dict) else getattr(model, "name", model))
+
+
+Model = Annotated[
+    Annotated[EdsrModel, Tag("edsr")]
+    | Annotated[RcanModel, Tag("rcan")]
+    | Annotated[SwinirModel, Tag("swinir")]
+    | Annotated[RrdbModel, Tag("rrdb")],
+    Discriminator(
+        _architecture,
+        custom_error_type="architecture",
+        custom_error_message=f"the architecture is one of {', '.join(MODELS)}",
+    ),
+]
+"""The network; each architecture has keys of its own, and EDSR is what a section without a name means."""
+
+
+class Teacher(Section):
+    """The frozen network whose outputs are the centroids."""
+
+    checkpoint: str = "self"
+    """A checkpoint of the same scale, or "self": first train the same architecture on real pairs alone."""
+    steps: Positive = 300_000
+    """Length of the "self" teacher's training. A teacher weaker than what the student would reach alone does harm."""
+    self_ensemble: bool = False
+    """Centroids are the mean over the 8 orientations of each picture: better ones, in eight times the time."""
+
+
+class Objective(Section):
+    """What the network is fitted to (paper, Eq. 4, 9, 11 and 14)."""
+
+    name: Literal["vanilla", "kd", "noise_free", "eco", "residual"] = "eco"
+    """vanilla: real pairs; kd: real LR and centroid; noise_free: centroid pairs; eco: from centroid to real pairs;
+    residual: what the centroid lacks, HR minus centroid on mid-grey (paper, Appendix B), for `analyze noise`."""
+    alpha: Literal["sigmoid", "linear", "constant"] = "sigmoid"
+    """Course of the real pair's weight under eco."""
+    alpha_shift: float = 0.0
+    """Sigmoid only: delays the change by a tenth of the training per unit."""
+    alpha_value: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Constant only: the weight."""
+    alpha_sample: bool = False
+    """Choose the real pair per sample with probability alpha, instead of blending."""
+    loss: Literal["l1", "l2", "charbonnier"] = "l1"
+    """On the 0..255 scale."""
+
+
+class Optimizer(Section):
+    """The optimizer and the course of its learning rate."""
+
+    name: Literal["adam", "adamw", "lamb"] = "adam"
+    """adam and adamw are torch's; lamb is the authors' form (weight norm clamped at 10, no bias correction)."""
+    backend: Literal["auto", "triton", "torch", "apex"] = "auto"
+    """Who does the LAMB step: auto is triton on a GPU, torch on the CPU; apex if it is installed, without the clamp."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Base learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moments."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay."""
+    schedule: Literal["constant", "cosine", "step", "milestones"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up."""
+    halve_every: Positive = 200_000
+    """Step schedule only: the learning rate is halved every so many steps."""
+    halve_at: tuple[Positive, ...] = ()
+    """Milestones schedule only: the learning rate is halved at these steps."""
+    clip_value: Annotated[float, Field(ge=0)] = 0.0
+    """Bound of each gradient element (the authors use 0.1); 0 means no clipping."""
+    spike_factor: Annotated[float, Field(ge=0)] = 0.0
+    """Skip a step whose loss exceeds this factor times the last accepted loss (the authors use 5); 0 means never."""
+
+
+class Train(Section):
+    """The length of the run, how the machine is used, and what is reported."""
+
+    steps: Positive = 300_000
+    """Optimizer steps."""
+    batch: Positive = 16
+    """Patches per step, over all devices."""
+    micro_batch: NonNegative = 0
+    """Patches that a device takes at once: less memory, the same gradients, accumulated. 0: its whole share."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """What the network computes in; auto is bf16 on GPUs from sm_80 on, fp16 on older ones, fp32 on a CPU."""
+    deterministic: bool = False
+    """The same seed gives the same bits on a GPU too, where that costs speed; a CPU always does so."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the weights' running average, which is then what is scored and kept for use; 0 means none."""
+    log_every: Positive = 100
+    """Steps between progress lines and rows of metrics.jsonl."""
+    validate_every: Positive = 1000
+    """Steps between validations."""
+    checkpoint_every: Positive = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 1
+    """Checkpoints that are kept beside the best one: above 1, also as step-NUMBER."""
+    timeout: Positive = 1800
+    """Seconds after which a process that others wait for is given up."""
+    compile: bool = True
+    """torch.compile the input, the model and the loss."""
+    device: str = "auto"
+    """"auto" takes a GPU where there is one, each process its own; or "cpu", "cuda", "cuda:1"."""
+    vanilla_twin: bool = False
+    """Also train a twin on real pairs alone (same steps, samples and initial weights) to compare with."""
+
+
+class Paper(Section):
+    """The row of the paper that a recipe stands for, with its scores (PSNR-Y in dB, SSIM-Y). No run depends on it."""
+
+    row: str = ""
+    """Table or figure, and the row in it."""
+    set5: Score | None = None
+    """On Set5."""
+    set14: Score | None = None
+    """On Set14."""
+    b100: Score | None = None
+    """On BSD100."""
+    urban100: Score | None = None
+    """On Urban100."""
+    manga109: Score | None = None
+    """On Manga109."""
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    description: str = ""
+    """One line for people."""
+    scale: Scale = 2
+    """Upscaling factor."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides the samples and the initial weights."""
+    data: Data = Data()
+    model: Model = EdsrModel()
+    teacher: Teacher = Teacher()
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    paper: Paper = Paper()
+
+    @property
+    def needs_centroids(self) -> bool:
+        """Whether any step of the objective reads the teacher's outputs."""
+        constant_one = self.objective.alpha == "constant" and self.objective.alpha_value == 1
+        return self.objective.name in ("kd", "noise_free", "residual") or (
+            self.objective.name == "eco" and not constant_one
+        )
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a shipped recipe by name or a TOML file by path, and apply `section.key=value` overrides.
+
+    Raises:
+        ValueError: unknown recipe, key or type; the message names it.
+    """
+    values = recipe_files.read(recipe)
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, recipe)
+
+
+def changed(recipe: Config, overrides: Sequence[str], source: str) -> Config:
+    """A recipe with other values of some keys; `source` names it in what `validate` raises."""
+    values = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, source)
+
+
+def validate(values: dict[str, Any], source: str) -> Config:
+    """Check raw values against the types.
+
+    Raises:
+        ValueError: the first thing that is wrong, in one sentence.
+    """
+    try:
+        return Config.model_validate(_tuples(values))
+    except ValidationError as error:
+        raise ValueError(f"{source}: {_sentence(error)}") from error
+
+
+def dump(config: Config) -> str:
+    """The resolved recipe as TOML; `load` of it gives the same run. The paper's row is the unchanged recipe's alone."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude={"paper"}))
+
+
+def differences(first: Config, second: Config) -> list[str]:
+    """Dotted keys in which the runs of two configs differ."""
+    left, right = (dict(_leaves(one.model_dump(exclude={"paper"}))) for one in (first, second))
+    return [key for key in {**left, **right} if left.get(key) != right.get(key)]
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"--set takes key=value, for example train.steps=300; got {override!r}")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: --set train.device=cpu needs no quotes
+    section = values
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ValueError(f"--set {key}: {parent} is a value, not a section")  # noqa: TRY004 - the user's input
+    section[leaf] = value
+
+
+def _tuples(value: Any) -> Any:
+    """TOML has arrays where the config has tuples; strict validation tells them apart."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place, value = [str(part) for part in first["loc"]], first["input"]
+    example = Config()
+    if first["type"] == "architecture":
+        place, value = ["model", "name"], _architecture(value)
+    elif place[0] == "model" and len(place) > 1:  # pydantic names the architecture as if it were a section
+        example = Config(model=MODELS[place.pop(1)]())
+    key = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{_suggest_key(key, example)}"
+    expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
+    return f"{key}: {expected}, got {value!r}"
+
+
+def _suggest_key(key: str, example: Config) -> str:
+    """The nearest name of the same section, the same name in another one, or else what the section has."""
+    known = dict.fromkeys((*Config.model_fields, *(name for name, _ in _leaves(example.model_dump()))))
+    section, dot, word = key.rpartition(".")
+    siblings = [name.removeprefix(section + dot) for name in known if name.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(word, siblings, n=1):
+        return f" (did you mean {section}{dot}{close[0]}?)"
+    namesakes = [name for name in known if name.rpartition(".")[2] == word]
+    return suggest(key, namesakes, cutoff=0) or f"; the keys of {section or 'a recipe'} are {', '.join(siblings)}"

@@ -1,0 +1,1 @@
+"""SwinIR's own C++ for float32 on a CPU."""

@@ -1,0 +1,73 @@
+"""Whole pictures beside what a teacher makes of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eco_fast.config import Config
+from eco_fast.data.images import Pixels, find_images
+from eco_fast.data.resize import downsample_image, modcrop, read_cropped
+from eco_fast.data.store import Store
+from eco_fast.inference.tiling import super_resolve
+from eco_fast.models import load_network_of_scale
+from eco_fast.utils.device import pick_device
+from eco_fast.utils.progress import progress
+
+AT_MOST = 4  # pictures that are taken where none are named
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A picture and its centroid.
+
+    Attributes:
+        name: a file name without its suffix, for the files of the results.
+        hr: uint8 [H, W, 3], a multiple of the scale.
+        lr: D(hr).
+        sr: the centroid, as large as `hr`.
+    """
+
+    name: str
+    hr: Pixels
+    lr: Pixels
+    sr: Pixels
+
+
+def taught(
+    config: Config, teacher: Path, sources: Sequence[str], label: str, store: Store | None = None
+) -> Iterator[Taught]:
+    """Pictures with the outputs of a teacher.
+
+    Args:
+        config: the recipe, which says how LR pictures are made.
+        teacher: its teacher's checkpoint.
+        sources: folders or files; none for the first of the recipe's test or validation pictures, or of the store.
+        label: of the progress bar.
+        store: training pictures.
+
+    Raises:
+        ValueError: the teacher or the pictures are missing or bad; names them.
+    """
+    scale, device = config.scale, pick_device(config.train.device)
+    network = load_network_of_scale(teacher, scale).to(device)
+    for name, picture in progress(chosen(config, sources, store).items(), label):
+        hr = read_cropped(picture, scale) if isinstance(picture, Path) else modcrop(picture, scale)
+        lr = downsample_image(hr, scale, config.data.rounding)
+        sr = super_resolve(network, lr, device=device, self_ensemble=config.teacher.self_ensemble)
+        yield Taught(Path(name).with_suffix("").as_posix().replace("/", "_"), hr, lr, sr)
+
+
+def chosen(config: Config, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
+    """The pictures that `taught` takes, by name.
+
+    Raises:
+        ValueError: a source is missing, or there is none.
+    """
+    if sources:
+        return dict(find_images(sources))
+    if named := config.data.test or config.data.validation:
+        return dict(list(find_images(named).items())[:AT_MOST])
+    if store is None:
+        raise ValueError("the recipe names no test or validation pictures; name some to look at behind it")
+    names = [entry.name for entry in store.entries]
+    return dict(zip(names[:AT_MOST], store.images[:AT_MOST], strict=True))

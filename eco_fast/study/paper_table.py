@@ -1,0 +1,228 @@
+"""`eco-fast table`: the results of finished runs in the layout of the paper's tables, beside the paper's numbers.
+
+DIR/table.md     the table, for people
+DIR/table.csv    the same with all digits
+"""
+
+import csv
+import functools
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from eco_fast.config import Config
+from eco_fast.objective import OBJECTIVES
+from eco_fast.study.confidence import interval
+from eco_fast.study.recipe_list import SETS
+from eco_fast.study.run_results import Result, by_recipe, nearest, network_of, read_results
+from eco_fast.utils.files import write_text
+from eco_fast.utils.table_io import print_table
+
+DECIMALS = {"psnr_y": 2, "ssim_y": 4}  # as in the paper
+COLUMNS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y"}
+IN_PAPER = {name.lower(): key for name, key in SETS.items()} | {"bsd100": "b100"}
+TITLE = "PSNR-Y (dB) / SSIM-Y; of several seeds, their mean ± half of its 95 % interval"
+Cell = dict[str, tuple[float, float]]
+"""By measure (psnr_y, ssim_y) the mean, and half the width of its interval or NaN."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table."""
+
+    scale: int
+    model: str
+    method: str
+    source: str
+    """The runs, or the paper's row."""
+    seeds: int | None = None
+    """That the cells are means over; 0 for a run that is missing, None for the paper."""
+    recipe: str = ""
+    """The shipped recipe that is nearest."""
+    differs: str = ""
+    """What is different from it."""
+    cells: dict[str, Cell] = field(default_factory=dict)
+    """By set."""
+
+    def text(self, name: str) -> str:
+        """What people read in a set's column."""
+        if self.seeds == 0:
+            return "missing"
+        return " / ".join(_rounded(*value, DECIMALS[measure]) for measure, value in self.cells.get(name, {}).items())
+
+    def numbers(self, name: str) -> list[str]:
+        """What programs read: the mean and half the interval's width of each measure."""
+        if self.seeds == 0:
+            return ["missing", ""] * len(COLUMNS)
+        cell = self.cells.get(name, {})
+        return ["" if math.isnan(value) else repr(value) for measure in COLUMNS for value in cell.get(measure, NOTHING)]
+
+
+NOTHING = (math.nan, math.nan)
+
+
+def make_table(folders: Sequence[Path], out: Path | None = None) -> None:
+    """Print the table of some runs, and write it to a folder if one is named.
+
+    A run that is not finished is a row of its own, which says that it is missing, and is in no mean.
+
+    Args:
+        folders: the runs'.
+        out: where to write table.md and table.csv; None: nowhere.
+
+    Raises:
+        ValueError: a folder is no run, or runs cannot stand in one table; names them.
+    """
+    results = read_results(folders)
+    found = dict.fromkeys(name for result in results for name in result.names)
+    names = sorted(found, key=lambda name: list(IN_PAPER).index(name.lower()) if name.lower() in IN_PAPER else math.inf)
+    rows = list(_rows(results, names))
+    _show(rows, names)
+    if out is not None:
+        write_text(out / "table.md", _markdown(rows, names))
+        write_text(out / "table.csv", _csv(rows, names))
+        print(f"written to {out / 'table.md'} and {out / 'table.csv'}")
+
+
+def _rows(results: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
+    """Each group of seeds, its missing runs, and the paper's row under the last group that it belongs to."""
+    groups = sorted(by_recipe(results), key=lambda group: _order(group[0]))
+    papers = [_paper(group[0].recipe, names) for group in groups]
+    for group, paper, following in zip(groups, papers, [*papers[1:], None], strict=True):
+        yield from _own(group, names)
+        if paper is not None and paper != following:
+            yield paper
+
+
+def _order(result: Result) -> tuple[int, str, int, str]:
+    recipe = result.recipe
+    return recipe.scale, _model(recipe), OBJECTIVES.index(recipe.objective.name), result.network
+
+
+def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
+    recipe = group[0].recipe
+    name, differs = _nearest(recipe)
+    row = functools.partial(
+        Row,
+        scale=recipe.scale,
+        model=_model(recipe),
+        method=recipe.objective.name + (" (twin)" if group[0].network == "vanilla" else ""),
+        recipe=name,
+        differs=differs,
+    )
+    finished = [result for result in group if result.sets is not None]
+    if finished:
+        seeds = f"{len(finished)}{f' of {len(group)}' if len(finished) < len(group) else ''} seeds: "
+        source = (seeds if len(group) > 1 else "") + ", ".join(str(result.folder) for result in finished)
+        cells = {
+            name: {measure: interval([one.score(name, measure) for one in finished]) for measure in COLUMNS}
+            for name in names
+            if name in (finished[0].sets or {})
+        }
+        yield row(source=source, seeds=len(finished), cells=cells)
+    for result in group:
+        if result.sets is None:
+            yield row(source=f"{result.folder}, not finished", seeds=0)
+
+
+def _model(recipe: Config) -> str:
+    """The architecture, and the keys that are not its defaults."""
+    default = type(recipe.model)().model_dump()
+    changed = [f"{key}={value}" for key, value in network_of(recipe).items() if value != default[key]]
+    return " ".join([recipe.model.name, *changed])
+
+
+def _nearest(recipe: Config) -> tuple[str, str]:
+    """The nearest recipe's name, and what differs from it."""
+    closest = nearest(recipe)
+    if closest is None:
+        return "", "no shipped recipe has this scale, network and objective"
+    name, _, keys = closest
+    values = [f"{key}={functools.reduce(getattr, key.split('.'), recipe)}" for key in keys]
+    return name, ", ".join(values)
+
+
+def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
+    """The row of the nearest recipe; None if the paper has no score on any of the sets."""
+    closest = nearest(recipe)
+    if closest is None:
+        return None
+    paper = closest[1].paper
+    scores = {name: getattr(paper, IN_PAPER[name.lower()]) for name in names if name.lower() in IN_PAPER}
+    cells: dict[str, Cell] = {
+        name: {"psnr_y": (score[0], math.nan), "ssim_y": (score[1], math.nan)}
+        for name, score in scores.items()
+        if score
+    }
+    if not cells:
+        return None
+    return Row(
+        scale=recipe.scale,
+        model=_model(recipe),
+        method=recipe.objective.name,
+        source=f"paper: {paper.row}",
+        recipe=closest[0],
+        cells=cells,
+    )
+
+
+def _texts(rows: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
+    """The header and the lines for people."""
+    header = ["scale", "model", "method", "results of", *names, "nearest recipe, and what differs"]
+    return [
+        header,
+        *(
+            [
+                f"x{row.scale}",
+                row.model,
+                row.method,
+                row.source,
+                *(row.text(name) for name in names),
+                ": ".join(part for part in (row.recipe, row.differs) if part),
+            ]
+            for row in rows
+        ),
+    ]
+
+
+def _show(rows: Sequence[Row], names: Sequence[str]) -> None:
+    header, *lines = _texts(rows, names)
+    table = Table(title=TITLE, show_lines=True)
+    for title in header:
+        table.add_column(Text(title))
+    for line in lines:
+        table.add_row(*map(Text, line))
+    print_table(table)
+
+
+def _markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
+    header, *lines = ([text.replace("|", "\\|") for text in line] for line in _texts(rows, names))
+    return "".join(
+        f"{line}\n"
+        for line in (f"{TITLE}.", "", _line(header), "|" + "---|" * len(header), *(_line(line) for line in lines))
+    )
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    columns = [f"{name} {column}{half}" for name in names for column in COLUMNS.values() for half in ("", " ±")]
+    writer.writerow(["scale", "model", "method", "source", "seeds", "recipe", "differs", *columns])
+    for row in rows:
+        numbers = [number for name in names for number in row.numbers(name)]
+        seeds = "" if row.seeds is None else row.seeds
+        writer.writerow([row.scale, row.model, row.method, row.source, seeds, row.recipe, row.differs, *numbers])
+    return file.getvalue()
+
+
+def _rounded(mean: float, width: float, places: int) -> str:
+    return f"{mean:.{places}f}" + ("" if math.isnan(width) else f" ± {width:.{places}f}")

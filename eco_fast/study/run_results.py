@@ -1,0 +1,206 @@
+"""What finished runs have scored, which of them are seeds of one recipe, and the shipped one that it is nearest to.
+
+A run is a folder of `eco-fast train` or, under runs/, of `eco-fast compare`.
+"""
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eco_fast import config
+from eco_fast.config import Config
+from eco_fast.config.recipe_files import recipe_names
+from eco_fast.data.images import about
+from eco_fast.evaluation.benchmarks import set_name
+from eco_fast.training.pipeline import vanilla
+from eco_fast.training.run_folder import RECIPE
+
+IDLE = frozenset(
+    (
+        "description",
+        "seed",
+        "data.store",
+        "data.watch",
+        "data.loader",
+        "data.prefetch",
+        "train.micro_batch",
+        "train.deterministic",
+        "train.log_every",
+        "train.validate_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.timeout",
+        "train.compile",
+        "train.device",
+        "train.vanilla_twin",
+    )
+)
+"""Keys in which runs of one recipe may differ: what they change is chance, or nothing."""
+PLACES = frozenset(
+    (
+        "data.train",
+        "data.validation",
+        "data.test",
+        "data.source",
+        "data.centroids",
+        "teacher.checkpoint",
+        "model.start_from",
+        "train.precision",
+        "optimizer.backend",
+    )
+)
+"""Keys that say where a run took its parts from; no recipe of the paper knows them."""
+METHOD = ("objective", "teacher")
+"""Sections in which runs that are compared with one another may differ."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trained network.
+
+    Attributes:
+        folder: the run's.
+        run: the run's recipe.
+        network: student, or vanilla for the run's twin.
+        sets: by set and network (bicubic among them) the mean scores; None: the run is not finished.
+    """
+
+    folder: Path
+    run: Config
+    network: str
+    sets: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None
+
+    @property
+    def recipe(self) -> Config:
+        """How the network was trained."""
+        return vanilla(self.run) if self.network == "vanilla" else self.run
+
+    def score(self, name: str, measure: str) -> float:
+        """The mean of psnr_y (dB; infinite for identical pictures) or ssim_y over a set of a finished run."""
+        assert self.sets is not None, "only finished runs have scores"  # noqa: S101
+        value = self.sets[name][self.network][measure]
+        return math.inf if value is None else value
+
+    @property
+    def names(self) -> list[str]:
+        """Its sets: those that it was to be tested on, or else all that it was scored on."""
+        data = self.run.data
+        wanted = [set_name(source) for source in data.test or data.validation]
+        return wanted if data.test or self.sets is None else list(self.sets)
+
+
+def read_results(folders: Sequence[Path]) -> list[Result]:
+    """The networks of runs, finished or not.
+
+    Raises:
+        ValueError: a folder is no run, or was not scored; names it. Or two runs cannot stand in one table; names both.
+    """
+    results = [result for folder in folders for result in _read(folder)]
+    for first, second in itertools.combinations(results, 2):
+        _check(first, second)
+    return results
+
+
+def by_recipe(results: Sequence[Result]) -> list[list[Result]]:
+    """The results in groups that differ in their seeds alone."""
+    groups: list[list[Result]] = []
+    for result in results:
+        for group in groups:
+            if group[0].network == result.network and IDLE.issuperset(config.differences(group[0].run, result.run)):
+                group.append(result)
+                break
+        else:
+            groups.append([result])
+    return groups
+
+
+def nearest(recipe: Config) -> tuple[str, Config, list[str]] | None:
+    """The shipped recipe that differs least from one, of its scale, network and objective; None if there is none.
+
+    Returns:
+        Its name, the recipe itself, and the keys in which the given one differs from it.
+    """
+    found = []
+    for name, shipped in _shipped():
+        same = recipe.objective.name == shipped.objective.name
+        if same and recipe.scale == shipped.scale and network_of(recipe) == network_of(shipped):
+            keys = [key for key in config.differences(shipped, recipe) if key not in IDLE | PLACES]
+            if not recipe.needs_centroids:
+                keys = [key for key in keys if not key.startswith(("teacher.", "objective.alpha"))]
+            found.append((name, shipped, keys))
+    return min(found, key=lambda one: len(one[2]), default=None)
+
+
+def network_of(recipe: Config) -> dict[str, Any]:
+    """What a recipe says of the network itself."""
+    return recipe.model.model_dump(exclude={"start_from"})
+
+
+@functools.cache
+def _shipped() -> list[tuple[str, Config]]:
+    return [(name, config.load(name)) for name in recipe_names()]
+
+
+def _read(folder: Path) -> list[Result]:
+    saved = folder / RECIPE
+    if not saved.is_file():
+        raise ValueError(f"{folder}: expected the folder of a run, but there is no {RECIPE}; name one, as in runs/mine")
+    recipe = config.load(str(saved))
+    if recipe.objective.name == "residual":
+        raise ValueError(f"{folder}: its objective is residual, whose network makes no SR pictures; leave it out")
+    sets = _sets(folder, recipe)
+    networks = ("student", "vanilla") if recipe.train.vanilla_twin else ("student",)
+    return [Result(folder, recipe, network, sets) for network in networks]
+
+
+def _sets(folder: Path, recipe: Config) -> dict[str, Any] | None:
+    summary, compared = folder / "summary.json", folder / "scores.json"
+    path = summary if summary.is_file() else compared
+    if not path.is_file():
+        return None
+    with about(path):
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if path == compared:  # of the last checkpoint, as a run's summary
+        return {name: {"student": scores} for name, scores in content["last"].items()}
+    if not (recipe.data.test or recipe.data.validation):
+        raise ValueError(
+            f"{folder}: its recipe names no pictures to score (data.test), so it has no scores; "
+            "take those that `eco-fast evaluate` gives of its checkpoint"
+        )
+    if "sets" not in content:
+        raise ValueError(
+            f"{path}: has no scores by set; `eco-fast train --run {folder} --resume` scores the finished run again"
+        )
+    sets: dict[str, Any] = content["sets"]
+    return sets
+
+
+def _check(first: Result, second: Result) -> None:
+    """Whether two results can stand in one table."""
+    if first.run.scale != second.run.scale or network_of(first.run) != network_of(second.run):
+        return
+    differences = config.differences(first.run, second.run)
+    for key in differences:
+        if key not in IDLE | PLACES and key.split(".")[0] not in METHOD:
+            raise ValueError(
+                f"{first.folder} and {second.folder}: runs of different recipes in one table, for their {key} differs; "
+                "make a table of each"
+            )
+    if set(differences) <= IDLE - {"seed"} and first.network == second.network:
+        raise ValueError(
+            f"{first.folder} and {second.folder}: the same recipe and the same seed, {first.run.seed}, which would "
+            "count as two; name one of them"
+        )
+    for name in (first.sets or {}).keys() & (second.sets or {}).keys():
+        theirs = [Result(one.folder, one.run, "bicubic", one.sets) for one in (first, second)]
+        bicubic = [one.score(name, "psnr_y") for one in theirs if one.sets and "bicubic" in one.sets[name]]
+        if len(bicubic) == 2 and not math.isclose(*bicubic, rel_tol=1e-6):
+            raise ValueError(
+                f"{first.folder} and {second.folder}: their {name} are different pictures, for bicubic scores "
+                f"{bicubic[0]:.3f} dB on the one and {bicubic[1]:.3f} dB on the other; make a table of each"
+            )

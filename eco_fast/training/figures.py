@@ -1,0 +1,115 @@
+"""What a finished run shows: a table, the curves, and pictures side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from eco_fast_kernels import Rounding
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from eco_fast.data.images import Pixels
+from eco_fast.data.noise import in_words, noisy_pictures
+from eco_fast.data.resize import downsample_image, modcrop, upsample_image
+from eco_fast.evaluation.metrics import Scores, luma
+from eco_fast.inference.tiling import super_resolve
+from eco_fast.models import Network
+from eco_fast.utils.files import write_atomically
+
+mpl.use("agg")
+
+ROWS = ("bicubic", "teacher", "vanilla", "student")
+CROP = 96  # HR pixels a side of the detail that is shown
+MAX_SAMPLES = 8
+
+
+def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    """Print the final table, and where the pictures are."""
+    title = f"x{summary['scale']} on {len(summary['images'])} held-out pictures"
+    if "noise_sigma" in summary:
+        title += f" {in_words(summary['noise_sigma'])}"
+    table = Table("", "PSNR-Y (dB)", "SSIM-Y", title=title)
+    for name in ROWS:
+        if name in summary:
+            psnr, ssim = summary[name]["psnr_y"], summary[name]["ssim_y"]
+            table.add_row(name, "inf" if psnr is None else f"{psnr:.3f}", f"{ssim:.4f}")
+    if table.row_count:
+        Console().print(table)
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["seconds"].items())
+    print(f"time: {stages}")
+    pictures = f"pictures: {folder / 'samples'}, " if summary["images"] else ""
+    print(f"{pictures}curves: {folder / 'curves.png'}, weights: {folder / 'checkpoints'}")
+
+
+def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Loss, validation PSNR-Y, alpha and learning rate over the steps, one line per run."""
+    panels = {
+        "loss": "training loss (grey levels)",
+        "psnr_y": "validation PSNR-Y (dB)",
+        "alpha": "alpha, weight of the real pair",
+        "learning_rate": "learning rate",
+    }
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for name, rows in curves.items():
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else None)
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+    if figure.axes[0].lines:
+        figure.axes[0].legend()
+    save_figure(figure, path)
+
+
+def draw_samples(
+    folder: Path,
+    network: Network,
+    images: Mapping[str, Pixels],
+    scores: Mapping[str, Scores],
+    bicubic: Mapping[str, Scores],
+    rounding: Rounding,
+    noise_sigma: float = 0.0,
+) -> None:
+    """Per picture, its most detailed place as LR (with its first noise), bicubic, SR and HR, and the whole's scores."""
+    device = str(next(network.parameters()).device)
+    for name, image in list(images.items())[:MAX_SAMPLES]:
+        hr = modcrop(image, network.scale)
+        lr = next(noisy_pictures(downsample_image(hr, network.scale, rounding), noise_sigma))
+        top, left = most_detailed(hr, network.scale)
+        at_hr = (slice(top, top + CROP), slice(left, left + CROP))
+        at_lr = tuple(slice(part.start // network.scale, part.stop // network.scale) for part in at_hr)
+        panels = {
+            "LR": lr[at_lr],
+            f"bicubic\n{bicubic[name].psnr_y:.2f} dB": upsample_image(lr, network.scale, rounding)[at_hr],
+            f"SR\n{scores[name].psnr_y:.2f} dB": super_resolve(network, lr, device=device)[at_hr],
+            "HR": hr[at_hr],
+        }
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        for axes, (label, pixels) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            axes.imshow(pixels, interpolation="nearest")
+            axes.set_title(label)
+            axes.axis("off")
+        path = folder / (Path(name).with_suffix("").as_posix().replace("/", "_") + ".png")
+        save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def most_detailed(hr: Pixels, scale: int) -> tuple[int, int]:
+    """Top left corner, a multiple of the scale, of the crop with the largest mean gradient."""
+    rows, columns = np.gradient(luma(hr))
+    detail = np.hypot(rows, columns)
+    step = max(CROP // 4 // scale, 1) * scale
+    corners = [
+        (top, left)
+        for top in range(0, max(hr.shape[0] - CROP, 0) + 1, step)
+        for left in range(0, max(hr.shape[1] - CROP, 0) + 1, step)
+    ]
+    return max(corners, key=lambda corner: detail[corner[0] : corner[0] + CROP, corner[1] : corner[1] + CROP].mean())

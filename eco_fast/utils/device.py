@@ -1,0 +1,131 @@
+"""The one place that asks what the machine can do."""
+
+import ctypes
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from eco_fast.config import Train
+from eco_fast.utils import distributed
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT_BYTES = 1 << 30  # what lies free beyond so much at the heap's end still goes back to the system
+MAPPED_BYTES = 32 << 20  # so do blocks of this size, as by default: holes among them would cost half the memory again
+
+
+def pick_device(wanted: str) -> str:
+    """Resolve "auto", and refuse a device that is not there.
+
+    Raises:
+        ValueError: unknown device, or none such on this machine.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        wanted = f"cuda:{distributed.local_rank()}"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"train.device: {wanted} is asked for, but this machine shows {torch.cuda.device_count()} GPUs"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}")
+    return wanted
+
+
+def keep_memory(device: str) -> None:
+    """On a CPU with glibc: let freed memory stay with the process, for the next step.
+
+    By default it goes back to the system in pieces and is fetched again page by page: thousands of page faults in a
+    step, a sixth of the quick start's time (bench/README.md).
+    """
+    if device == "cpu" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
+@contextmanager
+def naming_memory(train: Train) -> Iterator[None]:
+    """Let a device that is too small say what would make it large enough.
+
+    Raises:
+        ValueError: memory has run out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        at_once = train.micro_batch or -(-train.batch // distributed.world())
+        precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"
+        raise ValueError(
+            f"out of memory ({str(error).splitlines()[0]}): set train.micro_batch below {at_once}, which gives the "
+            f"same gradients{precision}; or lower train.batch or data.patch, which do not"
+        ) from error
+
+
+def why_not_compile(device: str) -> str | None:
+    """The reason why torch.compile cannot work here, or None."""
+    if sys.platform == "win32":
+        return "torch.compile is not set up on Windows"
+    if device == "cpu" and cpp_compiler() is None:
+        return "no C++ compiler was found (g++, clang++ or $CXX)"
+    return None
+
+
+def cpp_compiler() -> str | None:
+    """Path of the machine's C++ compiler."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def why_not_dali(device: str) -> str | None:
+    """The reason why DALI cannot run here, with what to install, or None."""
+    try:
+        import nvidia.dali  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("nvidia"):
+            return "DALI is not installed (pip install 'eco-fast[dali]')"
+        return f"DALI cannot be imported ({error}); pip install --force-reinstall 'eco-fast[dali]'"
+    built, driver = nvidia.dali.__cuda_version__ // 1000, cuda_of_driver() // 1000
+    if device.startswith("cuda") and driver < built:
+        return (
+            f"the GPU's driver is for CUDA {driver}, this DALI for CUDA {built}; update the driver (r580 or newer for "
+            "CUDA 13), or pip uninstall nvidia-dali-cuda130 and pip install 'eco-fast[dali-cuda12]'"
+        )
+    return None
+
+
+def cuda_of_driver() -> int:
+    """Newest CUDA version that the driver supports, 13020 for 13.2; 0 without a driver."""
+    if not torch.cuda.is_available():
+        return 0
+    version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # noqa: SLF001 - no public name
+    return version
+
+
+def device_name(device: str) -> str:
+    """For people and for environment.json."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device file, not a path to handle
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else "unknown processor"

@@ -1,0 +1,282 @@
+"""Compile every kernel variant ahead of time for each GPU generation, and print what the machine code looks like.
+
+    python -m eco_fast_kernels.machine_code            Markdown tables, as in kernels/README.md
+    python -m eco_fast_kernels.machine_code --sm 75    one generation
+
+Needs no GPU: Triton's own ptxas makes the machine code, its cuobjdump and nvdisasm read it. Columns:
+
+    registers     per thread            spills     bytes of stack plus accesses to local memory; must be 0
+    shared        bytes per program     loads, stores    widths of the global accesses in bits, most used first
+    instructions  in the machine code, per value that a thread makes in one pass over it (loops counted once)
+"""
+
+import argparse
+import collections
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
+from eco_fast_kernels.fused import blended_loss as loss
+from eco_fast_kernels.fused import downsample_blend as blend
+from eco_fast_kernels.fused import lamb_step as lamb
+from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS
+from eco_fast_kernels.windows import empty_windows, row_bytes
+
+TARGETS = (75, 80, 86, 90)  # TITAN RTX, A100, A6000, H100
+PATCH = 48
+FLOAT_TYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One kernel with one set of compile-time constants, as the launcher would compile it."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    divisible: frozenset[str]
+    """Arguments that are multiples of 16 (pointers: 16-byte aligned) at the recipes' shapes."""
+    warps: int
+    values: int
+    """Values that a program makes in one pass over its code."""
+    bytes_moved: str = ""
+    """Bytes per value, against the least possible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the machine code of a variant looks like."""
+
+    variant: Variant
+    target: int
+    registers: int
+    spills: int
+    shared: int
+    loads: dict[int, int] = field(default_factory=dict)
+    """Number of global loads by width in bits."""
+    stores: dict[int, int] = field(default_factory=dict)
+    instructions: float = 0.0
+
+
+def variants() -> Iterator[Variant]:
+    """All kernels, over all scales, roundings, dtypes and presences that the trainer uses."""
+    for scale in STENCILS:
+        for rounding in ROUNDINGS:
+            for dtype in FLOAT_TYPES:
+                yield _downsample_blend(scale, rounding, dtype, has_sr=True)
+            yield _downsample_blend(scale, rounding, "bf16", has_sr=False)
+            yield _downsample_blend(scale, rounding, "u8", has_sr=False)
+    for kind in LOSS_KINDS:
+        for dtype in FLOAT_TYPES:
+            for scale in STENCILS if (kind, dtype) == ("l1", "bf16") else (2,):
+                yield _blended_loss(kind, dtype, scale, has_sr=True)
+    yield _blended_loss("l1", "bf16", 2, has_sr=False)
+    yield Variant(
+        name="blended_loss, sum",
+        kernel=loss.sum_kernel,
+        types={"partial": "*fp32", "loss": "*fp32", "finite": "*u8", "count": "i32", "numel": "i32"},
+        constants={"BLOCK": loss.BLOCK_SUM},
+        divisible=frozenset(("partial", "loss", "finite", "numel")),
+        warps=4,
+        values=loss.BLOCK_SUM,
+    )
+    yield from _lamb()
+
+
+def compile_variant(variant: Variant, target: int) -> Compiled:
+    """Compile for sm_`target` and read the machine code."""
+    names: list[str] = list(variant.kernel.arg_names)
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
+    signature = {name: variant.types.get(name, "constexpr") for name in names}
+    source = ASTSource(variant.kernel, signature=signature, constexprs=variant.constants, attrs=attributes)
+    binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": variant.warps})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
+    local = sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes)
+    return Compiled(
+        variant=variant,
+        target=target,
+        registers=_number(usage, "REG"),
+        spills=_number(usage, "STACK") + _number(usage, "LOCAL") + local,
+        shared=binary.metadata.shared,
+        loads=_widths(opcodes, "LDG"),
+        stores=_widths(opcodes, "STG"),
+        instructions=len(opcodes) * 32 * variant.warps / variant.values,
+    )
+
+
+def table(target: int) -> str:
+    """The Markdown table of one GPU generation."""
+    lines = [
+        f"### sm_{target}",
+        "",
+        "| kernel | registers | spills | shared | loads | stores | instructions | bytes per value (least) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for variant in variants():
+        one = compile_variant(variant, target)
+        loads, stores = (
+            " ".join(f"{count}x{bits}" for bits, count in widths.items()) for widths in (one.loads, one.stores)
+        )
+        lines.append(
+            f"| {variant.name} | {one.registers} | {one.spills} | {one.shared} | {loads} | {stores} | "
+            f"{one.instructions:.1f} | {variant.bytes_moved} |"
+        )
+    return "\n".join(lines)
+
+
+def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) -> Variant:
+    side = scale * (PATCH + 4)
+    windows = empty_windows(1, side, 2 * scale)
+    sizes = {
+        "sample_pitch": windows.stride(0),
+        "pitch": windows.stride(1),
+        "lead": windows.storage_offset(),
+        "in_width": row_bytes(windows, int(windows.storage_offset())),
+        "out_height": PATCH,
+        "out_width": PATCH * 3,
+    }
+    alone = dtype == "u8"
+    inputs = 2 if has_sr else 1
+    moved = inputs * side**2 / PATCH**2 + (1 if alone else FLOAT_TYPES[dtype])
+    pointers = {"hr": "*u8", "sr": "*u8", "alpha": "*fp32", "transposed": "*u8", "weights": "*i32", "out": f"*{dtype}"}
+    return Variant(
+        name=f"{'downsample' if alone else 'downsample_blend'} x{scale} {rounding} {dtype}"
+        + ("" if alone else ", hr and sr" if has_sr else ", hr alone"),
+        kernel=blend.downsample_blend_kernel,
+        types=pointers | dict.fromkeys(sizes, "i32") | {"alpha_stride": "i32"},
+        constants={
+            "HAS_HR": True,
+            "HAS_SR": has_sr,
+            "HAS_TRANSPOSED": True,
+            "NORMALISE": not alone,
+            **blend.kernel_constants(scale, rounding),  # type: ignore[arg-type]
+        },
+        divisible=frozenset((*pointers, *(name for name, size in sizes.items() if size % 16 == 0))) - {"transposed"},
+        warps=blend.WARPS,
+        values=blend.PIXELS * 3,
+        bytes_moved=f"{moved:.2f} ({moved:.2f})",
+    )
+
+
+def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> Variant:
+    width, side = scale * PATCH, scale * (PATCH + 4)
+    windows = empty_windows(1, side, 2 * scale)
+    sizes = {
+        "rows": 16 * width,
+        "height": width,
+        "width": width * 3,
+        "sample_pitch": windows.stride(0),
+        "pitch": windows.stride(1),
+        "inset": windows.storage_offset() + 2 * scale * (windows.stride(1) + 3),
+    }
+    pointers = {"prediction": f"*{dtype}", "hr": "*u8", "sr": "*u8", "alpha": "*fp32", "gradient_scale": "*fp32"}
+    pointers |= {"gradient": f"*{dtype}", "partial": "*fp32"}
+    moved = 2 * FLOAT_TYPES[dtype] + (2 if has_sr else 1)
+    return Variant(
+        name=f"blended_loss {kind} {dtype} x{scale}" + (", hr and sr" if has_sr else ", hr alone"),
+        kernel=loss.blended_loss_kernel,
+        types=pointers | dict.fromkeys(sizes, "i32") | {"alpha_stride": "i32", "gradient_of_mean": "fp32"},
+        constants={
+            "HAS_HR": True,
+            "HAS_SR": has_sr,
+            "KIND": kind,
+            "EPSILON": CHARBONNIER_EPSILON,
+            "ROWS": loss.ROWS,
+            "COLUMNS": loss.COLUMNS,
+        },
+        divisible=frozenset((*pointers, *(name for name, size in sizes.items() if size % 16 == 0))),
+        warps=4,
+        values=loss.ROWS * loss.COLUMNS,
+        bytes_moved=f"{moved} ({moved})",
+    )
+
+
+def _lamb() -> Iterator[Variant]:
+    pointers = {"table": "*i64", "chunks": "*i32", "skip": "*u8"}
+    common = {"ALIGNED": True, "CHUNK": lamb.CHUNK, "BLOCK": lamb.BLOCK}
+    rest: dict[str, Any] = {"warps": 4, "values": lamb.BLOCK}
+    yield Variant(
+        name="lamb_step, find bad",
+        kernel=lamb.find_bad_kernel,
+        types={"table": "*i64", "chunks": "*i32", "bad": "*i32"},
+        constants=common,
+        divisible=frozenset(("table", "chunks", "bad")),
+        bytes_moved="4 (4)",
+        **rest,
+    )
+    yield Variant(
+        name="lamb_step, decide",
+        kernel=lamb.decide_kernel,
+        types={"bad": "*i32", "skip": "*u8", "step_count": "*i64", "count": "i32"},
+        constants={"BLOCK": lamb.BLOCK},
+        divisible=frozenset(("bad", "skip", "step_count")),
+        **rest,
+    )
+    numbers = ("beta1", "beta2", "one_minus_beta1", "one_minus_beta2", "epsilon", "weight_decay", "clip_value")
+    yield Variant(
+        name="lamb_step, moments",
+        kernel=lamb.moments_kernel,
+        types=pointers | {"sums": "*fp32", "inverse_scale": "*fp32"} | dict.fromkeys(numbers, "fp32"),
+        constants={"CLIP": True, **common},
+        divisible=frozenset((*pointers, "sums", "inverse_scale")),
+        bytes_moved="24 (24)",
+        **rest,
+    )
+    scalars = ("epsilon", "weight_decay", "norm_clamp", "one_minus_decay")
+    for average in (False, True):
+        yield Variant(
+            name="lamb_step, update" + (" with average" if average else ""),
+            kernel=lamb.update_kernel,
+            types=pointers | {"sums": "*fp32", "learning_rate": "*fp32"} | dict.fromkeys(scalars, "fp32"),
+            constants={"AVERAGE": average, **common},
+            divisible=frozenset((*pointers, "sums", "learning_rate")),
+            bytes_moved="24 (24)" if average else "16 (16)",
+            **rest,
+        )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    return subprocess.run([folder / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _number(usage: str, name: str) -> int:
+    found = re.search(rf"\b{name}:(\d+)", usage)
+    return int(found.group(1)) if found else 0
+
+
+def _widths(opcodes: list[str], kind: str) -> dict[int, int]:
+    """Number of accesses by width in bits: LDG.E.128 is 128, LDG.E.U8 is 8, a plain LDG.E is 32."""
+    counts: collections.Counter[int] = collections.Counter()
+    for opcode in opcodes:
+        if opcode.startswith(kind):
+            width = re.search(r"\.[US]?(8|16|64|128)\b", opcode)
+            counts[int(width.group(1)) if width else 32] += 1
+    return dict(counts.most_common())
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sm", type=int, choices=TARGETS, help="one GPU generation instead of all")
+    wanted = parser.parse_args().sm
+    print("\n\n".join(table(target) for target in ((wanted,) if wanted else TARGETS)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Bad input: one sentence on stderr that names the file or the key, and exit code 2."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from eco_fast.cli.main import main
+from eco_fast.data.images import Pixels
+from eco_fast.models import save_network
+from eco_fast.models.edsr import EDSR
+
+TINY = """
+[data]
+patch = 8
+[model]
+features = 8
+blocks = 1
+[teacher]
+steps = 2
+[train]
+steps = 2
+batch = 2
+device = "cpu"
+compile = false
+"""
+
+
+@pytest.fixture(scope="module")
+def things(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good and bad things in it."""
+    folder = tmp_path_factory.mktemp("things")
+    with contextlib.chdir(folder):
+        make_things(photo)
+    return folder
+
+
+def make_things(photo: Pixels) -> None:
+    for name, (height, width) in {"hr/a.png": (40, 48), "hr/b.png": (36, 36), "sr/a.png": (40, 44)}.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photo[100 : 100 + height, 150 : 150 + width]).save(name)
+    for name in ("empty", "cut", "text", "dot"):
+        Path(name).mkdir()
+    Path("cut/cut.png").write_bytes(Path("hr/a.png").read_bytes()[:900])
+    Path("text/text.png").write_text("I am a text", encoding="utf-8")
+    Image.fromarray(photo[:15, :90]).save("dot/small.png")
+    Image.fromarray(np.zeros((2, 2), dtype=np.uint16)).save("deep.png")
+    Path("file").write_text("a file, where a folder is needed", encoding="utf-8")
+    Path("tiny.toml").write_text(TINY, encoding="utf-8")
+    torch.manual_seed(0)
+    for scale in (2, 3):
+        save_network(Path(f"x{scale}.safetensors"), EDSR(scale, features=8, blocks=1))
+    other = {"layer.weight": torch.zeros(3, 3), "layer.bias": torch.zeros(3)}
+    torch.save(other, "other.pt")
+    save_file(other, "other.safetensors")
+    part = EDSR(2, features=8, blocks=1).state_dict()
+    torch.save({**part, "extra.weight": torch.zeros(1)}, "more.pt")
+    torch.save({**part, "note": Payload()}, "code.pth")
+    torch.save({**part, "note": Payload()}, "legacy.pth", _use_new_zipfile_serialization=False)
+    torch.save(EDSR(2, features=8, blocks=1), "module.pth")
+    del part["body.0.body.2.bias"]
+    torch.save(part, "part.pt")
+    for name in ("page.pth", "page.safetensors"):
+        Path(name).write_text("\n<!DOCTYPE html><html><body>Not found</body></html>", encoding="utf-8")
+    for name in ("garbage.pt", "garbage.safetensors"):
+        Path(name).write_bytes(b"garbage " * 20)
+    Path("cut.safetensors").write_bytes(Path("x2.safetensors").read_bytes()[:5000])
+
+
+@pytest.fixture
+def here(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of these things as the current folder."""
+    shutil.copytree(things, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence that a command ends with, exit code 2."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("eco-fast: "), said
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said.removeprefix("eco-fast: ").rstrip()
+
+
+def train(*overrides: str) -> list[str]:
+    return ["train", "tiny.toml", "--run", "run", *(word for one in overrides for word in ("--set", one))]
+
+
+PICTURES = {
+    "gone": "gone: there is no such file or folder",
+    "empty": "empty: holds no pictures",
+    "cut": "cut/cut.png: damaged picture (",
+    "text": "text/text.png: not a picture",
+    "deep.png": "deep.png: 16 bits a channel, but eco-fast works on 8; `eco-fast prepare --convert-16bit`",
+}
+COMMANDS = {
+    "prepare": ["prepare", "hr", "{source}", "--store", "store"],
+    "evaluate": ["evaluate", "x2.safetensors", "--data", "{source}", "--scale", "2", "--device", "cpu"],
+    "evaluate --sr": ["evaluate", "--sr", "{source}", "--hr", "{source}", "--scale", "2"],
+    "upscale": ["upscale", "x2.safetensors", "{source}", "out", "--device", "cpu"],
+    "downsample": ["downsample", "{source}", "out", "--scale", "2"],
+    "train": train('data.train=["{source}"]'),
+    "train, validation": train('data.train=["hr"]', 'data.validation=["{source}"]'),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("source", PICTURES)
+@pytest.mark.usefixtures("here")
+def test_pictures_that_cannot_be_used(command: str, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, *(word.format(source=source) for word in COMMANDS[command]))
+    assert said.startswith(PICTURES[source])
+
+
+PROOF = "the-payload-has-run"
+
+
+class Payload:
+    """What a pickle can do to whoever loads it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {PROOF}",)
+
+
+CHECKPOINTS = {
+    "gone.safetensors": "gone.safetensors: there is no such checkpoint",
+    "garbage.safetensors": "garbage.safetensors: damaged or not a safetensors file",
+    "garbage.pt": "garbage.pt: damaged, or not a checkpoint of plain weights",
+    "cut.safetensors": "cut.safetensors: damaged or not a safetensors file",
+    "other.pt": "other.pt: not a checkpoint of a known network (EDSR, RCAN, SWINIR, RRDB, or one that spandrel knows)",
+    "other.safetensors": "other.safetensors: not a checkpoint of a known network (EDSR, RCAN, SWINIR, RRDB, or one ",
+    "more.pt": "more.pt: more than EDSR weights, extra.weight is unknown",
+    "code.pth": "code.pth: holds code besides weights (posix.system), which eco-fast never runs; expected plain ",
+    "legacy.pth": "legacy.pth: holds code besides weights (posix.system), which eco-fast never runs; expected plain ",
+    "module.pth": "module.pth: holds code besides weights (eco_fast.models.edsr.EDSR), which eco-fast never runs; ",
+    "page.pth": "page.pth: a web page, not a checkpoint; download the file that the page links to",
+    "page.safetensors": "page.safetensors: a web page, not a checkpoint; download the file that the page links to",
+    "part.pt": "part.pt: not a complete EDSR checkpoint, body.0.body.2.bias is missing",
+    "x3.safetensors": "x3.safetensors: a network for x3, but x2 is asked for",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "checkpoint"),
+    [(command, checkpoint) for command in ("teach", "evaluate", "train") for checkpoint in CHECKPOINTS]
+    + [("upscale", checkpoint) for checkpoint in list(CHECKPOINTS)[:-1]],  # which takes the network's own scale
+)
+@pytest.mark.usefixtures("here")
+def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {
+        "teach": ["teach", "--store", "store", "--teacher", checkpoint, "--scale", "2", "--device", "cpu"],
+        "evaluate": ["evaluate", checkpoint, "--data", "hr", "--scale", "2", "--device", "cpu"],
+        "upscale": ["upscale", checkpoint, "hr", "out", "--device", "cpu"],
+        "train": train('data.train=["hr"]', f"teacher.checkpoint={checkpoint}"),
+    }
+    main(["prepare", "hr", "--store", "store"])
+    assert complaint(capsys, *arguments[command]).startswith(CHECKPOINTS[checkpoint])
+    assert not Path("run").exists()  # refused before any work
+    assert not Path(PROOF).exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.step=3"], "unknown key train.step (did you mean train.steps?)"),
+        (["trian.steps=3"], "unknown key trian (did you mean train?)"),
+        (["batch=3"], "unknown key batch (did you mean train.batch?)"),
+        (["train.learning_rate=1"], "unknown key train.learning_rate (did you mean optimizer.learning_rate?)"),
+        (["optimizer.lr=1"], "unknown key optimizer.lr; the keys of optimizer are name, backend, learning_rate, "),
+        (['train.steps="abc"'], "train.steps: input should be a valid integer, got 'abc'"),
+        (["train.steps=0"], "train.steps: input should be greater than or equal to 1, got 0"),
+        (["train.compile=1"], "train.compile: input should be a valid boolean, got 1"),
+        (["data.train=hr"], "data.train: input should be an array, such as"),
+        (["data.train=[1]"], "data.train.0: input should be a valid string, got 1"),
+        (["train=5"], "train: input should be a section with keys of its own, got 5"),
+        (
+            ["objective.name=ecco"],
+            "objective.name: input should be 'vanilla', 'kd', 'noise_free', 'eco' or 'residual', got 'ecco'",
+        ),
+        (["objective.alpha_shift=nan"], "objective.alpha_shift: input should be a finite number, got nan"),
+        (["seed=99999999999999999999"], "seed: input should be less than"),
+        (["scale=5"], "scale: input should be 2, 3, 4 or 8, got 5"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_recipe_keys_that_are_wrong(overrides: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, *train(*overrides))
+    assert said.startswith(f"tiny.toml: {expected}")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("steps", "--set takes key=value, for example train.steps=300; got 'steps'"),
+        ("=5", "--set takes key=value"),
+        ("scale.x=5", "--set scale.x: scale is a value, not a section"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_overrides_that_are_none(override: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("tiny.toml").write_text("scale = 2\n" + TINY, encoding="utf-8")
+    assert complaint(capsys, *train(override)).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[train]\nsteps = ", "bad.toml: not valid TOML: "),
+        (b"description = '\xff'", "bad.toml: not valid TOML: "),
+        (b"[train]\nstps = 3", "bad.toml: unknown key train.stps (did you mean train.steps?)"),
+        (b"scale = 5", "bad.toml: scale: input should be 2, 3, 4 or 8, got 5"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_recipe_files_that_are_wrong(content: bytes, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.toml").write_bytes(content)
+    assert complaint(capsys, "train", "bad.toml").startswith(expected)
+
+
+@pytest.mark.usefixtures("here")
+def test_recipes_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "train", "quikstart")
+    assert said.startswith("there is no recipe 'quikstart' (did you mean quickstart?); `eco-fast recipes` lists ")
+    assert complaint(capsys, "train", "gone.toml") == "gone.toml: there is no such file"
+
+
+@pytest.mark.parametrize("command", ["teach --store s --teacher t", "evaluate c --data d", "downsample a b"])
+def test_scales_that_do_not_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--scale", "5"])
+    assert stopped.value.code == 2
+    assert "argument --scale: invalid choice: 5 (choose from 2, 3, 4, 8)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+def test_a_picture_smaller_than_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, *train('data.train=["hr", "dot"]'))
+    assert said.startswith("dot/small.png is 90x15 pixels, smaller than an HR patch of 16x16 (1 such pictures); ")
+    said = complaint(capsys, *train('data.train=["dot"]', "data.small_images=skip"))
+    assert said.startswith("run/store: ")
+
+
+@pytest.mark.usefixtures("here")
+def test_sizes_that_do_not_match(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("hr/b.png").unlink()
+    said = complaint(capsys, "evaluate", "--sr", "sr", "--hr", "hr", "--scale", "2")
+    assert said.startswith("sr/a.png: SR is 44x40 but HR is 48x40 pixels; they must have the same size")
+
+
+@pytest.mark.parametrize(
+    "given", [[], ["--sr", "sr"], ["x2.safetensors"], ["x2.safetensors", "--data", "hr", "--sr", "sr", "--hr", "hr"]]
+)
+@pytest.mark.usefixtures("here")
+def test_evaluate_wants_a_checkpoint_or_pictures(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "evaluate", "--scale", "2", *given)
+    assert said == "evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR"
+
+
+@pytest.mark.parametrize(
+    "option", ["--save-images D", "--noise-sigma 5", "--rounding im2double", "--device cpu", "--tile 9"]
+)
+def test_pictures_that_exist_take_no_option_of_a_checkpoint(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "evaluate", "--sr", "sr", "--hr", "hr", "--scale", "2", *option.split())
+    assert said == f"{option.split(maxsplit=1)[0]} goes with CHECKPOINT: the pictures of --sr exist already"
+
+
+@pytest.mark.usefixtures("here")
+def test_devices_and_tiles_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    upscale = ("upscale", "x2.safetensors", "hr", "out")
+    assert complaint(capsys, *upscale, "--tile", "0") == "--tile: expected at least 1 pixel, got 0"
+    assert "expected auto, cpu, cuda or cuda:N, got 'tpux'" in complaint(capsys, *upscale, "--device", "tpux")
+    assert complaint(capsys, *train("train.device=cuda:99")).startswith("train.device: cuda:99 is asked for, but ")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_store_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("gone", "hr"):
+        said = complaint(capsys, "teach", "--store", folder, "--teacher", "x2.safetensors", "--scale", "2")
+        assert said == f"{folder}: not a store (no manifest.json)"
+
+
+@pytest.mark.usefixtures("here")
+def test_training_without_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complaint(capsys, *train()).startswith("data.train is empty: name your HR pictures, for example --set ")
+    assert complaint(capsys, *train("data.store=gone")).startswith("gone: not a store")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_taken_run_folder_and_another_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ('data.train=["hr"]', "teacher.checkpoint=x2.safetensors")
+    assert main(train(*given)) == 0
+    checkpoint = Path("run/checkpoints/last.safetensors").read_bytes()
+    said = complaint(capsys, *train(*given))
+    assert said.startswith("run: already holds a run; continue it with --resume, or choose another folder with --run")
+    for other in ("optimizer.learning_rate=3e-4", "train.steps=3"):
+        expected = f"run: holds a run with another {other.partition('=')[0]}; resume with the same recipe"
+        assert complaint(capsys, *train(*given, other), "--resume").startswith(expected)
+        assert complaint(capsys, "train", "--run", "run", "--resume", "--set", other).startswith(expected)
+    assert Path("run/checkpoints/last.safetensors").read_bytes() == checkpoint
+    assert main(["train", "--run", "run", "--resume", "--set", "train.steps=2"]) == 0
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_holds_something_else(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "train", "tiny.toml", "--run", "hr", "--set", 'data.train=["hr"]')
+    assert said.startswith("hr: not empty and not a run; choose another folder with --run")
+
+
+@pytest.mark.parametrize("out", ["file", "file/sub"])
+@pytest.mark.parametrize("command", ["prepare", "train", "upscale", "downsample", "evaluate"])
+@pytest.mark.usefixtures("here")
+def test_outputs_that_cannot_be_written(command: str, out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {
+        "prepare": ["prepare", "hr", "--store", out],
+        "train": ["train", "tiny.toml", "--run", out, "--set", 'data.train=["hr"]'],
+        "upscale": ["upscale", "x2.safetensors", "hr", out, "--device", "cpu"],
+        "downsample": ["downsample", "hr", out, "--scale", "2"],
+        "evaluate": ["evaluate", "--sr", "hr", "--hr", "hr", "--scale", "2", "--json", f"{out}/scores.json"],
+    }
+    said = complaint(capsys, *arguments[command])
+    assert said.startswith(out)
+    assert "folder" in said
+    assert Path("file").read_text(encoding="utf-8") == "a file, where a folder is needed"
+
+
+@pytest.mark.parametrize("arguments", [["prepare", "hr", "--store"], ["train", "tiny.toml", "--run"]])
+@pytest.mark.usefixtures("here")
+def test_a_folder_that_the_system_refuses(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, *arguments, "/proc/eco-fast")
+    assert said.startswith("/proc")
+    assert "cannot be read or written (" in said

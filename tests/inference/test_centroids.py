@@ -1,0 +1,220 @@
+"""Centroids: what `teach` makes, when it makes them again, and that they belong to the store as it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from eco_fast_kernels import Rounding
+from PIL import Image
+
+from eco_fast.data.images import Pixels
+from eco_fast.data.prepare import prepare
+from eco_fast.data.resize import downsample_image, modcrop
+from eco_fast.data.store import MANIFEST, Store, open_centroids
+from eco_fast.inference.centroids import teach
+from eco_fast.inference.tiling import super_resolve
+from eco_fast.models import load_network, save_network
+from eco_fast.models.edsr import EDSR
+from eco_fast.utils.files import sha256_of
+
+NAMES = ["set/a.png", "set/b.png", "set/c.png"]
+SIZES = [(21, 26), (24, 24), (17, 33)]
+
+
+def draw(path: Path, pixels: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def hr(tmp_path: Path, photo: Pixels) -> Store:
+    """A store of three small pictures, of odd sizes too."""
+    for place, (name, (height, width)) in enumerate(zip(NAMES, SIZES, strict=True)):
+        draw(tmp_path / name, photo[50 * place : 50 * place + height, 100 : 100 + width])
+    return prepare([str(tmp_path / "set")], tmp_path / "store")
+
+
+def save_teacher(path: Path, seed: int, scale: int = 2) -> Path:
+    torch.manual_seed(seed)
+    save_network(path, EDSR(scale, features=8, blocks=1))
+    return path
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return save_teacher(tmp_path / "teacher.safetensors", 1)
+
+
+@pytest.fixture
+def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Sizes of the LR pictures that `teach` gives to the teacher, as it does."""
+    sizes: list[tuple[int, ...]] = []
+
+    def count(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
+        sizes.append(lr.shape[:2])
+        return super_resolve(network, lr, **options)
+
+    monkeypatch.setattr("eco_fast.inference.centroids.super_resolve", count)
+    return sizes
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != ".lock"]
+    return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+@pytest.mark.parametrize("rounding", ["uint8", "im2double"])
+def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
+    hr: Store, teacher: Path, rounding: Rounding
+) -> None:
+    out = teach(hr.folder, teacher, 2, rounding=rounding, device="cpu")
+    centroids = open_centroids(hr, out, 2)
+    network = load_network(teacher)
+    assert [entry.name for entry in centroids.entries] == NAMES
+    for centroid, picture, (height, width) in zip(centroids.images, hr.images, SIZES, strict=True):
+        assert centroid.dtype == np.uint8
+        assert centroid.shape == (height // 2 * 2, width // 2 * 2, 3)
+        lr = downsample_image(modcrop(picture, 2), 2, rounding)
+        assert np.array_equal(centroid, super_resolve(network, lr))
+        with torch.inference_mode():
+            whole = network(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0) * 255
+        assert np.abs(whole.clamp(0, 255).numpy() - centroid).max() <= 0.5 + 1e-3
+
+
+def test_the_manifest_tells_what_the_centroids_are(hr: Store, teacher: Path) -> None:
+    out = teach(hr.folder, teacher, 2, device="cpu")
+    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["attributes"] == {
+        "kind": "centroids",
+        "scale": 2,
+        "rounding": "uint8",
+        "teacher_sha256": sha256_of(teacher),
+    }
+    assert [entry["origin"] for entry in manifest["entries"]] == [entry.sha256 for entry in hr.entries]
+
+
+def test_small_tiles_give_the_same_centroids(hr: Store, teacher: Path, tmp_path: Path) -> None:
+    whole = Store(teach(hr.folder, teacher, 2, device="cpu"))
+    again = prepare([str(tmp_path / "set")], tmp_path / "again")
+    tiled = Store(teach(again.folder, teacher, 2, tile=6, device="cpu"))
+    for one, other in zip(whole.images, tiled.images, strict=True):
+        difference = np.abs(one.astype(int) - other)
+        assert difference.max() <= 1  # the order of the sums may differ
+        assert (difference > 0).mean() < 0.01
+
+
+def test_a_second_run_changes_nothing(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
+    teach(hr.folder, teacher, 2, device="cpu")
+    before = snapshot(hr.folder)
+    taught.clear()
+    teach(hr.folder, teacher, 2, device="cpu")
+    assert snapshot(hr.folder) == before
+    assert taught == []
+
+
+def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
+    hr: Store, teacher: Path, taught: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = iter(range(1))
+
+    def interrupted(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return super_resolve(network, lr, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eco_fast.inference.centroids.super_resolve", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            teach(hr.folder, teacher, 2, device="cpu")
+    (half,) = (hr.folder / "centroids").iterdir()
+    with pytest.raises(ValueError, match="an unfinished store"):
+        open_centroids(hr, half, 2)
+    out = teach(hr.folder, teacher, 2, device="cpu")
+    assert out == half
+    assert taught == [(height // 2, width // 2) for height, width in SIZES[1:]]
+    again = prepare([str(tmp_path / "set")], tmp_path / "again")
+    straight = teach(again.folder, teacher, 2, device="cpu")
+    resumed, unbroken = (
+        {file.relative_to(folder): content for file, (_, content) in snapshot(folder).items()}
+        for folder in (out, straight)
+    )
+    assert len(resumed) == len(NAMES) + 1
+    assert resumed == unbroken
+
+
+def test_a_changed_picture_is_noticed_and_it_alone_taught_again(
+    hr: Store, teacher: Path, taught: list[tuple[int, ...]], photo: Pixels, tmp_path: Path
+) -> None:
+    out = teach(hr.folder, teacher, 2, device="cpu")
+    draw(tmp_path / NAMES[1], photo[:30, :40])
+    changed = prepare([str(tmp_path / "set")], hr.folder)
+    with pytest.raises(ValueError, match=r"set/b\.png has changed since the centroids were made; run `eco-fast teach`"):
+        open_centroids(changed, out, 2)
+    taught.clear()
+    assert teach(hr.folder, teacher, 2, device="cpu") == out
+    assert taught == [(15, 20)]
+    assert open_centroids(changed, out, 2).images[1].shape == (30, 40, 3)
+
+
+def test_a_new_picture_is_noticed(hr: Store, teacher: Path, photo: Pixels, tmp_path: Path) -> None:
+    out = teach(hr.folder, teacher, 2, device="cpu")
+    draw(tmp_path / "set" / "d.png", photo[:20, :20])
+    with pytest.raises(ValueError, match=r"set/d\.png has changed since the centroids were made"):
+        open_centroids(prepare([str(tmp_path / "set")], hr.folder), out, 2)
+
+
+def test_centroids_of_another_scale_are_noticed(hr: Store, tmp_path: Path) -> None:
+    out = teach(hr.folder, save_teacher(tmp_path / "x3.safetensors", 1, scale=3), 3, device="cpu")
+    with pytest.raises(ValueError, match=r"the centroid of set/a\.png does not have the size of its HR picture"):
+        open_centroids(hr, out, 2)
+
+
+def test_a_teacher_of_another_scale_is_refused(hr: Store, teacher: Path) -> None:
+    with pytest.raises(ValueError, match=r"teacher\.safetensors: a network for x2, but x3 is asked for"):
+        teach(hr.folder, teacher, 3, device="cpu")
+    assert not (hr.folder / "centroids").exists()
+
+
+def test_every_teacher_and_rounding_has_a_folder_of_its_own(hr: Store, teacher: Path, tmp_path: Path) -> None:
+    other_teacher = save_teacher(tmp_path / "other.safetensors", 2)
+    kinds: list[tuple[Path, Rounding]] = [(teacher, "uint8"), (teacher, "im2double"), (other_teacher, "uint8")]
+    first = [teach(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds]
+    before = snapshot(hr.folder)
+    assert [teach(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds] == first
+    assert len(set(first)) == 3
+    assert snapshot(hr.folder) == before
+    mine, _, other = (Store(folder).images[0] for folder in first)
+    assert not np.array_equal(mine, other)
+
+
+def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
+    out = teach(hr.folder, teacher, 2, device="cpu")
+    entry, pixels = Store(out).entries[2], np.array(Store(out).images[2])
+    content = bytearray((out / entry.file).read_bytes())
+    content[-1] ^= 1
+    (out / entry.file).write_bytes(content)
+    taught.clear()
+    teach(hr.folder, teacher, 2, device="cpu")
+    assert taught == [(SIZES[2][0] // 2, SIZES[2][1] // 2)]
+    assert np.array_equal(Store(out).images[2], pixels)
+
+
+def test_a_picture_smaller_than_the_scale_is_named(teacher: Path, photo: Pixels, tmp_path: Path) -> None:
+    draw(tmp_path / "tiny" / "dot.png", photo[:1, :9])
+    prepare([str(tmp_path / "tiny")], tmp_path / "store")
+    with pytest.raises(ValueError, match=r"tiny/dot\.png: an image of 9x1 pixels is smaller than the scale 2"):
+        teach(tmp_path / "store", teacher, 2, device="cpu")
+
+
+def test_self_ensemble_makes_centroids_of_its_own(hr: Store, teacher: Path) -> None:
+    plain = teach(hr.folder, teacher, 2, device="cpu")
+    ensemble = teach(hr.folder, teacher, 2, device="cpu", self_ensemble=True)
+    assert plain != ensemble
+    network = load_network(teacher)
+    for folder, option in ((plain, False), (ensemble, True)):
+        for image, centroid in zip(hr.images, open_centroids(hr, folder, 2).images, strict=True):
+            lr = downsample_image(modcrop(image, 2), 2, "uint8")
+            assert np.array_equal(centroid, super_resolve(network, lr, self_ensemble=option))

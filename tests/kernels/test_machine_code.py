@@ -1,0 +1,157 @@
+"""The kernels compiled ahead of time for each GPU generation: what their machine code promises."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from eco_fast_kernels import machine_code
+from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
+from eco_fast_kernels.reference import LOSS_KINDS
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+# One process compiles the largest kernels for the oldest generation, which has the fewest registers to spare; the other
+# the smaller ones for it, and for the later generations those that matter most.
+LARGE = r"downsample_blend x\d \w+ bf16, hr and sr|downsample_blend x2 uint8 \w+, hr and sr|downsample x2 uint8 u8"
+SMALL = r"blended_loss (l1 \w+|l2 bf16|charbonnier bf16) x2, hr and sr|blended_loss, sum|lamb_step, .*"
+LATER = r"downsample_blend x2 uint8 bf16, hr and sr|blended_loss l1 bf16 x2, hr and sr|lamb_step, (moments|update)"
+LARGEST = r"downsample_blend x8 \w+ bf16, hr and sr"
+PROCESSES = (((75, LARGE),), ((75, SMALL), (80, LATER), (86, LATER), (90, f"{LATER}|{LARGEST}")))
+SCRIPT = """
+import json, re, sys
+from eco_fast_kernels import machine_code
+for target, wanted in json.loads(sys.argv[1]):
+    for variant in machine_code.variants():
+        if re.fullmatch(wanted, variant.name):
+            made = machine_code.compile_variant(variant, target)
+            print(json.dumps({
+                "name": variant.name, "target": target, "registers": made.registers, "spills": made.spills,
+                "loads": made.loads, "stores": made.stores, "bytes_moved": variant.bytes_moved,
+            }))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A variant's machine code, as the report reads it."""
+
+    name: str
+    target: int
+    registers: int
+    spills: int
+    loads: dict[str, int]
+    stores: dict[str, int]
+    bytes_moved: str
+
+    @property
+    def is_blend(self) -> bool:
+        return self.name.startswith("downsample")
+
+    @property
+    def is_loss(self) -> bool:
+        return self.name.startswith("blended_loss ")
+
+    @property
+    def is_lamb(self) -> bool:
+        return self.name.startswith(("lamb_step, moments", "lamb_step, update"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
+    """Compiled without the interpreter, hence in processes of their own, with an empty cache."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(KERNELS)}
+    running = []
+    for work in PROCESSES:
+        command = [sys.executable, "-c", SCRIPT, json.dumps(work)]
+        running.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+        )
+    variants = []
+    for process in running:
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
+        variants += [Made(**json.loads(line)) for line in out.splitlines()]
+    return variants
+
+
+def test_every_generation_and_kernel_is_there(made: list[Made]) -> None:
+    assert {variant.target for variant in made} == set(machine_code.TARGETS) == {75, 80, 86, 90}
+    for target in machine_code.TARGETS:
+        of_target = [variant for variant in made if variant.target == target]
+        assert len(of_target) == {75: 22, 90: 6}.get(target, 4)
+        assert any(variant.is_blend for variant in of_target)
+        assert any(variant.is_loss for variant in of_target)
+        assert any(variant.is_lamb for variant in of_target)
+
+
+def test_nothing_spills(made: list[Made]) -> None:
+    assert {(variant.name, variant.target): variant.spills for variant in made if variant.spills} == {}
+
+
+def test_registers_leave_room_for_three_programs_of_four_warps(made: list[Made]) -> None:
+    assert {(variant.name, variant.target): variant.registers for variant in made if variant.registers > 168} == {}
+    assert all(variant.registers > 0 for variant in made)
+
+
+def test_pixels_and_weights_move_16_bytes_a_thread(made: list[Made]) -> None:
+    for variant in made:
+        if variant.is_blend or variant.is_loss or variant.is_lamb:
+            assert max(map(int, variant.loads)) == 128, variant
+            alone = variant.name.endswith(" u8")  # a thread has eight values of one byte
+            assert max(map(int, variant.stores)) == (64 if alone else 128), variant
+
+
+def test_no_pixel_is_read_alone(made: list[Made]) -> None:
+    for variant in made:
+        if variant.is_blend or variant.is_loss:
+            flags = 1 if variant.is_blend and " uint8 " in variant.name else 0  # is the sample transposed
+            assert variant.loads.get("8", 0) == flags, variant
+            assert "16" not in variant.loads, variant
+            assert not {"8", "16"} & set(variant.stores), variant
+        if variant.is_loss:
+            assert variant.loads["32"] == 2, variant  # alpha and the gradient's scale
+            assert "64" not in variant.loads, variant
+
+
+def test_bytes_moved_are_the_least_possible(made: list[Made]) -> None:
+    for variant in made:
+        if not variant.bytes_moved:
+            continue
+        found = re.fullmatch(r"([\d.]+) \(([\d.]+)\)", variant.bytes_moved)
+        assert found is not None
+        assert found.group(1) == found.group(2), variant
+        if variant.name.startswith("blended_loss l1 bf16"):
+            assert float(found.group(1)) == 6
+
+
+# --- the report itself ---
+
+
+def test_the_report_has_every_variant_once() -> None:
+    names = [variant.name for variant in machine_code.variants()]
+    assert len(set(names)) == len(names)
+    for scale in STENCILS:
+        for rounding in ROUNDINGS:
+            for dtype in ("fp16", "bf16", "fp32"):
+                assert f"downsample_blend x{scale} {rounding} {dtype}, hr and sr" in names
+            assert f"downsample x{scale} {rounding} u8" in names
+    for kind in LOSS_KINDS:
+        for dtype in ("fp16", "bf16", "fp32"):
+            assert f"blended_loss {kind} {dtype} x2, hr and sr" in names
+
+
+def test_widths_of_accesses() -> None:
+    opcodes = ["LDG.E.128", "LDG.E.128.CONSTANT", "LDG.E.U8", "LDG.E.S8", "LDG.E.U16", "LDG.E", "LDG.E.64", "STG.E.128"]
+    assert machine_code._widths(opcodes, "LDG") == {128: 2, 8: 2, 16: 1, 32: 1, 64: 1}
+    assert machine_code._widths([*opcodes, "LDG.E.LTC128B.64"], "LDG")[64] == 2
+    assert machine_code._widths(opcodes, "STG") == {128: 1}
+
+
+def test_numbers_of_the_resource_usage() -> None:
+    usage = " Function kernel:\n  REG:28 STACK:16 SHARED:0 LOCAL:8 CONSTANT[0]:400 TEXTURE:0"
+    assert [machine_code._number(usage, name) for name in ("REG", "STACK", "LOCAL", "ABSENT")] == [28, 16, 8, 0]

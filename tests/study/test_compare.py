@@ -1,0 +1,183 @@
+"""Comparisons of real, tiny runs: equal terms, interruptions, several processes."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eco_fast import config
+from eco_fast.cli.main import main
+from eco_fast.config import Config
+from eco_fast.data.images import Pixels, write_png
+from eco_fast.data.open_loader import open_loader
+from eco_fast.data.store import Store
+from eco_fast.study.compare import compare
+from eco_fast.training.loop import TrainingState
+from eco_fast.training.run_folder import RunFolder
+from eco_fast.utils.files import claimed, write_json
+
+ARMS = [("vanilla",), ("eco",)]
+HERE = Path("c")
+"""Runs name their stores and teachers as seen from where they run."""
+
+
+class Stopped(BaseException):
+    """As sudden as a kill: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def base(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_png(folder / "train" / "eyes.png", photo[60:113, 120:179])
+    write_png(folder / "eye" / "HR" / "a.png", photo[70:98, 150:180])
+    write_png(folder / "fur" / "b.png", photo[150:191, 200:249])
+    values: dict[str, Any] = {
+        "data": {
+            "train": [str(folder / "train")],
+            "validation": [str(folder / "eye" / "HR")],
+            "watch": [str(folder / "fur")],
+            "patch": 6,
+        },
+        "model": {"features": 8, "blocks": 1},
+        "teacher": {"steps": 9},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"steps": 6, "batch": 2, "log_every": 3, "validate_every": 2, "compile": False, "device": "cpu"},
+    }
+    return config.validate(values, "test")
+
+
+@pytest.fixture(scope="module")
+def finished(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(folder):
+        compare(base, ARMS, [], 2, HERE)
+    return folder / HERE
+
+
+def runs_of(folder: Path) -> list[Path]:
+    return sorted((folder / "runs").glob("*/*"))
+
+
+def test_every_run_is_scored_on_every_set_and_has_its_curves(finished: Path) -> None:
+    assert [str(run.relative_to(finished / "runs")) for run in runs_of(finished)] == [
+        "eco/seed=2",
+        "eco/seed=3",
+        "vanilla/seed=2",
+        "vanilla/seed=3",
+    ]
+    for run in runs_of(finished):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        validations = [row for row in rows if "psnr_y" in row]
+        assert [row["step"] for row in validations] == [2, 4, 6]
+        scores = json.loads((run / "scores.json").read_text())
+        assert set(scores["last"]) == set(scores["best"]) == {"eye", "fur"}
+        assert scores["last"]["eye"]["psnr_y"] == validations[-1]["psnr_y"]
+        assert scores["last"]["fur"]["psnr_y"] == validations[-1]["psnr_y/fur"]
+        assert scores["best"]["eye"]["psnr_y"] == max(row["psnr_y"] for row in validations), "the first set chooses"
+    assert (finished / "teachers" / "steps=9" / "checkpoints" / "last.safetensors").is_file()
+
+
+def test_arms_of_a_seed_share_initial_weights_and_samples(finished: Path) -> None:
+    """What the trainer really begins with and reads, and the fingerprint that is kept of it."""
+
+    def begins(run: Path) -> tuple[list[Tensor], list[list[Tensor]], dict[str, str]]:
+        recipe = config.load(str(run / "config.toml"))
+        store = finished.parent / recipe.data.store
+        weights = TrainingState(recipe, "cpu", None, "test").network.state_dict()
+        hr = Store(store)
+        samples = []
+        with open_loader(recipe, hr, hr, 0, device="cpu", label="test") as loader:
+            for batch in loader:
+                windows = batch.hr if batch.hr is not None else batch.sr  # of the same pictures here
+                assert windows is not None
+                samples.append([windows.clone(), batch.transposed.clone()])
+        return list(weights.values()), samples, json.loads((run / "scores.json").read_text())["fingerprint"]
+
+    eco2, eco3, vanilla2, vanilla3 = (begins(run) for run in runs_of(finished))
+    for first, second in ((eco2, vanilla2), (eco3, vanilla3)):
+        torch.testing.assert_close(first[:2], second[:2], rtol=0, atol=0)
+        assert first[2] == second[2]
+    assert not all(torch.equal(first, second) for first, second in zip(eco2[0], eco3[0], strict=True))
+    assert not torch.equal(eco2[1][0][0], eco3[1][0][0])
+    assert all(eco2[2][key] != eco3[2][key] for key in ("initial_weights", "samples"))
+
+
+@pytest.mark.parametrize("event", [2, 5, 9])
+def test_a_comparison_killed_in_the_middle_and_run_again_gives_the_same_table(
+    base: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: int
+) -> None:
+    shutil.copytree(finished, tmp_path / "c")
+    for run in runs_of(tmp_path / "c")[1:]:
+        shutil.rmtree(run)
+    stop_at(event, monkeypatch)
+    with contextlib.chdir(tmp_path), pytest.raises(Stopped):
+        compare(base, ARMS, [], 2, HERE)
+    monkeypatch.undo()
+    with contextlib.chdir(tmp_path):
+        compare(base, ARMS, [], 2, HERE)
+    for name in ("table.csv", "table.md", "curves.csv", "differences.csv"):
+        assert (tmp_path / "c" / name).read_bytes() == (finished / name).read_bytes()
+
+
+def stop_at(event: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop before so many-th row that a run writes, or score that is kept."""
+    count = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > event:
+                raise Stopped
+            return function(*arguments, **named)
+
+        return called
+
+    monkeypatch.setattr("eco_fast.training.run_folder.RunFolder.append", counted(RunFolder.append))
+    monkeypatch.setattr("eco_fast.study.compare.write_json", counted(write_json))
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(
+    base: Config, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "runs" / "eco" / "seed=3")
+    with contextlib.chdir(tmp_path), claimed(HERE / "locks" / "eco seed=3"):
+        compare(base, ARMS, [], 2, HERE)
+    assert "eco seed=3: another process is at it" in capsys.readouterr().out
+    assert "missing: eco seed=3" in (tmp_path / "c" / "table.md").read_text()
+    assert not (tmp_path / "c" / "runs" / "eco" / "seed=3").exists()
+
+
+def test_a_run_that_fails_is_missing_and_the_others_are_done(
+    base: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base.toml").write_text(config.dump(base))
+    arms = ["--arm", "bad", "optimizer.learning_rate=1e30", "train.log_every=1", "train.steps=200", "--arm", "vanilla"]
+    code = main(["compare", str(tmp_path / "base.toml"), "--run", str(tmp_path / "c"), "--seeds", "1", *arms])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert (
+        "1 of 2 runs failed, and are missing in the tables; bad seed=2: the last 100 steps were skipped" in captured.err
+    )
+    assert "missing: bad seed=2" in captured.out
+    assert "| vanilla | 1 of 1" in (tmp_path / "c" / "table.md").read_text()
+
+
+def test_a_folder_of_another_comparison_is_refused(base: Config, finished: Path) -> None:
+    longer = base.model_copy(update={"train": base.train.model_copy(update={"steps": 8})})
+    with contextlib.chdir(finished.parent), pytest.raises(ValueError, match=r"holds a run with another train.steps"):
+        compare(longer, ARMS, [], 2, HERE)
+
+
+def test_a_comparison_without_validation_is_refused(base: Config, tmp_path: Path) -> None:
+    without = base.model_copy(update={"data": base.data.model_copy(update={"validation": ()})})
+    with pytest.raises(ValueError, match="a comparison needs pictures to validate on"):
+        compare(without, ARMS, [], 2, tmp_path)

@@ -1,0 +1,448 @@
+"""LAMB's backends against the formula in float64: at most twice plain torch's error, and the rules around a step."""
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from eco_fast_kernels import reference
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eco_fast.config import Optimizer
+from eco_fast.training.optim import lamb, lamb_apex, lamb_cpu
+from eco_fast.training.optim.lamb import Lamb
+
+BETAS, EPSILON, RATE, DECAY = (0.9, 0.99), 1e-6, 0.01, 0.99
+BACKENDS = ("triton", "torch", "apex")
+EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
+Options = dict[str, Any]
+
+
+class FusedLAMB(torch.optim.Optimizer):
+    """Stands in for apex's: its documented formula, tensor by tensor; leaves the update in the gradient."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, **options: Any) -> None:
+        defaults = {
+            "bias_correction": True, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01, "adam_w_mode": True,
+            "grad_averaging": True, "max_grad_norm": 1.0, "use_nvlamb": False,
+        }  # fmt: skip
+        assert options.keys() <= defaults.keys()
+        super().__init__(params, {"lr": lr, **defaults, **options})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        (group,) = self.param_groups
+        assert isinstance(group["lr"], float)  # the kernel takes a number
+        group["step"] = group.get("step", 0) + 1
+        present = [p for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in present]).norm()
+        divisor = norm / group["max_grad_norm"] if norm > group["max_grad_norm"] else 1.0
+        for p in present:
+            state = self.state[p]
+            if not state:
+                state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            (beta1, beta2), decay = group["betas"], group["weight_decay"]
+            m, v, g = state["exp_avg"], state["exp_avg_sq"], p.grad / divisor
+            if not group["adam_w_mode"]:
+                g = g + decay * p
+            m.mul_(beta1).add_(g, alpha=1 - beta1 if group["grad_averaging"] else 1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            corrections = [1 - beta ** group["step"] if group["bias_correction"] else 1 for beta in (beta1, beta2)]
+            update = m / corrections[0] / ((v / corrections[1]).sqrt() + group["eps"])
+            if group["adam_w_mode"]:
+                update = update + decay * p
+            p.grad.copy_(update)
+            ratio = 1.0
+            if (group["use_nvlamb"] or decay) and p.norm() > 0 and update.norm() > 0:
+                ratio = float(p.norm() / update.norm())
+            p.sub_(group["lr"] * ratio * update)
+
+
+@pytest.fixture(autouse=True)
+def _backends_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the op of `triton` runs its definition, and apex is the class above."""
+    monkeypatch.setattr(lamb, "choose_backend", lambda wanted, _: "torch" if wanted == "auto" else wanted)
+    apex = ModuleType("apex.optimizers")
+    apex.FusedLAMB = FusedLAMB  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", apex)
+    monkeypatch.setattr(lamb_cpu, "BLOCK_BYTES", 4 * 300)  # several blocks, and some tensors larger than one
+
+
+def channels_last(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+def some_tensors(scale: float = 0.05) -> list[Tensor]:
+    """Groups of one and of many; every layout; a fresh bias (norm 0) and one tensor of a norm far above 10."""
+    tensors = [
+        *(channels_last(8, 4, 3, 3) * scale for _ in range(4)),
+        *(torch.randn(16) * scale for _ in range(30)),
+        *(torch.randn(()) for _ in range(2)),
+        *(torch.randn(5, 7).t() * scale for _ in range(2)),
+        channels_last(1, 6, 3, 3) * scale,
+        torch.randn(6, 4, 1, 1) * scale,
+        torch.zeros(16),
+        torch.randn(1),
+    ]
+    return [*tensors, torch.randn(20, 30)]
+
+
+def gradients_like(tensors: list[Tensor]) -> list[Tensor]:
+    gradients = [torch.randn_like(p) * 10.0 ** (index % 4 - 3) for index, p in enumerate(tensors)]
+    gradients[7].zero_()  # a weight that never gets any
+    return gradients
+
+
+class Run:
+    """An optimizer over parameters with running averages, or not."""
+
+    def __init__(self, tensors: list[Tensor], backend: str, *, average: bool = False, **options: Any) -> None:
+        compiled = options.pop("compiled", False)
+        self.parameters = [Parameter(tensor.clone()) for tensor in tensors]
+        self.average = [tensor.clone() for tensor in tensors] if average else None
+        self.rate, self.skip = torch.tensor(RATE), torch.tensor(False)
+        config = Optimizer(name="lamb", backend=backend, betas=BETAS, epsilon=EPSILON, **options)  # type: ignore[arg-type]
+        self.lamb = Lamb(self.parameters, config, self.rate, self.average, DECAY, compiled=compiled)
+
+    def step(self, gradients: list[Tensor], *, skip: bool = False, inverse_scale: float | None = None) -> bool:
+        """One step; returns whether it was skipped."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        self.skip.fill_(skip)
+        self.lamb.step(self.skip, None if inverse_scale is None else torch.tensor(inverse_scale))
+        self.lamb.zero_grad()
+        return bool(self.skip)
+
+    def moments(self, name: str) -> list[Tensor]:
+        return [self.lamb.state[parameter].get(name, torch.zeros(())) for parameter in self.parameters]
+
+    def all(self) -> dict[str, list[Tensor]]:
+        weights = [parameter.detach() for parameter in self.parameters]
+        moments = {name: self.moments(name) for name in ("exp_avg", "exp_avg_sq")}
+        return {"weights": weights, **moments, **({"average": self.average} if self.average else {})}
+
+    def bits(self) -> list[Tensor]:
+        return [tensor.clone().view(torch.int32) for tensors in self.all().values() for tensor in tensors]
+
+
+def exact(tensors: list[Tensor], steps: list[list[Tensor]], clamp: float, options: Options) -> dict[str, list[Tensor]]:
+    """The formula in float64."""
+    rate, bound = float(torch.tensor(RATE)), options.get("clip_value", 0.0)
+    weights = [tensor.double() for tensor in tensors]
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    average = [weight.clone() for weight in weights]
+    for gradients in steps:
+        for index, gradient in enumerate(gradients):
+            g = gradient.double() * options.get("inverse_scale", 1.0)
+            g = g.clamp(-bound, bound) if bound else g
+            m = first[index] = BETAS[0] * first[index] + (1 - BETAS[0]) * g
+            v = second[index] = BETAS[1] * second[index] + (1 - BETAS[1]) * g * g
+            u = m / (v.sqrt() + EPSILON) + options.get("weight_decay", 0.0) * weights[index]
+            weight_norm, update_norm = min(float((weights[index] ** 2).sum()) ** 0.5, clamp), float((u**2).sum()) ** 0.5
+            trust = weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
+            weights[index] = weights[index] - rate * trust * u
+            average[index] = DECAY * average[index] + (1 - DECAY) * weights[index]
+    return {"weights": weights, "exp_avg": first, "exp_avg_sq": second, "average": average}
+
+
+def plain(tensors: list[Tensor], steps: list[list[Tensor]], clamp: float, options: Options) -> dict[str, list[Tensor]]:
+    """The definition in float32."""
+    weights, average = ([tensor.clone() for tensor in tensors] for _ in range(2))
+    first, second = ([torch.zeros_like(tensor) for tensor in tensors] for _ in range(2))
+    scale = options.get("inverse_scale")
+    for gradients in steps:
+        reference.lamb_step(
+            weights, gradients, first, second, learning_rate=torch.tensor(RATE), skip=torch.tensor(False), betas=BETAS,
+            epsilon=EPSILON, weight_decay=options.get("weight_decay", 0.0), norm_clamp=clamp,
+            clip_value=options.get("clip_value"), inverse_scale=None if scale is None else torch.tensor(scale),
+            average=average, average_decay=DECAY,
+        )  # fmt: skip
+    return {"weights": weights, "exp_avg": first, "exp_avg_sq": second, "average": average}
+
+
+def worst(made: list[Tensor], true: list[Tensor]) -> float:
+    return max(float((a.double() - b).norm()) / (float(b.norm()) or 1e-300) for a, b in zip(made, true, strict=True))
+
+
+# --- the formula ---
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@EVERY_BACKEND
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clip_value": 0.02}, {"weight_decay": 0.1}, {"inverse_scale": 0.25}, {"average": True},
+     {"clip_value": 0.02, "weight_decay": 0.1, "inverse_scale": 0.25, "average": True}],
+    ids=lambda options: "+".join(options) or "plain",
+)  # fmt: skip
+def test_against_float64(backend: str, options: Options) -> None:
+    check_against_float64(backend, options)
+
+
+def check_against_float64(backend: str, options: Options, **more: Any) -> None:
+    tensors = some_tensors()
+    steps = [gradients_like(tensors) for _ in range(10)]
+    clamp = float("inf") if backend == "apex" else 10.0
+    assert max(float(tensor.norm()) for tensor in tensors) > 20
+    run = Run(tensors, backend, **{name: value for name, value in options.items() if name != "inverse_scale"}, **more)
+    for gradients in steps:
+        assert not run.step(gradients, inverse_scale=options.get("inverse_scale"))
+    true, usual = exact(tensors, steps, clamp, options), plain(tensors, steps, clamp, options)
+    for name, made in run.all().items():
+        assert 0 < worst(usual[name], true[name]) < 1e-5
+        assert worst(made, true[name]) <= 2 * worst(usual[name], true[name]), name
+    for parameter, tensor in zip(run.parameters, tensors, strict=True):
+        assert parameter.shape == tensor.shape
+        assert parameter.stride() == tensor.stride()
+
+
+def test_compiled_against_float64_and_never_again_compiled() -> None:
+    """Nothing that may change between steps is part of the compiled code."""
+    torch.compiler.reset()
+    counters.clear()
+    options: Options = {"clip_value": 0.02, "weight_decay": 0.1, "inverse_scale": 0.25, "average": True}
+    check_against_float64("torch", options, compiled=True)
+    made = counters["stats"]["unique_graphs"]
+    assert made >= 3
+    run = Run(some_tensors(), "torch", compiled=True, average=True)
+    for step in range(4):
+        run.rate.fill_(0.1**step)
+        run.step(gradients_like(run.parameters), skip=step == 2, inverse_scale=0.5**step)  # type: ignore[arg-type]
+    assert counters["stats"]["unique_graphs"] == made
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_by_hand(backend: str, lamb_case: Any) -> None:
+    if lamb_case.clip_value == 0.0:
+        pytest.skip("0 means no clipping in a recipe")
+    run = Run([torch.tensor(lamb_case.start)], backend, clip_value=lamb_case.clip_value or 0.0)
+    run.rate.fill_(0.1)
+    # after one step m is 0.1 g and v is 0.01 g**2: the update is g / |g|
+    run.step([torch.tensor(lamb_case.gradient)])
+    assert run.parameters[0].tolist() == pytest.approx(lamb_case.expected, rel=1e-4)
+
+
+# --- skipping ---
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 5, 35, -1])
+def test_a_skipped_step_leaves_every_bit(backend: str, bad: float | None, place: int) -> None:
+    tensors = some_tensors()
+    run = Run(tensors, backend, average=True, clip_value=0.1, weight_decay=0.1)
+    assert not run.step(gradients_like(tensors))
+    for tensors_of in run.all().values():  # zeros have signs
+        tensors_of[4][:3] = torch.tensor([-0.0, 0.0, 1e-40])
+    before = run.bits()
+    gradients = gradients_like(tensors)
+    if bad is not None:
+        gradients[place].as_strided((gradients[place].numel(),), (1,))[-1] = bad
+    assert run.step(gradients, skip=bad is None, inverse_scale=0.5)
+    assert all(torch.equal(after, bits) for after, bits in zip(run.bits(), before, strict=True))
+    assert not run.step(gradients_like(tensors))
+    assert not any(
+        torch.equal(after, bits) for index, (after, bits) in enumerate(zip(run.bits(), before, strict=True))
+        if index % len(tensors) != 7 and bits.numel() > 1
+    )  # fmt: skip
+
+
+@EVERY_BACKEND
+def test_large_gradients_are_no_reason_to_skip(backend: str) -> None:
+    run = Run(some_tensors(), backend, clip_value=0.1)
+    assert not run.step([gradient.sign() * 3e38 for gradient in gradients_like(some_tensors())])
+    assert all(parameter.isfinite().all() for parameter in run.parameters)
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Refuses what brings a number to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise AssertionError("the host waits")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_the_host_reads_nothing(backend: str) -> None:
+    run = Run(some_tensors(), backend, average=True, clip_value=0.1)
+    for parameter, gradient in zip(run.parameters, gradients_like(some_tensors()), strict=True):
+        parameter.grad = gradient
+    scale = torch.tensor(0.5)
+    with NothingIsRead():
+        run.lamb.step(run.skip, scale)
+        run.lamb.step(run.skip, scale)
+        with pytest.raises(AssertionError, match="the host waits"):
+            bool(run.skip)
+
+
+# --- state ---
+
+
+@pytest.mark.parametrize("before", BACKENDS)
+@pytest.mark.parametrize("after", BACKENDS)
+def test_the_state_of_one_backend_loads_into_another(before: str, after: str) -> None:
+    tensors = some_tensors()
+    tensors[-1].mul_(0.1)  # apex does not clamp norms above 10
+    steps = [gradients_like(tensors) for _ in range(6)]
+    first = Run(tensors, before)
+    for gradients in steps[:3]:
+        first.step(gradients)
+    second = Run([parameter.detach() for parameter in first.parameters], after)
+    second.step(steps[0])  # has a state of its own, which is replaced
+    for parameter, source in zip(second.parameters, first.parameters, strict=True):
+        parameter.data.copy_(source)
+    load(second, first)
+    for gradients in steps[3:]:
+        for run in (first, second):
+            run.step(gradients)
+    for name, made in second.all().items():
+        expected = first.all()[name]
+        if before == after:
+            assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+        assert worst(made, [tensor.double() for tensor in expected]) < 1e-6
+
+
+def load(run: Run, other: Run) -> None:
+    """As a checkpoint does: through bytes, and the rate is the run's own afterwards."""
+    state = other.lamb.state_dict()
+    assert all(set(entry) == {"exp_avg", "exp_avg_sq"} for entry in state["state"].values())
+    copied = {
+        index: {name: tensor.clone() for name, tensor in entry.items()} for index, entry in state["state"].items()
+    }
+    run.lamb.load_state_dict({**state, "state": copied})
+    run.lamb.param_groups[0]["lr"] = run.rate
+
+
+@EVERY_BACKEND
+def test_same_gradients_same_bits(backend: str) -> None:
+    tensors = some_tensors()
+    steps = [gradients_like(tensors) for _ in range(3)]
+    runs = [Run(tensors, backend, average=True), Run(tensors, backend, average=True)]
+    for run in runs:
+        for gradients in steps:
+            run.step(gradients)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].bits(), runs[1].bits(), strict=True))
+
+
+# --- whose memory it is ---
+
+
+def put_elsewhere(run: Run) -> None:
+    for parameter in run.parameters:
+        parameter.data = parameter.detach().clone()
+
+
+def change_layout(run: Run) -> None:
+    for parameter in run.parameters[:4]:
+        parameter.data = parameter.detach().contiguous()
+
+
+def leave(run: Run) -> None:
+    pass
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("disturb", [put_elsewhere, change_layout, leave])
+def test_weights_that_somebody_moved(backend: str, disturb: Callable[[Run], None]) -> None:
+    if backend == "triton" and disturb is change_layout:
+        pytest.skip("the op refuses moments of another layout")
+    tensors = some_tensors()
+    steps = [gradients_like(tensors) for _ in range(4)]
+    moved, alone = Run(tensors, backend), Run(tensors, backend)
+    for index, gradients in enumerate(steps):
+        if index == 2:
+            disturb(moved)
+        moved.step(gradients)
+        alone.step(gradients)
+    for name, made in moved.all().items():
+        assert worst(made, [tensor.double() for tensor in alone.all()[name]]) < 1e-6
+    values = torch.full_like(moved.parameters[0], 3.0)
+    with torch.no_grad():
+        moved.parameters[0].copy_(values)
+    assert not torch.equal(moved.parameters[1], values)
+
+
+@EVERY_BACKEND
+def test_a_weight_without_a_gradient_stays(backend: str) -> None:
+    tensors = some_tensors()
+    run = Run(tensors, backend, average=True)
+    for step in range(3):
+        gradients = gradients_like(tensors)
+        for index, parameter in enumerate(run.parameters):
+            parameter.grad = None if index % 3 == 1 and step == 1 else gradients[index].clone()
+        before = run.bits()
+        run.lamb.step(run.skip)
+        for index, (after, bits) in enumerate(zip(run.bits(), before, strict=True)):
+            place = index % len(tensors)
+            if place != 7 and bits.numel() > 1 and step:
+                assert torch.equal(after, bits) == (place % 3 == 1 and step == 1), index
+    run.lamb.zero_grad()
+    assert all(parameter.grad is None for parameter in run.parameters)
+    with pytest.raises(ValueError, match="at least one parameter"):
+        run.lamb.step(run.skip)
+
+
+def test_the_gradients_of_autograd() -> None:
+    """A network whose parameters are views learns; torch makes new gradients at each step."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 3, 3))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = Lamb(network.parameters(), Optimizer(name="lamb"), torch.tensor(0.02), compiled=False)
+    skip, losses = torch.tensor(False), []
+    x = torch.randn(2, 3, 9, 9)
+    for _ in range(20):
+        loss = (network(x) - x[..., 2:-2, 2:-2]).square().mean()
+        loss.backward()
+        optimizer.step(skip)
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# --- choosing ---
+
+
+@pytest.mark.parametrize("backend", ["triton", "apex"])
+def test_gpu_backends_refuse_the_cpu(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"{backend} needs a GPU.*backend=torch"):
+        Run(some_tensors(), backend)
+
+
+def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert lamb.choose_backend("auto", torch.device("cpu")) == "torch"
+    assert lamb.choose_backend("auto", torch.device("cuda:1")) == "triton"
+    assert lamb.choose_backend("torch", torch.device("cuda")) == "torch"
+    assert lamb.choose_backend("apex", torch.device("cuda")) == "apex"
+
+
+def test_apex_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "apex", None)
+    monkeypatch.delitem(sys.modules, "apex.optimizers")
+    with pytest.raises(ValueError, match=r"build apex with its CUDA extensions, or take optimizer\.backend=triton"):
+        Run(some_tensors(), "apex")
+
+
+def test_apex_that_does_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(FusedLAMB):
+        def __init__(self, params: Any, **options: Any) -> None:
+            super().__init__(params, **options | {"use_nvlamb": False})
+
+    monkeypatch.setattr(sys.modules["apex.optimizers"], "FusedLAMB", Other)
+    with pytest.raises(ValueError, match="differs from the recipe's LAMB"):
+        Run(some_tensors(), "apex")
+
+
+def test_apex_says_once_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    lamb_apex._say_what_apex_lacks.cache_clear()
+    for _ in range(2):
+        Run(some_tensors(), "apex")
+    assert capsys.readouterr().out.count("exceeds 10") == 1

@@ -1,0 +1,278 @@
+"""Ctrl-C and full disks: one sentence, nothing half-written, and the same command goes on."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eco_fast.cli.main import main
+from eco_fast.data.images import Pixels
+from eco_fast.data.store import MANIFEST, Store
+from eco_fast.models import save_network
+from eco_fast.models.edsr import EDSR
+from eco_fast.training.checkpoints import Checkpoints
+from eco_fast.training.run_folder import RunFolder
+from eco_fast.utils.files import write_atomically
+
+TINY = """
+[data]
+train = ["hr"]
+patch = 8
+[model]
+features = 8
+blocks = 1
+[teacher]
+checkpoint = "teacher.safetensors"
+[train]
+steps = 4
+batch = 2
+log_every = 1
+checkpoint_every = 2
+device = "cpu"
+compile = false
+"""
+COMMANDS = {
+    "prepare": ["prepare", "hr", "--store", "store"],
+    "teach": ["teach", "--store", "store", "--teacher", "teacher.safetensors", "--scale", "2", "--device", "cpu"],
+    "train": ["train", "tiny.toml", "--run", "run"],
+}
+WORK = {
+    "prepare": "eco_fast.data.prepare.read_image",
+    "teach": "eco_fast.inference.centroids.super_resolve",
+    "train": "eco_fast.training.step.network_input",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder holds pictures, a teacher and a recipe."""
+    monkeypatch.chdir(tmp_path)
+    Path("hr").mkdir()
+    for index, side in enumerate((20, 24, 90)):
+        Image.fromarray(photo[100 : 100 + side, 150 : 150 + side]).save(f"hr/{index}.png")
+    Path("tiny.toml").write_text(TINY, encoding="utf-8")
+    torch.manual_seed(0)
+    save_network(Path("teacher.safetensors"), EDSR(2, features=8, blocks=1))
+
+
+def last_call(monkeypatch: pytest.MonkeyPatch, name: str, count: int, error: BaseException) -> None:
+    """Let the function of this name work `count` times and then raise."""
+    module, _, function = name.rpartition(".")
+    real: Callable[..., Any] = getattr(sys.modules[module], function)
+    left = iter(range(count))
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(name, limited)
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Makes the system refuse to let any file grow beyond so many bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def half_written() -> list[Path]:
+    return [path for path in Path().rglob("*") if path.name.endswith(".partial")]
+
+
+def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("eco-fast: "), said
+    assert said.count("\n") == 1, said
+    return said.removeprefix("eco-fast: ").rstrip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_ends_with_one_line_and_the_command_goes_on(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == "teach":
+        main(COMMANDS["prepare"])
+    for module in ("data.prepare", "inference.centroids", "training.loop"):
+        __import__(f"eco_fast.{module}")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        last_call(patch, WORK[command], 2, KeyboardInterrupt())
+        assert main(COMMANDS[command]) == 130
+    advice = "go on with --resume" if command == "train" else "run the same command again to go on"
+    assert capsys.readouterr().err == f"\neco-fast: interrupted; {advice}\n"
+    assert half_written() == []
+    assert main([*COMMANDS[command], *(["--resume"] if command == "train" else [])]) == 0
+    if command == "train":
+        assert [row["step"] for row in rows(Path("run"))] == [1, 2, 3, 4]
+        assert Path("run/summary.json").is_file()
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    from eco_fast import config
+
+    return RunFolder(run, config.load(str(run / "config.toml")), resume=True).rows()
+
+
+SLOW = """
+import sys, time
+from eco_fast.cli.main import main
+from eco_fast.training import loop
+
+class Slow(loop.Step):
+    def __call__(self, batch, rate):
+        time.sleep(SECONDS if batch.step == 5 else 0)
+        return super().__call__(batch, rate)
+
+loop.Step = Slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "seconds", "code", "kept"),
+    [((signal.SIGINT,), 2, 130, 6), ((signal.SIGTERM,), 2, 143, 6), ((signal.SIGINT, signal.SIGINT), 60, 130, 4)],
+    ids=["ctrl-c", "sigterm", "ctrl-c twice"],
+)
+def test_a_real_signal_during_training(
+    signals: tuple[signal.Signals, ...], seconds: int, code: int, kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step that is under way is finished and kept; whoever cannot wait for it asks twice."""
+    given = [*COMMANDS["train"], "--set", "train.steps=8"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW.replace("SECONDS", str(seconds)), *given],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("student step 5/"):
+            for number in signals:
+                time.sleep(0.5)
+                process.send_signal(number)
+            break
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (code, "\neco-fast: interrupted; go on with --resume\n")
+    assert half_written() == []
+    assert main([*given, "--resume"]) == 0
+    assert f"student continues at step {kept} of 8" in capsys.readouterr().out
+    assert [row["step"] for row in rows(Path("run"))] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(("command", "store"), [("prepare", "store"), ("teach", "store/centroids")])
+def test_a_full_disk_while_a_picture_is_stored(
+    command: str,
+    store: str,
+    file_size_limit: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if command == "teach":
+        main(COMMANDS["prepare"])
+    file_size_limit(10_000)  # the first two pictures fit, the third does not
+    said = complaint(capsys, COMMANDS[command])
+    file_size_limit(resource.RLIM_INFINITY)
+    (journal,) = Path(store).rglob("journal.jsonl")
+    assert said.startswith(f"{journal.parent}/images/")
+    assert "cannot be read or written (not written in full (" in said
+    assert len(list((journal.parent / "images").iterdir())) == 2
+    assert half_written() == []
+    assert not (journal.parent / MANIFEST).exists()
+    with pytest.raises(ValueError, match="an unfinished store"):
+        Store(journal.parent)
+    assert main(COMMANDS[command]) == 0
+    assert len(Store(journal.parent)) == 3
+
+
+@pytest.mark.parametrize("call", range(3 * 3 + 1))
+def test_a_disk_that_fails_at_any_moment_of_preparing(
+    call: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        last_call(patch, "os.fsync", call, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        said = complaint(capsys, COMMANDS["prepare"])
+    assert said.startswith("store")
+    assert said.endswith(": cannot be read or written (No space left on device)")
+    assert half_written() == []
+    assert not Path("store", MANIFEST).exists()
+    assert main(COMMANDS["prepare"]) == 0
+    for index, pixels in enumerate(Store(Path("store")).images):
+        with Image.open(f"hr/{index}.png") as picture:
+            assert np.array_equal(pixels, np.asarray(picture))
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
+    monkeypatch: pytest.MonkeyPatch, file_size_limit: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "tiny.toml", "--run", "straight"]) == 0
+    save, state = Checkpoints.save, Path("run/checkpoints/last.state.pt")
+    for size, failed in ((10_000, "last.safetensors"), (30_000, "last.state.pt")):
+        earlier: list[bytes] = []
+
+        def save_on_a_full_disk(
+            made: Checkpoints,
+            network: EDSR,
+            step: int,
+            facts: dict[str, Any],
+            *,
+            best: bool,
+            size: int = size,
+            earlier: list[bytes] = earlier,
+        ) -> None:
+            if step == 4:
+                made.wait()
+                earlier.append(state.read_bytes())
+                file_size_limit(size)
+            save(made, network, step, facts, best=best)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save_on_a_full_disk)
+            said = complaint(capsys, [*COMMANDS["train"], "--resume"])
+        file_size_limit(resource.RLIM_INFINITY)
+        assert said == f"run/checkpoints/{failed}: cannot be read or written (File too large)"
+        assert half_written() == []
+        assert [state.read_bytes()] == earlier
+    assert main([*COMMANDS["train"], "--resume"]) == 0
+    for part in ("metrics.jsonl", "checkpoints/last.state.pt"):
+        assert load(Path("run", part)) == load(Path("straight", part))
+
+
+def test_every_way_in_which_a_checkpoint_can_fail_names_it(file_size_limit: Callable[[int], None]) -> None:
+    state = EDSR(2, features=8, blocks=1).state_dict()
+    write_atomically(Path("state.pt"), lambda file: torch.save(state, file))
+    earlier = Path("state.pt").read_bytes()
+    for size in range(1000, len(earlier) - 1000, 2000):  # torch raises this or that, depending on where it fails
+        file_size_limit(size)
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_atomically(Path("state.pt"), lambda file: torch.save(state, file))
+        file_size_limit(resource.RLIM_INFINITY)
+        assert caught.value.filename == "state.pt"
+        assert half_written() == []
+    assert Path("state.pt").read_bytes() == earlier
+
+
+def load(path: Path) -> object:
+    """The content of a file, for comparing."""
+    if path.suffix != ".pt":
+        return path.read_text(encoding="utf-8")
+    state = torch.load(path, weights_only=True)
+    return {key: value.tolist() for key, value in state["network"].items()}

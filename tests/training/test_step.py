@@ -1,0 +1,460 @@
+"""The step: nothing waits for the device, nothing recompiles, 16 bits lose nothing, bad steps leave no trace."""
+
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from eco_fast import config
+from eco_fast.cli.main import main
+from eco_fast.config import Config, Optimizer, Train
+from eco_fast.data.batch import Batch
+from eco_fast.data.images import Pixels, write_png
+from eco_fast.data.loader import PlainLoader
+from eco_fast.models import build, load_network
+from eco_fast.training.loop import TrainingState
+from eco_fast.training.optim.optimizer_step import Updater
+from eco_fast.training.precision import FIRST_SCALE, GROWTH_INTERVAL, GradientScale, Precision, set_precision
+from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
+from eco_fast.training.step import Step, split
+from eco_fast.utils.device import naming_memory
+
+OPTIMIZERS = ["adam", "adamw", "lamb"]
+READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+
+
+def recipe(**changes: Any) -> Config:
+    """A tiny recipe; `train__steps=5` changes one key of a section."""
+    values: dict[str, Any] = {
+        "data": {"patch": 8},
+        "model": {"features": 8, "blocks": 1},
+        "optimizer": {"clip_value": 0.1, "spike_factor": 5.0},
+        "train": {"steps": 100, "batch": 4, "compile": False, "device": "cpu"},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values.setdefault(section, {})[name] = value
+    return config.validate(values, "test")
+
+
+@pytest.fixture
+def pictures(photo: Pixels) -> list[Pixels]:
+    return [photo[index * 40 : index * 40 + 40, 100:160] for index in range(4)]
+
+
+def batches(made: Config, pictures: list[Pixels], steps: range) -> list[Batch]:
+    loader = PlainLoader(made, pictures[:2], pictures[2:])
+    return [loader.batch_at(step) for step in steps]
+
+
+def step_of(made: Config, device: str = "cpu") -> tuple[Step, TrainingState]:
+    state = TrainingState(made, device, None, "test")
+    return Step(state.network, state.updater, made, state.precision, device, made.train.batch), state
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses every operator that needs a value of the device on the host."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function.overloadpacket.__name__ not in READS_THE_DEVICE, function
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_reading_refuses_what_reads() -> None:
+    for read in (lambda x: x.item(), bool, lambda x: x.nonzero(), lambda x: torch.equal(x, x)):
+        with pytest.raises(AssertionError), NoReading():
+            read(torch.ones(1))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_ten_steps_read_nothing_back(name: str, precision: str, pictures: list[Pixels]) -> None:
+    made = recipe(optimizer__name=name, train__precision=precision, train__micro_batch=3, train__ema_decay=0.9)
+    step, _ = step_of(made)
+    for index, batch in enumerate(batches(made, pictures, range(45, 55))):  # HR and centroid are both read
+        with NoReading():
+            step(batch, 1e-3 / (index + 1))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_on_a_device_that_has_no_values(
+    name: str, pictures: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors on `meta` have shapes alone: whatever would read one on the host, on whatever device, raises."""
+    fused = "_get_fused_kernels_supported_devices"
+    modules = [module for path, module in sys.modules.items() if path.startswith("torch.") and fused in vars(module)]
+    devices = [*getattr(modules[0], fused)(), "meta"]
+    for module in modules:
+        monkeypatch.setattr(module, fused, lambda: devices)
+    for kernel in ("_fused_adam_", "_fused_adamw_"):  # one kernel of torch's each, which has no form for shapes alone
+        monkeypatch.setattr(torch, kernel, lambda *_, **__: None)
+    made = recipe(optimizer__name=name, train__ema_decay=0.9, train__micro_batch=3, train__precision="fp32")
+    step, state = step_of(made, "meta")
+    state.updater.gradient_scale = GradientScale("meta")
+    for batch in batches(made, pictures, range(45, 48)):
+        loss, skip = step(batch, 1e-3)
+    assert loss.is_meta
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        skip.item()
+    with pytest.raises(NotImplementedError):
+        state.updater.skipped.cpu()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_everything_that_lasts_is_changed_in_place(name: str, pictures: list[Pixels]) -> None:
+    """A step could be recorded and replayed: what the next one reads is where this one has found it."""
+    made = recipe(optimizer__name=name, train__precision="fp16", train__ema_decay=0.9)
+    step, state = step_of(made)
+    places = []
+    for batch in batches(made, pictures, range(45, 49)):
+        step(batch, 1e-3)
+        lasting = [value for value in leaves(state.updater.state_dict()) if isinstance(value, torch.Tensor)]
+        lasting += [*state.network.parameters(), *state.averaged.parameters()]  # type: ignore[union-attr]
+        places.append([value.data_ptr() for value in lasting])
+    assert len(places[0]) > 30
+    assert places[0] == places[1] == places[2] == places[3]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    if children is None:
+        yield value
+    else:
+        for child in children:
+            yield from leaves(child)
+
+
+@pytest.fixture
+def compiled_graphs() -> Iterator[Any]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def test_one_graph_serves_the_whole_course(pictures: list[Pixels], compiled_graphs: Any) -> None:
+    """From the centroid alone over the blend to HR alone, at any learning rate: compiled once, in one piece."""
+    made = recipe(train__compile=True)
+    step, _ = step_of(made)
+    course = batches(made, pictures, range(5, 100, 10))
+    losses = [float(step(batch, 1e-4 * 0.9**batch.step)[0]) for batch in course]
+    assert {batch.mix.reads_hr for batch in course} == {True, False}
+    assert {batch.mix.reads_sr for batch in course} == {True, False}
+    assert compiled_graphs() == 1
+    assert not counters["graph_break"]
+    eager, _ = step_of(recipe())
+    expected = [float(eager(batch, 1e-4 * 0.9**batch.step)[0]) for batch in course]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_is_cut_into_the_fewest_nearly_equal_parts() -> None:
+    for samples, most in itertools.product(range(1, 40), range(1, 45)):
+        parts = split(samples, most)
+        sizes = [part.stop - part.start for part in parts]
+        assert [index for part in parts for index in range(samples)[part]] == list(range(samples))
+        assert len(parts) == -(-samples // most)
+        assert max(sizes) <= most
+        assert max(sizes) - min(sizes) <= 1
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_follow_float32(precision: str, pictures: list[Pixels], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network computes in 16 bits, its gradients arrive unscaled; weights and optimizer stay float32."""
+    steps = {name: step_of(recipe(train__precision=name)) for name in ("fp32", precision)}
+    for _, state in steps.values():
+        monkeypatch.setattr(state.updater.optimizer, "step", lambda: None)
+        monkeypatch.setattr(state.updater.optimizer, "zero_grad", lambda: None)
+    (batch,) = batches(recipe(), pictures, range(50, 51))
+    losses = {name: float(step(batch, 1e-3)[0]) for name, (step, _) in steps.items()}
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.01)
+    assert losses[precision] != losses["fp32"]
+    for one, other in zip(steps["fp32"][1].network.parameters(), steps[precision][1].network.parameters(), strict=True):
+        assert other.dtype == torch.float32
+        assert one.grad is not None
+        assert other.grad is not None
+        assert (one.grad - other.grad).norm() <= 0.1 * one.grad.norm()
+
+
+def test_the_scale_halves_at_an_overflow_and_grows_with_patience() -> None:
+    scale = GradientScale("cpu")
+    yes, no = torch.tensor(True), torch.tensor(False)
+    assert float(scale.value) == FIRST_SCALE
+    scale.update(yes)
+    scale.update(yes)
+    assert float(scale.value) == FIRST_SCALE / 4
+    for _ in range(GROWTH_INTERVAL - 1):
+        scale.update(no)
+    assert float(scale.value) == FIRST_SCALE / 4
+    scale.update(no)
+    assert float(scale.value) == FIRST_SCALE / 2
+    for _ in range(GROWTH_INTERVAL - 1):
+        scale.update(no)
+    scale.update(yes)
+    scale.update(no)
+    assert float(scale.value) == FIRST_SCALE / 4
+    assert int(scale.good_steps) == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_scaled_gradients_make_the_same_step(name: str) -> None:
+    """Powers of two scale exactly; an overflow is skipped and halves the scale, a spike leaves it."""
+    chosen = Optimizer(name=name, clip_value=0.1, spike_factor=5.0)  # type: ignore[arg-type]
+    plain, scaled = (Parameter(torch.linspace(-1, 1, 24).view(4, 6)) for _ in range(2))
+    scale = GradientScale("cpu")
+    updaters = Updater([plain], chosen, "cpu"), Updater([scaled], chosen, "cpu", scale)
+    for index in range(5):
+        plain.grad = torch.linspace(-0.3, 0.4, 24).view(4, 6) * (index + 1)
+        scaled.grad = plain.grad * scale.value
+        for updater in updaters:
+            assert not updater.step(torch.tensor(4.0), 1e-2)
+    assert torch.equal(plain, scaled)
+    before = scaled.detach().clone()
+    scaled.grad = torch.full((4, 6), float("inf"))
+    assert updaters[1].step(torch.tensor(4.0), 1e-2)
+    assert float(scale.value) == FIRST_SCALE / 2
+    scaled.grad = torch.ones(4, 6)
+    assert updaters[1].step(torch.tensor(400.0), 1e-2)
+    assert float(scale.value) == FIRST_SCALE / 2
+    assert torch.equal(scaled, before)
+
+
+def test_precisions_that_a_cpu_has() -> None:
+    names = {wanted: set_precision(Train(precision=wanted), "cpu").name for wanted in ("auto", "fp32", "bf16", "fp16")}
+    assert names == {"auto": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    assert [Precision(name).dtype for name in ("tf32", "bf16", "fp16")] == [None, torch.bfloat16, torch.float16]
+    with pytest.raises(ValueError, match=r"train\.precision=tf32 needs a GPU of sm_80 or newer, the device is cpu"):
+        set_precision(Train(precision="tf32"), "cpu")
+
+
+def test_deterministic_mode_tells_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        set_precision(Train(), "cpu")
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        set_precision(Train(deterministic=True), "cpu")
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # one of the two that torch's manual names
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the other, chosen by the user
+        set_precision(Train(deterministic=True), "cpu")
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        set_precision(Train(), "cpu")
+
+
+# --- running average ---
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_average_follows_the_weights_and_not_a_skipped_step(name: str) -> None:
+    weight = Parameter(torch.linspace(-1, 1, 24).view(4, 6))
+    average = torch.linspace(-1, 1, 24).view(4, 6)
+    updater = Updater([weight], Optimizer(name=name), "cpu", None, [average], 0.9)  # type: ignore[arg-type]
+    expected = updater.average[0].double()
+    for index in range(8):
+        weight.grad = torch.linspace(-0.3, 0.4, 24).view(4, 6).cos() * (index + 1)
+        if index == 4:
+            weight.grad[1, 2] = float("nan")
+        assert bool(updater.step(torch.tensor(1.0), 1e-2)) == (index == 4)
+        if index != 4:
+            expected = 0.9 * expected + 0.1 * weight.detach().double()
+    assert torch.allclose(updater.average[0].double(), expected, rtol=1e-6)
+    assert not torch.allclose(updater.average[0], weight, rtol=1e-3)
+
+
+# --- a whole run ---
+
+TINY = """
+[data]
+train = ["hr"]
+validation = ["hr/0.png"]
+patch = 8
+[model]
+features = 8
+blocks = 1
+[objective]
+name = "vanilla"
+[train]
+steps = 12
+batch = 2
+log_every = 4
+validate_every = 6
+checkpoint_every = 2
+device = "cpu"
+compile = false
+"""
+
+
+@pytest.fixture
+def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index, side in enumerate((40, 60, 90)):
+        write_png(Path("hr") / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+    Path("tiny.toml").write_text(TINY, encoding="utf-8")
+
+
+def train(*settings: str, run: str = "run", resume: bool = False) -> int:
+    given = [word for setting in settings for word in ("--set", setting)]
+    return main(["train", "tiny.toml", "--run", run, *given, *(["--resume"] if resume else [])])
+
+
+@pytest.mark.usefixtures("_here")
+def test_one_bad_batch_is_skipped_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its loss is NaN; the run goes on as if it had not been there, and says which pictures it held."""
+    whole = Step.__call__
+
+    def with_a_bad_batch(step: Step, batch: Batch, rate: float) -> Any:
+        if batch.step == 5:
+            assert batch.noise is None
+            side = step.config.data.patch
+            batch = replace(batch, noise=torch.full((2, 3, side, side), float("nan")))
+        return whole(step, batch, rate)
+
+    monkeypatch.setattr(Step, "__call__", with_a_bad_batch)
+    assert train() == 0
+    said = capsys.readouterr().out
+    assert said.count("skipped step") == 1
+    assert "student skipped step 6: loss nan; pictures hr/" in said
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["skipped"] for row in rows if "skipped" in row] == [0, 1, 1]
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+
+
+@pytest.mark.usefixtures("_here")
+def test_the_averaged_weights_are_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("train.ema_decay=0.5", "train.keep_checkpoints=3") == 0
+    folder = Path("run/checkpoints")
+    kept = sorted(path.name for path in folder.glob("step-*"))
+    assert kept == [f"step-{step:08d}.{kind}" for step in (8, 10, 12) for kind in ("safetensors", "state.pt")]
+    states = {step: torch.load(folder / f"step-{step:08d}.state.pt", weights_only=True) for step in (8, 10, 12)}
+    used = load_network(folder / "last.safetensors").state_dict()
+    for key, value in states[12]["averaged"].items():
+        assert torch.equal(used[key], value)
+    assert not torch.equal(states[12]["averaged"]["head.0.weight"], states[12]["network"]["head.0.weight"])
+    assert "student step" in capsys.readouterr().out
+    assert train("train.ema_decay=0.5", "train.keep_checkpoints=3", resume=True) == 0
+    assert "student step" not in capsys.readouterr().out  # there is nothing left to do
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize("settings", [("train.precision=fp16", "train.ema_decay=0.5"), ("train.micro_batch=1",)])
+def test_every_state_survives_a_resume(settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient scale, the averages and the parts: what was interrupted ends in the same bits."""
+    assert train(*settings, run="unbroken") == 0
+    whole = Step.__call__
+
+    def stopped(step: Step, batch: Batch, rate: float) -> Any:
+        if batch.step == 7:
+            raise KeyboardInterrupt
+        return whole(step, batch, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", stopped)
+        assert train(*settings, run="broken") == 130
+    assert train(*settings, run="broken", resume=True) == 0
+    for part in ("metrics.jsonl", "checkpoints/last.safetensors", "checkpoints/best.safetensors"):
+        assert Path("broken", part).read_bytes() == Path("unbroken", part).read_bytes(), part
+    if "train.precision=fp16" in settings:
+        scales = [
+            torch.load(f"{run}/checkpoints/last.state.pt", weights_only=True)["updater"]["gradient_scale"]
+            for run in ("broken", "unbroken")
+        ]
+        assert scales[0] == scales[1]
+        assert int(scales[0]["good_steps"]) <= 12
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_trace_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny.toml", "--run", "run", "--profile"]) == 0
+    assert "trace of 3 steps: run/trace.json" in capsys.readouterr().out
+    events = json.loads(Path("run/trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert sum("conv" in event.get("name", "") for event in events) > 3 * 5
+
+
+def test_memory_that_runs_out_says_what_helps() -> None:
+    advice = r"out of memory .*set train\.micro_batch below 16.*or train\.precision=bf16"
+    with pytest.raises(ValueError, match=advice), naming_memory(Train(batch=16)):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    advice = r"set train\.micro_batch below 4"
+    with pytest.raises(ValueError, match=advice), naming_memory(Train(batch=16, micro_batch=4)):
+        np.empty(1 << 60, dtype=np.uint8)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), naming_memory(Train()):
+        torch.ones(2) @ torch.ones(3)
+
+
+# --- measuring ---
+
+
+def test_work_is_counted_from_the_convolutions() -> None:
+    network = build(recipe().model, 2)
+    patch = 8
+    at_lr = 3 * 8 + 2 * 8 * 8 + 8 * 8 + 8 * 32  # head, block, end of the body, upsampler
+    expected = 3 * 2 * 9 * patch**2 * (at_lr + 4 * 8 * 3)
+    assert training_flops(network, patch) == expected
+
+
+def test_the_peak_is_measured_once() -> None:
+    assert measured_peak("cpu", torch.float32) > 1e9
+    assert measured_peak("cpu", torch.float32) == measured_peak("cpu", torch.float32)  # to the last bit
+
+
+def test_the_stopwatch_shares_out_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(now)))
+    watch = Stopwatch("cpu", first=1, steps=2)
+    for _ in range(4):
+        assert watch.shares() is None
+        for stage in ("data", "forward", "backward", "forward", "backward", "optimizer", "other"):
+            watch.mark(stage)
+    shares = watch.shares()
+    assert shares == {"data": 1 / 6, "forward": 2 / 6, "backward": 2 / 6, "optimizer": 1 / 6}
+    assert watch.shares() is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
+    """In a process of its own: it cannot be taken back."""
+    program = """
+        import os
+        import torch
+        from eco_fast.utils.device import keep_memory
+
+        def megabytes_left_after(count):
+            before = resident()
+            [torch.ones(count * 25_000) for _ in range(10)]
+            return resident() - before
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+        torch.ones(1000).sum()
+        freed = megabytes_left_after(200)
+        keep_memory("cpu")
+        print(freed, megabytes_left_after(200), *(megabytes_left_after(200) for _ in range(9)))
+    """
+    made = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, timeout=100
+    )
+    freed, kept, *more = map(float, made.stdout.split())
+    assert freed < 20
+    assert kept > 180
+    assert sum(more[4:]) < 20  # and it is used again, once the blocks lie well

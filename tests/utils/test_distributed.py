@@ -1,0 +1,286 @@
+"""Several processes, one training: the same batches, the same weights, and named causes when one of them fails."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eco_fast import config
+from eco_fast.cli.main import main
+from eco_fast.data.images import Pixels, write_png
+from eco_fast.training.run_folder import RunFolder
+
+STEPS = 50
+RECIPE = f"""
+[data]
+train = ["hr"]
+validation = ["hr/0.png"]
+patch = 8
+loader = "plain"
+[model]
+features = 8
+blocks = 1
+[objective]
+name = "vanilla"
+[optimizer]
+learning_rate = 1e-4
+clip_value = 0.1
+spike_factor = 5.0
+[train]
+steps = {STEPS}
+batch = 7
+log_every = 1
+validate_every = 25
+checkpoint_every = 10
+device = "cpu"
+compile = false
+timeout = 60
+"""
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from eco_fast.cli.main import main
+from eco_fast.training import loop
+
+torch.set_num_threads(1)
+rank, fault = int(os.environ.get("RANK", "0")), os.environ.get("FAULT", "")
+first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+
+class Step(loop.Step):
+    def __call__(self, batch, rate):
+        if batch.step == 25 and rank == 1 and first:
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "stalled":
+                time.sleep(11)
+            if fault == "broken":
+                raise ValueError("0.png: the picture is damaged")
+        if fault == "slow":
+            time.sleep(0.2)
+        return super().__call__(batch, rate)
+
+loop.Step = Step
+code = main(sys.argv[1:])
+if code == 0:  # the group is gone, with its threads: they would disturb the end of the process
+    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    code = ", ".join(name for name in names if "gloo" in name) or 0
+sys.exit(code)
+"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["eco_fast.training.loop", "eco_fast.evaluation.evaluate", "torch._dynamo"]
+)  # seconds for every rank
+Answers = list[tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def work(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, a recipe, and its run in one process."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for index, side in enumerate((40, 60, 90)):
+        write_png(folder / "hr" / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
+    assert launch(folder, 1, ["--run", "one"])[0][0] == 0
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.fixture
+def _there(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+
+
+def launch(
+    folder: Path,
+    world: int,
+    arguments: Sequence[str],
+    fault: str = "",
+    command: Sequence[str] = ("train", "recipe.toml"),
+) -> Answers:
+    """Run a command of eco-fast as so many ranks; exit code, output and errors of each."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    settings = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "FAULT": fault}
+    processes = [
+        PROCESSES.Process(target=run_rank, args=(folder, rank, settings, [*command, *arguments]))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    answers: Answers = []
+    try:
+        for rank, process in enumerate(processes):
+            process.join(timeout=60)
+            assert process.exitcode is not None, f"rank {rank} has not ended"
+            out, errors = (said_by(folder, rank, stream).read_text(encoding="utf-8") for stream in (1, 2))
+            answers.append((process.exitcode, out, errors))
+    finally:
+        for process in processes:
+            process.kill()
+    return answers
+
+
+def run_rank(folder: Path, rank: int, settings: dict[str, str], arguments: list[str]) -> None:
+    """What `python script.py ARGUMENTS` does, in a process that has imported everything."""
+    os.chdir(folder)
+    for stream in (1, 2):
+        os.dup2(os.open(said_by(folder, rank, stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.environ |= {**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    sys.argv = ["script.py", *arguments]
+    runpy.run_path("script.py", run_name="__main__")
+
+
+def said_by(folder: Path, rank: int, stream: int) -> Path:
+    return folder / f"rank-{rank}.{stream}"
+
+
+def losses(run: Path) -> list[float]:
+    made = config.load(str(run / "config.toml"))
+    return [row["loss"] for row in RunFolder(run, made, resume=True).rows() if "loss" in row]
+
+
+def scores(run: Path) -> list[float]:
+    made = config.load(str(run / "config.toml"))
+    return [row["psnr_y"] for row in RunFolder(run, made, resume=True).rows() if "psnr_y" in row]
+
+
+def assert_same_training(run: Path, reference: Path) -> None:
+    """Losses to 1e-5 at every step, weights to 1e-4, and the same validation."""
+    assert len(losses(reference)) == STEPS
+    assert losses(run) == pytest.approx(losses(reference), rel=1e-5)
+    assert scores(run) == pytest.approx(scores(reference), abs=1e-3)
+    one, other = (load_file(folder / "checkpoints" / "last.safetensors") for folder in (run, reference))
+    assert one.keys() == other.keys()
+    for name, weight in other.items():
+        assert (one[name] - weight).norm() <= 1e-4 * weight.norm(), name
+
+
+@pytest.mark.usefixtures("_there")
+def test_parts_of_a_batch_add_up_to_it(work: Path) -> None:
+    for size in (1, 3):  # 7 in 3 parts is 2, 2 and 3
+        run = f"parts-of-{size}"
+        assert main(["train", "recipe.toml", "--run", run, "--set", f"train.micro_batch={size}"]) == 0
+        assert_same_training(work / run, work / "one")
+    assert main(["train", "recipe.toml", "--run", "seed", "--set", "seed=1"]) == 0
+    with pytest.raises(AssertionError):
+        assert_same_training(work / "seed", work / "one")
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_train_the_same_network(work: Path, world: int) -> None:
+    """Seven samples over the ranks: their shares differ."""
+    run = work / f"world-{world}"
+    for code, said, complaint in launch(work, world, ["--run", run.name, "--set", "train.micro_batch=2"]):
+        assert (code, complaint) == (0, "")
+        assert ("step 50/50" in said) == bool(said)  # one of them speaks
+    assert_same_training(run, work / "one")
+
+
+def last_step(run: Path) -> int:
+    return int(torch.load(run / "checkpoints" / "last.state.pt", weights_only=True)["step"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("killed", "rank 0 stopped, because rank 1 is gone or stopped"),
+        ("stalled", "rank 0 stopped, because rank 1 kept the others waiting; it was at step 25, loading data"),
+        ("broken", "rank 0 stopped, because rank 1 did: 0.png: the picture is damaged"),
+    ],
+)
+@pytest.mark.usefixtures("_there")
+def test_the_rank_that_stops_the_others_is_named(
+    work: Path, fault: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what two ranks have left, one goes on with: it sees the same batches."""
+    run = work / fault
+    setting = ["--set", "train.timeout=6"] if fault == "stalled" else []
+    (code, _, complaint), (other, _, reason) = launch(work, 2, ["--run", run.name, *setting], fault)
+    assert code == 2
+    assert complaint.startswith(f"eco-fast: {words}")
+    assert complaint.count("\n") == 1
+    assert other != 0
+    if fault == "broken":
+        assert (other, reason) == (2, "eco-fast: rank 1: 0.png: the picture is damaged\n")
+    assert last_step(run) == 25  # of the validation
+    assert main(["train", "recipe.toml", "--run", run.name, *setting, "--resume"]) == 0
+    assert "continues at step 25 of 50" in capsys.readouterr().out
+    assert_same_training(run, work / "one")
+
+
+def torchrun(work: Path, fault: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
+    return subprocess.Popen(
+        [*command, "--", "script.py", "train", "recipe.toml", "--run", fault],
+        cwd=work,
+        env=environment(FAULT=fault.removeprefix("torchrun-")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
+    process = torchrun(work, "torchrun-killed", "--max-restarts", "1")
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert "continues at step 25 of 50" in said
+    assert_same_training(work / "torchrun-killed", work / "one")
+
+
+@pytest.mark.usefixtures("_there")
+def test_sigterm_stops_all_ranks_after_the_same_step(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = torchrun(work, "torchrun-slow")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 3/50" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.communicate(timeout=60)[0]
+    assert said.count("eco-fast: interrupted; go on with --resume") == 2
+    stopped = last_step(work / "torchrun-slow")
+    assert 3 <= stopped < 15
+    assert main(["train", "recipe.toml", "--run", "torchrun-slow", "--resume"]) == 0
+    assert f"continues at step {stopped} of 50" in capsys.readouterr().out
+    assert_same_training(work / "torchrun-slow", work / "one")
+
+
+@pytest.mark.usefixtures("_there")
+def test_ranks_share_the_centroids(work: Path) -> None:
+    """Each makes its part of the pictures, and the store is the one that a single process makes."""
+    (work / "teacher.safetensors").write_bytes((work / "one/checkpoints/last.safetensors").read_bytes())
+    keys = ("objective.name=eco", "teacher.checkpoint=teacher.safetensors", "train.steps=4", "train.log_every=4")
+    settings = [word for key in keys for word in ("--set", key)]
+    assert main(["train", "recipe.toml", "--run", "eco-1", *settings]) == 0
+    assert [code for code, _, _ in launch(work, 2, ["--run", "eco-2", *settings])] == [0, 0]
+    stores = [
+        {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        for run in (work / "eco-1" / "store", work / "eco-2" / "store")
+    ]
+    assert stores[0] == stores[1]
+    assert sum(path.suffix == ".npy" for path in stores[0]) == 6
+
+
+@pytest.mark.usefixtures("_there")
+def test_ranks_share_an_evaluation(work: Path) -> None:
+    given = ["evaluate", "one/checkpoints/last.safetensors", "--data", "hr", "--scale", "2", "--device", "cpu"]
+    assert main([*given, "--json", "scores-1.json"]) == 0
+    answers = launch(work, 2, ["--json", "scores-2.json"], command=given)
+    assert [(code, "PSNR-Y" in said) for code, said, _ in answers] == [(0, True), (0, False)]
+    one, two = ((work / f"scores-{world}.json").read_text(encoding="utf-8") for world in (1, 2))
+    assert one == two
