@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from eco_fast_kernels import blended_loss, downsample_blend, margin_of, reference
-from eco_fast_kernels.windows import empty_windows, move_windows
+from eco_fast_kernels import blended_loss, crop_side, downsample_blend, margin_of, reference
+from eco_fast_kernels.crops import empty_crops, move_crops
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
@@ -30,8 +30,8 @@ Run = Callable[[], object]
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_downsample_blend(benchmark: BenchmarkFixture, device: str, scale: int, way: str) -> None:
-    """Both windows in, the network's input out."""
-    hr, sr = _windows(scale, device), _windows(scale, device)
+    """Both crops in, the network's input out."""
+    hr, sr = _crops(scale, device), _crops(scale, device)
     alpha = torch.tensor(0.5, device=device)
     moved = 2 * hr.numel() + SAMPLES * 3 * PATCH**2 * 4
     ways = {
@@ -47,7 +47,7 @@ def test_downsample_blend(benchmark: BenchmarkFixture, device: str, scale: int, 
 def test_blended_loss(benchmark: BenchmarkFixture, device: str, kind: reference.LossKind, way: str) -> None:
     """The loss and its gradient."""
     scale = 2
-    hr, sr = _windows(scale, device), _windows(scale, device)
+    hr, sr = _crops(scale, device), _crops(scale, device)
     alpha = torch.tensor(0.5, device=device)
     prediction = torch.rand(SAMPLES, 3, scale * PATCH, scale * PATCH, device=device)
     prediction = prediction.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -123,9 +123,9 @@ def test_rcan_shapes_add_up() -> None:
     assert sum(nn.Parameter(torch.empty(shape)).numel() for shape in rcan_shapes()) == 15_444_643
 
 
-def _windows(scale: int, device: str) -> Tensor:
-    windows = empty_windows(SAMPLES, scale * (PATCH + 4), margin_of(scale))
-    return move_windows(windows.random_(0, 256), device)
+def _crops(scale: int, device: str) -> Tensor:
+    crops = empty_crops(SAMPLES, crop_side(scale, PATCH), margin_of(scale))
+    return move_crops(crops.random_(0, 256), device)
 
 
 def _compiled(run: Run) -> Run:

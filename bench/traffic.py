@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from eco_fast_kernels import empty_windows, margin_of, reference
+from eco_fast_kernels import crop_side, empty_crops, margin_of, reference
 from eco_fast_kernels.fused import blended_loss, downsample_blend, lamb_step
 from rich.console import Console
 from rich.table import Table
@@ -122,7 +122,7 @@ def measure() -> dict[str, dict[str, Counts]]:
     """Counts by work and form."""
     torch.manual_seed(0)
     margin = margin_of(SCALE)
-    hr, sr = (empty_windows(SAMPLES, SCALE * (PATCH + 4), margin).random_(0, 256) for _ in range(2))
+    hr, sr = (empty_crops(SAMPLES, crop_side(SCALE, PATCH), margin).random_(0, 256) for _ in range(2))
     alpha, one = torch.tensor(0.3), torch.tensor(1.0)
     prediction = torch.rand(SAMPLES, 3, SCALE * PATCH, SCALE * PATCH, dtype=torch.bfloat16)
     prediction = prediction.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -166,7 +166,7 @@ def lamb_launches() -> dict[str, Counts]:
 
             return launch
 
-    names = ("find_bad_kernel", "decide_kernel", "moments_kernel", "update_kernel")
+    names = ("find_nonfinite_kernel", "decide_skip_kernel", "moments_kernel", "update_kernel")
     kernels = {name: getattr(lamb_step, name) for name in names}
     p, g, m, v = ([torch.zeros(1) for _ in shapes] for _ in range(4))
     try:

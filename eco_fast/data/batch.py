@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from eco_fast_kernels import margin_of, move_windows
+from eco_fast_kernels import margin_of, move_crops
 from torch import Tensor
 
 from eco_fast.config import Config
@@ -23,7 +23,7 @@ class Batch:
 
     step: int
     hr: Tensor | None
-    """uint8 [N, P, P, 3] with P = scale * (patch + 4), padded as in `eco_fast_kernels.windows` or contiguous; None if
+    """uint8 [N, P, P, 3] with P = scale * (patch + 4), padded as in `eco_fast_kernels.crops` or contiguous; None if
     not read."""
     sr: Tensor | None
     """The centroid's windows, likewise."""
@@ -71,7 +71,7 @@ class Batch:
             name: moved(value) for name, value in self.tensors().items() if name not in ("hr", "sr")
         }
         windows = {"hr": self.hr, "sr": self.sr}
-        values |= {name: None if image is None else move_windows(image, device) for name, image in windows.items()}
+        values |= {name: None if image is None else move_crops(image, device) for name, image in windows.items()}
         return replace(self, **values)
 
 

@@ -15,7 +15,7 @@ from typing import Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from eco_fast_kernels import empty_windows, margin_of, symmetric_indices
+from eco_fast_kernels import empty_crops, margin_of, symmetric_indices
 from torch import Tensor
 
 from eco_fast.config import Config
@@ -152,7 +152,7 @@ class PlainLoader(Loader[Batch]):
         return made
 
     def _windows(self, images: Sequence[Pixels], plan: Plan) -> Tensor:
-        windows = empty_windows(len(plan.image), self.planner.side, margin_of(self.config.scale))
+        windows = empty_crops(len(plan.image), self.planner.side, margin_of(self.config.scale))
         cut_windows(images, plan, self.config, windows.numpy())
         return windows
 

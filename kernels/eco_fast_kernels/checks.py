@@ -4,35 +4,35 @@ import torch
 from torch import Tensor
 
 from eco_fast_kernels import downsampling
-from eco_fast_kernels.windows import CHANNELS, are_windows
+from eco_fast_kernels.crops import CHANNELS, are_crops
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def check_windows(
-    op: str, windows: Tensor, other: Tensor | None, scale: int, rounding: str, transposed: Tensor | None
+def check_crop_pair(
+    op: str, crops: Tensor, other: Tensor | None, scale: int, rounding: str, transposed: Tensor | None
 ) -> None:
-    """Refuse windows that cannot be downsampled, or that do not match each other."""
-    downsampling.check_windows(op, windows, scale, rounding, transposed)
-    check_bytes(op, "the window", windows)
-    if windows.shape[3] != CHANNELS:
-        raise ValueError(f"{op}: the kernels are made for {CHANNELS} channels, got {tuple(windows.shape)}")
+    """Refuse crops that cannot be downsampled, or that do not match each other."""
+    downsampling.check_crops(op, crops, scale, rounding, transposed)
+    check_bytes(op, "the crop", crops)
+    if crops.shape[3] != CHANNELS:
+        raise ValueError(f"{op}: the kernels are made for {CHANNELS} channels, got {tuple(crops.shape)}")
     if other is not None:
         check_bytes(op, "sr", other)
-        check_device(op, "sr", other, windows)
-        if other.shape != windows.shape:
-            raise ValueError(f"{op}: hr is {tuple(windows.shape)} but sr is {tuple(other.shape)}")
+        check_device(op, "sr", other, crops)
+        if other.shape != crops.shape:
+            raise ValueError(f"{op}: hr is {tuple(crops.shape)} but sr is {tuple(other.shape)}")
     if transposed is not None:
-        check_device(op, "transposed", transposed, windows)
-        if transposed.dtype != torch.bool or tuple(transposed.shape) != (windows.shape[0],):
+        check_device(op, "transposed", transposed, crops)
+        if transposed.dtype != torch.bool or tuple(transposed.shape) != (crops.shape[0],):
             raise ValueError(
-                f"{op}: transposed must be bool [{windows.shape[0]}], got {transposed.dtype} {tuple(transposed.shape)}"
+                f"{op}: transposed must be bool [{crops.shape[0]}], got {transposed.dtype} {tuple(transposed.shape)}"
             )
 
 
 def check_bytes(op: str, name: str, image: Tensor) -> None:
     """Refuse what is not uint8 images with whole rows."""
-    if not are_windows(image):
+    if not are_crops(image):
         raise ValueError(
             f"{op}: {name} must be uint8 [N, H, W, C] with whole rows, got {image.dtype} {tuple(image.shape)} with "
             f"strides {image.stride()}; call .contiguous() on it"
@@ -50,14 +50,14 @@ def check_target(op: str, name: str, image: Tensor, prediction: Tensor, margin: 
         )
 
 
-def check_alpha(op: str, alpha: Tensor, windows: Tensor) -> None:
+def check_alpha(op: str, alpha: Tensor, crops: Tensor) -> None:
     """Refuse what is not one weight, or one per sample."""
-    if alpha.dtype != torch.float32 or tuple(alpha.shape) not in ((), (windows.shape[0],)):
+    if alpha.dtype != torch.float32 or tuple(alpha.shape) not in ((), (crops.shape[0],)):
         raise ValueError(
-            f"{op}: alpha must be float32, one value or one per sample ({windows.shape[0]}), got {alpha.dtype} "
+            f"{op}: alpha must be float32, one value or one per sample ({crops.shape[0]}), got {alpha.dtype} "
             f"{tuple(alpha.shape)}"
         )
-    check_device(op, "alpha", alpha, windows)
+    check_device(op, "alpha", alpha, crops)
 
 
 def check_alpha_range(op: str, alpha: Tensor) -> None:
@@ -96,7 +96,7 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def same_layout(first: Tensor, second: Tensor) -> bool:
+def matches_layout(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors have their elements in the same places; the stride of an axis of size 1 means nothing."""
     return first.shape == second.shape and all(
         size == 1 or one == other for size, one, other in zip(first.shape, first.stride(), second.stride(), strict=True)

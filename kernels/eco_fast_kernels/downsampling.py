@@ -35,8 +35,13 @@ STENCILS: dict[int, tuple[tuple[int, ...], int]] = {
 
 
 def margin_of(scale: int) -> int:
-    """HR pixels that a window needs beyond each side, so that D inside it needs nothing else: 2 * scale."""
+    """HR pixels that a crop needs beyond each side, so that D inside it needs nothing else: 2 * scale."""
     return 2 * scale
+
+
+def crop_side(scale: int, patch: int) -> int:
+    """HR pixels of a side of the square crop, margins included, that D turns into `patch` pixels a side."""
+    return scale * patch + 2 * margin_of(scale)
 
 
 def symmetric_indices(start: int, stop: int, size: int) -> npt.NDArray[np.int64]:
@@ -45,22 +50,22 @@ def symmetric_indices(start: int, stop: int, size: int) -> npt.NDArray[np.int64]
     return np.where(folded < size, folded, 2 * size - 1 - folded)
 
 
-def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
-    """D of windows that carry a margin of `2 * scale` pixels on each side.
+def downsample(crops: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
+    """D of crops that carry a margin of `2 * scale` pixels on each side.
 
     Args:
-        windows: uint8 [N, scale*h + 4*scale, scale*w + 4*scale, C].
+        crops: uint8 [N, scale*h + 4*scale, scale*w + 4*scale, C].
         scale: 2, 3, 4 or 8.
         rounding: "uint8" rounds after each pass (MATLAB on 8-bit images), "im2double" once at the end.
         transposed: bool [N], the samples whose rows and columns the loader has swapped. MATLAB rounds between the two
-            passes, so those are downsampled columns first; needs square windows.
+            passes, so those are downsampled columns first; needs square crops.
 
     Returns:
         uint8 [N, h, w, C], equal to the same crop of D of the whole image.
     """
-    check_windows("downsample", windows, scale, rounding, transposed)
-    channels = windows.shape[3]
-    centred = windows.flatten(2).to(torch.float32 if rounding == "uint8" else torch.float64) - 128
+    check_crops("downsample", crops, scale, rounding, transposed)
+    channels = crops.shape[3]
+    centred = crops.flatten(2).to(torch.float32 if rounding == "uint8" else torch.float64) - 128
     if rounding == "im2double":  # exact up to its only rounding, in either order of the passes
         out = _round(_pass_columns(_pass_rows(centred, scale), scale, channels), scale, passes=2)
     else:
@@ -71,7 +76,7 @@ def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transp
     out = (out + 128).to(torch.uint8)
     # One pixel of `scale` is picked from memory: sums over pixels that lie apart would be no work for vectors, so a
     # compiler must not push this step into them, as it would with any other kind of view.
-    height, width = (size // scale - 4 for size in windows.shape[1:3])
+    height, width = (size // scale - 4 for size in crops.shape[1:3])
     picked = out.as_strided((len(out), height, width, channels), (*out.stride()[:2], channels * scale, 1))
     return picked.contiguous()
 
@@ -91,7 +96,7 @@ def imresize(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor
 
 
 def with_margin(images: Tensor, scale: int) -> Tensor:
-    """Whole images as windows: extended symmetrically to a multiple of the scale, and by the margin on each side."""
+    """Whole images as crops: extended symmetrically to a multiple of the scale, and by the margin on each side."""
     for axis in (1, 2):
         size = images.shape[axis]
         covered = -(-size // scale) * scale
@@ -133,19 +138,19 @@ def _round(total: Tensor, scale: int, passes: int = 1) -> Tensor:
     return (total / float(denominator**passes) + 0.5).floor().clamp(-128, 127)
 
 
-def check_windows(op: str, windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> None:
+def check_crops(op: str, crops: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> None:
     """Refuse what no downsampling can take, with a ValueError."""
     if scale not in STENCILS:
         raise ValueError(f"{op}: the scale is one of {', '.join(map(str, STENCILS))}, got {scale}")
     if rounding not in ROUNDINGS:
         raise ValueError(f"{op}: the rounding is one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    if windows.dtype != torch.uint8 or windows.ndim != 4:
-        raise ValueError(f"{op}: expected uint8 [N, H, W, C], got {windows.dtype} {tuple(windows.shape)}")
-    for size in windows.shape[1:3]:
+    if crops.dtype != torch.uint8 or crops.ndim != 4:
+        raise ValueError(f"{op}: expected uint8 [N, H, W, C], got {crops.dtype} {tuple(crops.shape)}")
+    for size in crops.shape[1:3]:
         if size % scale or size < 5 * scale:
             raise ValueError(
-                f"{op}: a window with its margin has scale * (n + 4) pixels a side (scale {scale}, n >= 1), "
-                f"got {tuple(windows.shape)}"
+                f"{op}: a crop with its margin has scale * (n + 4) pixels a side (scale {scale}, n >= 1), "
+                f"got {tuple(crops.shape)}"
             )
-    if transposed is not None and windows.shape[1] != windows.shape[2]:
-        raise ValueError(f"{op}: transposed samples need square windows, got {tuple(windows.shape)}")
+    if transposed is not None and crops.shape[1] != crops.shape[2]:
+        raise ValueError(f"{op}: transposed samples need square crops, got {tuple(crops.shape)}")

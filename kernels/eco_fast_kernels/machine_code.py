@@ -24,12 +24,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
+from eco_fast_kernels.crops import empty_crops, row_bytes
+from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS, crop_side, margin_of
 from eco_fast_kernels.fused import blended_loss as loss
 from eco_fast_kernels.fused import downsample_blend as blend
 from eco_fast_kernels.fused import lamb_step as lamb
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS
-from eco_fast_kernels.windows import empty_windows, row_bytes
 
 TARGETS = (75, 80, 86, 90)  # TITAN RTX, A100, A6000, H100
 PATCH = 48
@@ -140,13 +140,13 @@ def table(target: int) -> str:
 
 
 def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) -> Variant:
-    side = scale * (PATCH + 4)
-    windows = empty_windows(1, side, 2 * scale)
+    side = crop_side(scale, PATCH)
+    crops = empty_crops(1, side, margin_of(scale))
     sizes = {
-        "sample_pitch": windows.stride(0),
-        "pitch": windows.stride(1),
-        "lead": windows.storage_offset(),
-        "in_width": row_bytes(windows, int(windows.storage_offset())),
+        "sample_pitch": crops.stride(0),
+        "pitch": crops.stride(1),
+        "lead": crops.storage_offset(),
+        "in_width": row_bytes(crops, int(crops.storage_offset())),
         "out_height": PATCH,
         "out_width": PATCH * 3,
     }
@@ -174,15 +174,15 @@ def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) ->
 
 
 def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> Variant:
-    width, side = scale * PATCH, scale * (PATCH + 4)
-    windows = empty_windows(1, side, 2 * scale)
+    width = scale * PATCH
+    crops = empty_crops(1, crop_side(scale, PATCH), margin_of(scale))
     sizes = {
         "rows": 16 * width,
         "height": width,
         "width": width * 3,
-        "sample_pitch": windows.stride(0),
-        "pitch": windows.stride(1),
-        "inset": windows.storage_offset() + 2 * scale * (windows.stride(1) + 3),
+        "sample_pitch": crops.stride(0),
+        "pitch": crops.stride(1),
+        "inset": crops.storage_offset() + margin_of(scale) * (crops.stride(1) + 3),
     }
     pointers = {"prediction": f"*{dtype}", "hr": "*u8", "sr": "*u8", "alpha": "*fp32", "gradient_scale": "*fp32"}
     pointers |= {"gradient": f"*{dtype}", "partial": "*fp32"}
@@ -211,8 +211,8 @@ def _lamb() -> Iterator[Variant]:
     common = {"ALIGNED": True, "CHUNK": lamb.CHUNK, "BLOCK": lamb.BLOCK}
     rest: dict[str, Any] = {"warps": 4, "values": lamb.BLOCK}
     yield Variant(
-        name="lamb_step, find bad",
-        kernel=lamb.find_bad_kernel,
+        name="lamb_step, find nonfinite",
+        kernel=lamb.find_nonfinite_kernel,
         types={"table": "*i64", "chunks": "*i32", "bad": "*i32"},
         constants=common,
         divisible=frozenset(("table", "chunks", "bad")),
@@ -220,8 +220,8 @@ def _lamb() -> Iterator[Variant]:
         **rest,
     )
     yield Variant(
-        name="lamb_step, decide",
-        kernel=lamb.decide_kernel,
+        name="lamb_step, decide skip",
+        kernel=lamb.decide_skip_kernel,
         types={"bad": "*i32", "skip": "*u8", "step_count": "*i64", "count": "i32"},
         constants={"BLOCK": lamb.BLOCK},
         divisible=frozenset(("bad", "skip", "step_count")),

@@ -12,23 +12,23 @@ from eco_fast_kernels import downsampling, reference, registration  # noqa: F401
 from eco_fast_kernels.checks import (
     check_alpha,
     check_bytes,
+    check_crop_pair,
     check_device,
     check_dtype,
     check_scalar,
     check_target,
-    check_windows,
     is_dense,
-    same_layout,
+    matches_layout,
 )
+from eco_fast_kernels.crops import first_present
 from eco_fast_kernels.downsampling import Rounding
 from eco_fast_kernels.reference import LossKind
-from eco_fast_kernels.windows import either
 
 
-def downsample(windows: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
-    """D of windows that carry a margin: `downsampling.downsample`, to the byte, on every device."""
-    check_windows("downsample", windows, None, scale, rounding, transposed)
-    result: Tensor = torch.ops.eco_fast.downsample(windows, scale, rounding, transposed)
+def downsample(crops: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
+    """D of crops that carry a margin: `downsampling.downsample`, to the byte, on every device."""
+    check_crop_pair("downsample", crops, None, scale, rounding, transposed)
+    result: Tensor = torch.ops.eco_fast.downsample(crops, scale, rounding, transposed)
     return result
 
 
@@ -55,11 +55,11 @@ def downsample_blend(
     Raises:
         ValueError: bad shapes, dtypes, strides, scale, rounding, alpha or devices.
     """
-    windows = either("downsample_blend", hr, sr)
-    check_windows("downsample_blend", windows, sr if hr is not None else None, scale, rounding, transposed)
-    check_alpha("downsample_blend", alpha, windows)
+    crops = first_present("downsample_blend", hr, sr)
+    check_crop_pair("downsample_blend", crops, sr if hr is not None else None, scale, rounding, transposed)
+    check_alpha("downsample_blend", alpha, crops)
     check_dtype("downsample_blend", "the output", dtype)
-    if _fused_by_the_compiler(windows):
+    if _fused_by_the_compiler(crops):
         return reference.downsample_blend(hr, sr, alpha, scale, rounding, transposed=transposed, dtype=dtype)
     result: Tensor = torch.ops.eco_fast.downsample_blend(hr, sr, alpha, scale, rounding, transposed, dtype)
     return result
@@ -96,7 +96,7 @@ def blended_loss(
     Raises:
         ValueError: bad shapes, dtypes, strides, kind, margin, alpha or devices.
     """
-    windows = either("blended_loss", hr, sr)
+    crops = first_present("blended_loss", hr, sr)
     if kind not in reference.LOSS_KINDS:
         raise ValueError(f"blended_loss: the kind is one of {', '.join(reference.LOSS_KINDS)}, got {kind!r}")
     check_dtype("blended_loss", "the prediction", prediction.dtype)
@@ -107,10 +107,10 @@ def blended_loss(
             check_bytes("blended_loss", name, image)
             check_device("blended_loss", name, image, prediction)
             check_target("blended_loss", name, image, prediction, margin)
-    check_alpha("blended_loss", alpha, windows)
+    check_alpha("blended_loss", alpha, crops)
     if gradient_scale is not None:
         check_scalar("blended_loss", "gradient_scale", gradient_scale, torch.float32, prediction)
-    if _fused_by_the_compiler(windows):  # autograd sees the formula, so the upstream gradient needs no preparation
+    if _fused_by_the_compiler(crops):  # autograd sees the formula, so the upstream gradient needs no preparation
         loss = reference.blended_loss(prediction, hr, sr, alpha, kind, margin=margin)
         return loss, loss.detach().isfinite()
     loss, _, finite = torch.ops.eco_fast.blended_loss(prediction, hr, sr, alpha, kind, margin, gradient_scale)
@@ -156,7 +156,7 @@ def lamb_step(
         check_device("lamb_step", f"parameter {index}", parameter, parameters[0])
         for name, tensors in lists.items():
             other = tensors[index]
-            if other.dtype != torch.float32 or not same_layout(other, parameter):
+            if other.dtype != torch.float32 or not matches_layout(other, parameter):
                 raise ValueError(
                     f"lamb_step: {name} {index} must be laid out like its parameter: float32 {tuple(parameter.shape)}, "
                     f"strides {parameter.stride()}; got {other.dtype} {tuple(other.shape)}, strides {other.stride()}"

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from eco_fast_kernels.checks import check_target
+from eco_fast_kernels.crops import first_present
 from eco_fast_kernels.downsampling import Rounding, downsample
-from eco_fast_kernels.windows import either
 
 LossKind = Literal["l1", "l2", "charbonnier"]
 
@@ -36,11 +36,11 @@ def downsample_blend(
     transposed: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The network's input: the LR images of both windows, blended.
+    """The network's input: the LR images of both crops, blended.
 
     Args:
         hr: uint8 [N, scale*h + 4*scale, scale*w + 4*scale, 3], or None where `alpha` is 0 throughout.
-        sr: the centroid's windows, of the same shape, or None where `alpha` is 1 throughout.
+        sr: the centroid's crops, of the same shape, or None where `alpha` is 1 throughout.
         alpha: float32 [] or [N], weight of `hr`, 0..1.
         scale: 2, 3, 4 or 8.
         rounding: see `downsample`.
@@ -51,7 +51,7 @@ def downsample_blend(
         dtype [N, 3, h, w] in 0..1, channels_last.
     """
     lr_of_hr, lr_of_sr = (
-        None if windows is None else downsample(windows, scale, rounding, transposed) for windows in (hr, sr)
+        None if crops is None else downsample(crops, scale, rounding, transposed) for crops in (hr, sr)
     )
     return blend_lr(lr_of_hr, lr_of_sr, alpha, dtype)
 
@@ -201,17 +201,17 @@ def _blend(hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:
 def _difference(prediction: Tensor, hr: Tensor | None, sr: Tensor | None, alpha: Tensor, margin: int) -> Tensor:
     """255 * prediction - target in float32, in grey levels: [N, H, W * C], so that a compiler sees rows long enough."""
     first, second = _present("blended_loss", hr, sr)
-    check_target("blended_loss", "windows", first, prediction, margin)
+    check_target("blended_loss", "crops", first, prediction, margin)
     _, channels, height, width = prediction.shape
     rows, values = slice(margin, margin + height), slice(channels * margin, channels * (margin + width))
-    real, centroid = (windows.flatten(2)[:, rows, values] for windows in (first, second))
+    real, centroid = (crops.flatten(2)[:, rows, values] for crops in (first, second))
     target = _blend(real, centroid, alpha)
     return prediction.permute(0, 2, 3, 1).flatten(2).float() * 255 - target
 
 
 def _present(op: str, hr: Tensor | None, sr: Tensor | None) -> tuple[Tensor, Tensor]:
     """Both images; an absent one (its weight is 0) is replaced by the other, which leaves the blend unchanged."""
-    first, second = either(op, hr, sr), either(op, sr, hr)
+    first, second = first_present(op, hr, sr), first_present(op, sr, hr)
     if first.shape != second.shape:
         raise ValueError(f"{op}: hr is {tuple(first.shape)} but sr is {tuple(second.shape)}")
     return first, second

@@ -12,28 +12,28 @@ from torch import Tensor
 
 from eco_fast_kernels import downsampling, reference
 from eco_fast_kernels.checks import check_alpha_range
-from eco_fast_kernels.windows import either
+from eco_fast_kernels.crops import first_present
 
 NAMESPACE = "eco_fast"
 
 
 @torch.library.custom_op(f"{NAMESPACE}::downsample", mutates_args=(), device_types="cpu")
-def _downsample(windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
-    return downsampling.downsample(windows, scale, rounding, transposed)  # type: ignore[arg-type]
+def _downsample(crops: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
+    return downsampling.downsample(crops, scale, rounding, transposed)  # type: ignore[arg-type]
 
 
 @_downsample.register_kernel("cuda")
-def _(windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
+def _(crops: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
     from eco_fast_kernels.fused import downsample_blend as kernel  # noqa: PLC0415
 
-    unused = _one(windows.device)
-    return kernel.launch(windows, None, unused, scale, rounding, transposed, torch.uint8)  # type: ignore[arg-type]
+    unused = _one(crops.device)
+    return kernel.launch(crops, None, unused, scale, rounding, transposed, torch.uint8)  # type: ignore[arg-type]
 
 
 @_downsample.register_fake
-def _(windows: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:  # noqa: ARG001
-    samples, height, width, channels = windows.shape
-    return windows.new_empty((samples, height // scale - 4, width // scale - 4, channels))
+def _(crops: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:  # noqa: ARG001
+    samples, height, width, channels = crops.shape
+    return crops.new_empty((samples, height // scale - 4, width // scale - 4, channels))
 
 
 @torch.library.custom_op(f"{NAMESPACE}::downsample_blend", mutates_args=(), device_types="cpu")
@@ -75,7 +75,7 @@ def _(
     transposed: Tensor | None,  # noqa: ARG001
     dtype: torch.dtype,
 ) -> Tensor:
-    samples, height, width, channels = either("downsample_blend", hr, sr).shape
+    samples, height, width, channels = first_present("downsample_blend", hr, sr).shape
     out = alpha.new_empty((samples, height // scale - 4, width // scale - 4, channels), dtype=dtype)
     return out.permute(0, 3, 1, 2)
 

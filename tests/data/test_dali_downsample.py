@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from eco_fast_kernels import downsample, downsample_blend, empty_windows, margin_of
+from eco_fast_kernels import downsample, downsample_blend, empty_crops, margin_of
 from eco_fast_kernels.downsampling import STENCILS
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
@@ -62,7 +62,7 @@ def test_before_rounding(photo: Pixels, scale: Scale) -> None:
     expected = exact(window, scale)
     assert np.abs(made - expected).max() <= (0.04 if scale == 3 else 1e-3)
     # the expectation is the exact op's, which rounds it
-    windows = empty_windows(1, side, margin).copy_(torch.from_numpy(window))
+    windows = empty_crops(1, side, margin).copy_(torch.from_numpy(window))
     rounded = np.clip(np.floor(expected + 0.5), 0, 255)
     assert np.array_equal(downsample(windows, scale, "im2double")[0].numpy(), rounded)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from eco_fast_kernels import empty_windows, move_windows, reference
+from eco_fast_kernels import empty_crops, move_crops, reference
 from eco_fast_kernels.fused import blended_loss as fused
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS, LossKind
 from torch import Tensor
@@ -37,7 +37,7 @@ def launch(
     device: str,
 ) -> tuple[Tensor, Tensor, bool]:
     """The kernels on the device; images stay as they lie."""
-    hr, sr = (None if image is None else move_windows(image, device) for image in (hr, sr))
+    hr, sr = (None if image is None else move_crops(image, device) for image in (hr, sr))
     loss, gradient, finite = fused.launch(
         prediction.to(device), hr, sr, alpha.to(device), kind, margin, gradient_scale.to(device)
     )
@@ -253,7 +253,7 @@ def test_same_input_same_bits(device: str, kind: LossKind) -> None:
 def laid_out(images: Tensor, layout: str, margin: int) -> Tensor:
     """The same pixels, elsewhere."""
     if layout == "padded":  # as the loader makes them
-        place = empty_windows(images.shape[0], images.shape[1], margin)
+        place = empty_crops(images.shape[0], images.shape[1], margin)
     elif layout == "slice":  # of a larger batch, whose size is no multiple of 16 bytes
         place = torch.empty((images.shape[0] + 2, *images.shape[1:]), dtype=torch.uint8)[1:-1]
     else:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eco_fast_kernels import downsampling, empty_windows, margin_of, move_windows, reference
+from eco_fast_kernels import downsampling, empty_crops, margin_of, move_crops, reference
+from eco_fast_kernels.crops import are_crops
 from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS, Rounding
 from eco_fast_kernels.fused import downsample_blend as fused
-from eco_fast_kernels.windows import are_windows
 from torch import Tensor
 
 from eco_fast.data.images import read_image
@@ -25,12 +25,12 @@ THIRD = torch.tensor(77 / 256)
 EACH = torch.tensor([77 / 256, 1.0, 0.0])
 
 
-def random_windows(samples: int, height: int, width: int, scale: int) -> Tensor:
-    """Windows of an LR size: extremes that overshoot 0..255, and every second one noise."""
+def random_crops(samples: int, height: int, width: int, scale: int) -> Tensor:
+    """Crops of an LR size: extremes that overshoot 0..255, and every second one noise."""
     shape = (samples, scale * (height + 4), scale * (width + 4), 3)
-    windows = torch.randint(0, 256, shape, dtype=torch.uint8)
-    windows[::2] = 255 * torch.randint(0, 2, windows[::2].shape, dtype=torch.uint8)
-    return windows
+    crops = torch.randint(0, 256, shape, dtype=torch.uint8)
+    crops[::2] = 255 * torch.randint(0, 2, crops[::2].shape, dtype=torch.uint8)
+    return crops
 
 
 def launch(
@@ -44,9 +44,9 @@ def launch(
     transposed: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The kernel on the device; windows stay as they lie."""
-    assert all(image is None or are_windows(image) for image in (hr, sr))
-    hr, sr = (None if image is None else move_windows(image, device) for image in (hr, sr))
+    """The kernel on the device; crops stay as they lie."""
+    assert all(image is None or are_crops(image) for image in (hr, sr))
+    hr, sr = (None if image is None else move_crops(image, device) for image in (hr, sr))
     flags = None if transposed is None else transposed.to(device)
     return fused.launch(hr, sr, alpha.to(device), scale, rounding, flags, dtype).cpu()
 
@@ -67,34 +67,34 @@ def as_stored(values: Tensor, dtype: torch.dtype, device: str) -> Tensor:
 def test_d_is_the_references_to_the_byte(
     device: str, scale: int, rounding: Rounding, size: tuple[int, int, int]
 ) -> None:
-    windows = random_windows(*size, scale)
-    made = launch(windows, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
+    crops = random_crops(*size, scale)
+    made = launch(crops, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
     assert made.dtype == torch.uint8
     assert made.is_contiguous()
-    assert torch.equal(made, downsampling.downsample(windows, scale, rounding))
+    assert torch.equal(made, downsampling.downsample(crops, scale, rounding))
 
 
 @EVERY_SCALE
 @EVERY_ROUNDING
 def test_rows_of_several_programs(device: str, scale: int, rounding: Rounding) -> None:
-    windows = random_windows(1, 1, fused.PIXELS + 2, scale)
-    made = launch(windows, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
-    assert torch.equal(made, downsampling.downsample(windows, scale, rounding))
+    crops = random_crops(1, 1, fused.PIXELS + 2, scale)
+    made = launch(crops, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
+    assert torch.equal(made, downsampling.downsample(crops, scale, rounding))
 
 
 @pytest.mark.parametrize("width", [47, 48, 49, 96, 97])
 def test_rows_that_end_near_a_programs_end(device: str, width: int) -> None:
-    windows = random_windows(1, 1, width, 2)
-    made = launch(windows, None, THIRD, 2, device=device, dtype=torch.uint8)
-    assert torch.equal(made, downsampling.downsample(windows, 2))
+    crops = random_crops(1, 1, width, 2)
+    made = launch(crops, None, THIRD, 2, device=device, dtype=torch.uint8)
+    assert torch.equal(made, downsampling.downsample(crops, 2))
 
 
 @EVERY_SCALE
 @EVERY_ROUNDING
 @pytest.mark.parametrize("value", [1, 255])
-def test_a_flat_window_stays_flat(device: str, scale: int, rounding: Rounding, value: int) -> None:
-    windows = torch.full((1, 5 * scale, 5 * scale, 3), value, dtype=torch.uint8)
-    made = launch(windows, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
+def test_a_flat_crop_stays_flat(device: str, scale: int, rounding: Rounding, value: int) -> None:
+    crops = torch.full((1, 5 * scale, 5 * scale, 3), value, dtype=torch.uint8)
+    made = launch(crops, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
     assert made.tolist() == [[[[value] * 3]]]
 
 
@@ -102,32 +102,32 @@ def test_a_flat_window_stays_flat(device: str, scale: int, rounding: Rounding, v
 @EVERY_ROUNDING
 def test_transposed_samples(device: str, scale: int, rounding: Rounding) -> None:
     size = {2: 3, 3: 3, 4: 2, 8: 1}[scale]  # columns first takes the interpreter 16 * scale**2 gathers an output row
-    upright = random_windows(2, size, size, scale)
+    upright = random_crops(2, size, size, scale)
     flags = torch.tensor([False, True])
-    windows = torch.where(flags.view(2, 1, 1, 1), upright.transpose(1, 2), upright).contiguous()
-    made = launch(windows, None, THIRD, scale, rounding, device=device, transposed=flags, dtype=torch.uint8)
-    assert torch.equal(made, downsampling.downsample(windows, scale, rounding, flags))
+    crops = torch.where(flags.view(2, 1, 1, 1), upright.transpose(1, 2), upright).contiguous()
+    made = launch(crops, None, THIRD, scale, rounding, device=device, transposed=flags, dtype=torch.uint8)
+    assert torch.equal(made, downsampling.downsample(crops, scale, rounding, flags))
     turned_back = torch.where(flags.view(2, 1, 1, 1), made.transpose(1, 2), made)
     assert torch.equal(turned_back, downsampling.downsample(upright, scale, rounding))
     # The flag matters where MATLAB rounds between the passes, and only there; rarely in a few pixels of large scales.
     if scale < 4 or rounding == "im2double":
-        unaware = launch(windows, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
+        unaware = launch(crops, None, THIRD, scale, rounding, device=device, dtype=torch.uint8)
         assert torch.equal(unaware, made) == (rounding == "im2double")
 
 
 def test_flags_and_weights_may_be_views(device: str) -> None:
-    windows = random_windows(3, 2, 2, 2)
+    crops = random_crops(3, 2, 2, 2)
     flags, alpha = torch.tensor([True, False, False, True, True, False]), torch.rand(3, 2)
-    expected = reference.downsample_blend(windows, windows.flip(0), alpha[:, 1], 2, transposed=flags[::2])
+    expected = reference.downsample_blend(crops, crops.flip(0), alpha[:, 1], 2, transposed=flags[::2])
     made = fused.launch(
-        windows.to(device), windows.flip(0).to(device), alpha.to(device)[:, 1], 2, "uint8", flags.to(device)[::2],
+        crops.to(device), crops.flip(0).to(device), alpha.to(device)[:, 1], 2, "uint8", flags.to(device)[::2],
         torch.float32,
     )  # fmt: skip
     torch.testing.assert_close(made.cpu(), expected, rtol=0, atol=2**-23)
     one = fused.launch(
-        windows.to(device), None, THIRD.to(device), 2, "uint8", torch.tensor(True, device=device).expand(3), torch.uint8
+        crops.to(device), None, THIRD.to(device), 2, "uint8", torch.tensor(True, device=device).expand(3), torch.uint8
     )
-    assert torch.equal(one.cpu(), downsampling.downsample(windows, 2, "uint8", torch.tensor([True] * 3)))
+    assert torch.equal(one.cpu(), downsampling.downsample(crops, 2, "uint8", torch.tensor([True] * 3)))
 
 
 # --- the blend ---
@@ -136,7 +136,7 @@ def test_flags_and_weights_may_be_views(device: str) -> None:
 @EVERY_SCALE
 @EVERY_ROUNDING
 def test_blend_is_the_references_to_the_bit(device: str, scale: int, rounding: Rounding) -> None:
-    hr, sr = random_windows(3, 2, 2, scale), random_windows(3, 2, 2, scale)
+    hr, sr = random_crops(3, 2, 2, scale), random_crops(3, 2, 2, scale)
     flags = torch.tensor([True, False, False]) if scale < 4 else None
     made = launch(hr, sr, EACH, scale, rounding, device=device, transposed=flags)
     expected = reference.downsample_blend(hr, sr, EACH, scale, rounding, transposed=flags)
@@ -148,7 +148,7 @@ def test_blend_is_the_references_to_the_bit(device: str, scale: int, rounding: R
 @pytest.mark.parametrize("images", ["both", "hr", "sr"])
 @pytest.mark.parametrize("width", [3, 50])
 def test_dtypes_and_absent_images(device: str, dtype: torch.dtype, alpha: Tensor, images: str, width: int) -> None:
-    hr, sr = random_windows(3, 1, width, 2), random_windows(3, 1, width, 2)
+    hr, sr = random_crops(3, 1, width, 2), random_crops(3, 1, width, 2)
     pair = (None if images == "sr" else hr, None if images == "hr" else sr)
     made = launch(*pair, alpha, 2, device=device, dtype=dtype)
     assert made.dtype == dtype
@@ -159,13 +159,13 @@ def test_dtypes_and_absent_images(device: str, dtype: torch.dtype, alpha: Tensor
 
 @EVERY_DTYPE
 def test_strides_are_channels_last(device: str, dtype: torch.dtype) -> None:
-    made = launch(random_windows(2, 2, 3, 2), None, THIRD, 2, device=device, dtype=dtype)
+    made = launch(random_crops(2, 2, 3, 2), None, THIRD, 2, device=device, dtype=dtype)
     assert made.stride() == (2 * 3 * 3, 1, 3 * 3, 3)
 
 
 @pytest.mark.parametrize("alpha", [torch.tensor(0.3), torch.tensor([0.1, 0.6, 0.9])], ids=["scalar", "per sample"])
 def test_blend_of_any_weight_is_as_near_to_float64_as_the_reference(device: str, alpha: Tensor) -> None:
-    hr, sr = random_windows(3, 2, 4, 2), random_windows(3, 2, 4, 2)
+    hr, sr = random_crops(3, 2, 4, 2), random_crops(3, 2, 4, 2)
     of_hr, of_sr = (downsampling.downsample(image, 2).double().movedim(3, 1) for image in (hr, sr))
     exact = (of_sr + alpha.double().reshape(-1, 1, 1, 1) * (of_hr - of_sr)) / 255
     plain = reference.downsample_blend(hr, sr, alpha, 2)
@@ -178,34 +178,34 @@ def test_blend_of_any_weight_is_as_near_to_float64_as_the_reference(device: str,
 def test_nothing_is_written_beyond_the_result(
     device: str, dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    windows = random_windows(1, 1, width, 2)
+    crops = random_crops(1, 1, width, 2)
     memory = torch.full((3 * width + 2048,), 77, dtype=dtype, device=device)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", lambda shape, **_: memory[1024:-1024].view(shape))
-        launch(windows, None, THIRD, 2, device=device, dtype=dtype)
+        launch(crops, None, THIRD, 2, device=device, dtype=dtype)
     assert (memory[:1024] == 77).all()
     assert (memory[-1024:] == 77).all()
     assert not (memory[1024:-1024] == 77).all()
 
 
 def test_same_input_same_bits(device: str) -> None:
-    hr, sr, alpha = random_windows(2, 2, 2, 3), random_windows(2, 2, 2, 3), torch.rand(2)
+    hr, sr, alpha = random_crops(2, 2, 2, 3), random_crops(2, 2, 2, 3), torch.rand(2)
     first, second = (launch(hr, sr, alpha, 3, "im2double", device=device) for _ in range(2))
     assert torch.equal(first, second)
 
 
-# --- how windows may lie ---
+# --- how crops may lie ---
 
 
-def laid_out(windows: Tensor, layout: str, scale: int) -> Tensor:
+def laid_out(crops: Tensor, layout: str, scale: int) -> Tensor:
     """The same pixels, elsewhere."""
-    samples, side, _, _ = windows.shape
+    samples, side, _, _ = crops.shape
     if layout == "padded":  # as the loader makes them
-        place = empty_windows(samples, side, margin_of(scale))
+        place = empty_crops(samples, side, margin_of(scale))
     elif layout == "slice":  # of a larger batch, whose size is no multiple of 16 bytes
-        place = torch.empty((samples + 2, *windows.shape[1:]), dtype=torch.uint8)[1:-1]
+        place = torch.empty((samples + 2, *crops.shape[1:]), dtype=torch.uint8)[1:-1]
     elif layout == "numpy":  # memory that begins anywhere
-        place = torch.from_numpy(np.empty(windows.numel() + 1, dtype=np.uint8)[1:]).view_as(windows)
+        place = torch.from_numpy(np.empty(crops.numel() + 1, dtype=np.uint8)[1:]).view_as(crops)
     elif layout in (
         "wide",
         "wide, to the end",
@@ -213,10 +213,10 @@ def laid_out(windows: Tensor, layout: str, scale: int) -> Tensor:
         pitch = 64 * scale
         used = samples * side * pitch - (0 if layout == "wide" else pitch - 3 * side)
         place = torch.empty(used, dtype=torch.uint8)
-        place = place.as_strided(windows.shape, (side * pitch, pitch, 3, 1))
+        place = place.as_strided(crops.shape, (side * pitch, pitch, 3, 1))
     else:
-        place = torch.empty_like(windows)
-    return place.copy_(windows)
+        place = torch.empty_like(crops)
+    return place.copy_(crops)
 
 
 LAYOUTS = ("padded", "contiguous", "slice", "columns", "numpy", "wide", "wide, to the end")
@@ -237,16 +237,16 @@ PAIRS = (
 @pytest.mark.parametrize("scale", [2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_give_the_same_bytes(device: str, scale: int, layout: str) -> None:
-    windows = random_windows(3, 1, 1, scale)
-    made = launch(laid_out(windows, layout, scale), None, THIRD, scale, device=device, dtype=torch.uint8)
-    assert torch.equal(made, downsampling.downsample(windows, scale))
+    crops = random_crops(3, 1, 1, scale)
+    made = launch(laid_out(crops, layout, scale), None, THIRD, scale, device=device, dtype=torch.uint8)
+    assert torch.equal(made, downsampling.downsample(crops, scale))
 
 
 @pytest.mark.parametrize("layouts", PAIRS, ids=" and ".join)
 def test_pairs_of_layouts_give_the_same_bits(
     device: str, layouts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hr, sr = random_windows(3, 1, 1, 3), random_windows(3, 1, 1, 3)
+    hr, sr = random_crops(3, 1, 1, 3), random_crops(3, 1, 1, 3)
     pair = [laid_out(image, layout, 3) for image, layout in zip((hr, sr), layouts, strict=True)]
     made = launch(pair[0], pair[1], EACH, 3, device=device)
     assert torch.equal(made, reference.downsample_blend(hr, sr, EACH, 3))
@@ -260,8 +260,8 @@ def test_pairs_of_layouts_give_the_same_bits(
         assert last_row + in_width <= image.untyped_storage().nbytes()
 
 
-def test_aligned_windows_are_read_where_they_lie(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hr, sr = (move_windows(laid_out(random_windows(2, 1, 1, 3), "padded", 3), device) for _ in range(2))
+def test_aligned_crops_are_read_where_they_lie(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hr, sr = (move_crops(laid_out(random_crops(2, 1, 1, 3), "padded", 3), device) for _ in range(2))
     seen: list[tuple[Any, ...]] = []
     monkeypatch.setattr(fused, "downsample_blend_kernel", {(2, 1): lambda *given, **_: seen.append(given)})
     fused.launch(hr, sr, THIRD.to(device), 3, "uint8", None, torch.float32)
@@ -276,7 +276,7 @@ def test_aligned_windows_are_read_where_they_lie(device: str, monkeypatch: pytes
 
 @EVERY_SCALE
 @pytest.mark.parametrize("where", ["interior", "first corner", "last corner"])
-def test_regions_of_real_pictures_equal_matlabs_files(device: str, shared_data: Path, scale: int, where: str) -> None:
+def test_regions_of_real_images_equal_matlabs_files(device: str, shared_data: Path, scale: int, where: str) -> None:
     rounding: Rounding = "im2double" if scale == 8 else "uint8"
     folder = shared_data / "benchmark" / "Set5"
     image = read_image(folder / "HR" / "butterfly.png")
@@ -285,9 +285,9 @@ def test_regions_of_real_pictures_equal_matlabs_files(device: str, shared_data: 
     last = tuple(size - patch for size in matlab.shape[:2])
     top, left = {"interior": (last[0] // 2, last[1] // 3), "first corner": (0, 0), "last corner": last}[where]
     cut = cut_window(image, scale * top, scale * left, scale * patch, margin_of(scale), scale)
-    window = torch.from_numpy(np.ascontiguousarray(cut))
-    windows, flags = torch.stack([window, window.transpose(0, 1)]), torch.tensor([False, True])
-    made = launch(windows, None, THIRD, scale, rounding, device=device, transposed=flags, dtype=torch.uint8)
+    crop = torch.from_numpy(np.ascontiguousarray(cut))
+    crops, flags = torch.stack([crop, crop.transpose(0, 1)]), torch.tensor([False, True])
+    made = launch(crops, None, THIRD, scale, rounding, device=device, transposed=flags, dtype=torch.uint8)
     expected = matlab[top : top + patch, left : left + patch]
     assert torch.equal(made[0], expected)
     assert torch.equal(made[1], expected.transpose(0, 1))

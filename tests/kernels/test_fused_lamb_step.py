@@ -368,7 +368,7 @@ class Recorder:
 
 @pytest.mark.parametrize("column", range(6))
 def test_one_address_that_is_not_aligned_is_enough(device: str, column: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = ("find_bad_kernel", "decide_kernel", "moments_kernel", "update_kernel")
+    kernels = ("find_nonfinite_kernel", "decide_skip_kernel", "moments_kernel", "update_kernel")
     recorders = [Recorder() for _ in kernels]
     for name, recorder in zip(kernels, recorders, strict=True):
         monkeypatch.setattr(fused, name, recorder)
@@ -381,5 +381,5 @@ def test_one_address_that_is_not_aligned_is_enough(device: str, column: int, mon
     weights.step(gradients, average=True)
     for recorder, name in zip(recorders, kernels, strict=True):
         assert [constants.get("ALIGNED") for constants in recorder.seen] == [
-            None if name == "decide_kernel" else column == len(lists)
+            None if name == "decide_skip_kernel" else column == len(lists)
         ]

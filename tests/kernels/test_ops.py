@@ -11,15 +11,15 @@ from eco_fast_kernels import (
     downsample,
     downsample_blend,
     downsampling,
-    empty_windows,
+    empty_crops,
     imresize,
     lamb_step,
     reference,
     registration,
 )
+from eco_fast_kernels.crops import aligned_start, row_bytes, with_same_layout
 from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
 from eco_fast_kernels.reference import LOSS_KINDS
-from eco_fast_kernels.windows import aligned_start, alike, row_bytes
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
@@ -127,7 +127,7 @@ def test_compiled_step_equals_the_eager_one_to_the_bit(dtype: torch.dtype, monke
     torch.compiler.reset()
     step, counter = Step(dtype), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter)
-    hr, sr = (empty_windows(2, 20, 4).copy_(random_bytes(2, 20, 20, 3)) for _ in range(2))
+    hr, sr = (empty_crops(2, 20, 4).copy_(random_bytes(2, 20, 20, 3)) for _ in range(2))
     for alpha in (torch.tensor(0.25), torch.tensor(0.75)):
         results = []
         for run in (step, compiled):
@@ -158,7 +158,7 @@ def test_a_compiler_that_sees_through_the_ops_changes_rounding_alone(dtype: torc
         return graph.forward
 
     compiled = torch.compile(step, fullgraph=True, backend=keep)
-    hr, sr = (empty_windows(2, 20, 4).copy_(random_bytes(2, 20, 20, 3)) for _ in range(2))
+    hr, sr = (empty_crops(2, 20, 4).copy_(random_bytes(2, 20, 20, 3)) for _ in range(2))
     results = []
     for run in (step, compiled):
         step.zero_grad()
@@ -256,7 +256,7 @@ def test_the_mode_notices() -> None:
 @pytest.mark.parametrize("name", ["downsample_blend", "blended_loss", "lamb_step"])
 def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
     module = __import__(f"eco_fast_kernels.fused.{name}", fromlist=["launch"])
-    for function in (module.launch, alike, aligned_start, row_bytes):
+    for function in (module.launch, with_same_layout, aligned_start, row_bytes):
         called = {
             node.attr for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Attribute)
         }

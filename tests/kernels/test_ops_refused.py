@@ -17,18 +17,18 @@ def lamb_lists() -> list[list[Tensor]]:
     return [[parameter.clone() for parameter in parameters] for _ in range(5)]
 
 
-WINDOWS, PREDICTION = torch.zeros((2, 12, 12, 3), dtype=torch.uint8), torch.zeros(2, 3, 8, 8)
+CROPS, PREDICTION = torch.zeros((2, 12, 12, 3), dtype=torch.uint8), torch.zeros(2, 3, 8, 8)
 
 
 def on_meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
-def blend(hr: Any = WINDOWS, sr: Any = WINDOWS, alpha: Tensor = HALF, scale: int = 2, **options: Any) -> object:
+def blend(hr: Any = CROPS, sr: Any = CROPS, alpha: Tensor = HALF, scale: int = 2, **options: Any) -> object:
     return downsample_blend(hr, sr, alpha, scale, **options)
 
 
-def loss(prediction: Tensor = PREDICTION, hr: Any = WINDOWS, sr: Any = WINDOWS, **options: Any) -> object:
+def loss(prediction: Tensor = PREDICTION, hr: Any = CROPS, sr: Any = CROPS, **options: Any) -> object:
     return blended_loss(prediction, hr, sr, **{"alpha": HALF, "margin": 2, **options})
 
 
@@ -42,22 +42,22 @@ def lamb(index: int = 0, tensors: Callable[[list[Tensor]], list[Tensor]] | None 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "scale": (lambda: blend(scale=6), "the scale is one of 2, 3, 4, 8, got 6"),
     "rounding": (lambda: blend(rounding="floor"), "the rounding is one of uint8, im2double, got 'floor'"),
-    "window dtype": (
-        lambda: blend(WINDOWS.int(), None),
+    "crop dtype": (
+        lambda: blend(CROPS.int(), None),
         r"expected uint8 .N, H, W, C., got torch.int32 \(2, 12, 12, 3\)",
     ),
-    "window axes": (lambda: blend(WINDOWS[0], None), r"expected uint8 .N, H, W, C., got torch.uint8 \(12, 12, 3\)"),
-    "window size": (lambda: blend(WINDOWS[:, :11], None), r"scale \* \(n \+ 4\) pixels a side .*got \(2, 11, 12, 3\)"),
-    "window too small": (lambda: blend(scale=3), r"scale 3, n >= 1\), got \(2, 12, 12, 3\)"),
-    "window strides": (
-        lambda: blend(WINDOWS.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)),
-        r"the window must be uint8 .* with strides \(432, 12, 1, 144\); call .contiguous\(\) on it",
+    "crop axes": (lambda: blend(CROPS[0], None), r"expected uint8 .N, H, W, C., got torch.uint8 \(12, 12, 3\)"),
+    "crop size": (lambda: blend(CROPS[:, :11], None), r"scale \* \(n \+ 4\) pixels a side .*got \(2, 11, 12, 3\)"),
+    "crop too small": (lambda: blend(scale=3), r"scale 3, n >= 1\), got \(2, 12, 12, 3\)"),
+    "crop strides": (
+        lambda: blend(CROPS.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)),
+        r"the crop must be uint8 .* with strides \(432, 12, 1, 144\); call .contiguous\(\) on it",
     ),
     "every second column": (lambda: blend(torch.zeros((1, 12, 24, 3), dtype=torch.uint8)[:, :, ::2]), "whole rows"),
     "rows of a batch": (lambda: blend(torch.zeros((2, 14, 12, 3), dtype=torch.uint8)[:, :12]), "whole rows"),
-    "channels": (lambda: downsample(WINDOWS[..., :1].contiguous(), 2), r"made for 3 channels, got \(2, 12, 12, 1\)"),
-    "sr dtype": (lambda: blend(sr=WINDOWS.float()), "sr must be uint8 .* got torch.float32"),
-    "sr shape": (lambda: blend(sr=WINDOWS[:1]), r"hr is \(2, 12, 12, 3\) but sr is \(1, 12, 12, 3\)"),
+    "channels": (lambda: downsample(CROPS[..., :1].contiguous(), 2), r"made for 3 channels, got \(2, 12, 12, 1\)"),
+    "sr dtype": (lambda: blend(sr=CROPS.float()), "sr must be uint8 .* got torch.float32"),
+    "sr shape": (lambda: blend(sr=CROPS[:1]), r"hr is \(2, 12, 12, 3\) but sr is \(1, 12, 12, 3\)"),
     "no image": (lambda: blend(None, None), "downsample_blend: expected hr, sr or both, got neither"),
     "transposed dtype": (
         lambda: blend(transposed=torch.zeros(2)),
@@ -65,8 +65,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "transposed size": (lambda: blend(transposed=torch.tensor([True])), r"must be bool .2., got torch.bool \(1,\)"),
     "transposed oblong": (
-        lambda: blend(WINDOWS[:, :10].contiguous(), None, transposed=torch.tensor([True, False])),
-        r"need square windows, got \(2, 10, 12, 3\)",
+        lambda: blend(CROPS[:, :10].contiguous(), None, transposed=torch.tensor([True, False])),
+        r"need square crops, got \(2, 10, 12, 3\)",
     ),
     "output dtype": (lambda: blend(dtype=torch.float64), "the output must be float16, .*, got torch.float64"),
     "alpha above": (lambda: blend(alpha=torch.tensor([0.5, 1.01])), r"alpha is a weight, 0..1, got 0.5 to 1.0099"),
@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "alpha nan": (lambda: blend(alpha=torch.tensor(float("nan"))), "alpha is a weight, 0..1, got nan to nan"),
     "alpha size": (lambda: blend(alpha=torch.zeros(3)), r"one value or one per sample \(2\), got torch.float32 \(3,\)"),
     "alpha dtype": (lambda: blend(alpha=HALF.double()), r"alpha must be float32, .*got torch.float64 \(\)"),
-    "sr device": (lambda: blend(sr=on_meta(WINDOWS)), "sr is on meta, the rest on cpu; move it there"),
+    "sr device": (lambda: blend(sr=on_meta(CROPS)), "sr is on meta, the rest on cpu; move it there"),
     "alpha device": (lambda: blend(alpha=on_meta(HALF)), "alpha is on meta, the rest on cpu"),
     "transposed device": (
         lambda: blend(transposed=torch.zeros(2, dtype=torch.bool, device="meta")),
@@ -90,15 +90,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "margin below 0": (lambda: loss(torch.zeros(2, 3, 16, 16), margin=-2), "a margin of -2 need"),
     "loss sr shape": (
-        lambda: loss(sr=WINDOWS[:, 1:].contiguous()),
+        lambda: loss(sr=CROPS[:, 1:].contiguous()),
         r"need sr of \(2, 12, 12, 3\), got \(2, 11, 12, 3\)",
     ),
-    "loss hr strides": (lambda: loss(hr=WINDOWS.transpose(1, 2)), r"hr must be uint8 .*call .contiguous\(\) on it"),
-    "loss sr dtype": (lambda: loss(sr=WINDOWS.float()), "sr must be uint8 .* got torch.float32"),
+    "loss hr strides": (lambda: loss(hr=CROPS.transpose(1, 2)), r"hr must be uint8 .*call .contiguous\(\) on it"),
+    "loss sr dtype": (lambda: loss(sr=CROPS.float()), "sr must be uint8 .* got torch.float32"),
     "loss alpha": (lambda: loss(alpha=torch.tensor(1.01)), r"blended_loss: alpha is a weight, 0..1"),
     "loss alpha size": (lambda: loss(alpha=torch.zeros(2, 1)), r"one per sample \(2\), got torch.float32 \(2, 1\)"),
     "loss device": (lambda: loss(on_meta(PREDICTION)), "hr is on cpu, the rest on meta"),
-    "loss sr device": (lambda: loss(sr=on_meta(WINDOWS)), "sr is on meta, the rest on cpu"),
+    "loss sr device": (lambda: loss(sr=on_meta(CROPS)), "sr is on meta, the rest on cpu"),
     "gradient scale dtype": (
         lambda: loss(gradient_scale=torch.tensor(2)),
         r"gradient_scale must be a torch.float32 .*, got torch.int64 \(\)",
@@ -164,7 +164,7 @@ def test_what_the_refusals_are_compared_with_is_taken() -> None:
     blend()
     loss()
     lamb()
-    blend(WINDOWS[:, :, 1:11], None)
+    blend(CROPS[:, :, 1:11], None)
     blend(torch.zeros((3, 14, 12, 3), dtype=torch.uint8)[:1, 2:], None)  # rows of one sample of a batch
     loss(hr=torch.zeros((3, 14, 12, 3), dtype=torch.uint8)[:1, 2:], sr=None, prediction=PREDICTION[:1])
 

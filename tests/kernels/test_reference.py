@@ -120,7 +120,7 @@ def test_loss_refuses() -> None:
         blended_loss(prediction, None, None, alpha)
     with pytest.raises(ValueError, match=r"hr is .2, 8, 8, 3. but sr is .2, 8, 7, 3."):
         blended_loss(prediction, images, images[:, :, :7], alpha)
-    with pytest.raises(ValueError, match=r"margin of 1 need windows of .2, 10, 10, 3., got .2, 8, 8, 3."):
+    with pytest.raises(ValueError, match=r"margin of 1 need crops of .2, 10, 10, 3., got .2, 8, 8, 3."):
         blended_loss(prediction, images, images, alpha, margin=1)
 
 

@@ -16,7 +16,7 @@ Traffic: 2 * prediction.element_size() + 2 bytes per value (prediction, hr, sr, 
 for the loss and its gradient together. The blended target is never stored.
 
 Sums are made in a fixed order: each program's partial sum is stored, and one program adds them up. No atomics.
-Prediction and gradient are read and written 16 bytes a thread, and so are hr and sr that lie as `windows` lays them.
+Prediction and gradient are read and written 16 bytes a thread, and so are hr and sr that lie as `crops` lays them.
 """
 
 import torch
@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from eco_fast_kernels.crops import aligned_start, first_present, with_same_layout
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LossKind
-from eco_fast_kernels.windows import aligned_start, alike, either
 
 ROWS, COLUMNS = 32, 64  # values of one tile
 BLOCK_SUM = 1024
@@ -43,9 +43,9 @@ def blended_loss_kernel(
     rows,  # image rows in the batch
     height,
     width,  # values of a row
-    sample_pitch,  # bytes from window to window
-    pitch,  # bytes from row to row of a window
-    inset,  # bytes from a window's start to its target
+    sample_pitch,  # bytes from crop to crop
+    pitch,  # bytes from row to row of a crop
+    inset,  # bytes from a crop's start to its target
     alpha_stride,  # 0: one alpha for all samples
     gradient_of_mean,  # 255 / numel
     HAS_HR: tl.constexpr,
@@ -114,8 +114,8 @@ def launch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run both stages on checked arguments: loss, gradient, finite."""
     if hr is not None and sr is not None:
-        hr, sr = alike(hr, sr)
-    windows = either("blended_loss", hr, sr)
+        hr, sr = with_same_layout(hr, sr)
+    crops = first_present("blended_loss", hr, sr)
     samples, channels, height, width = prediction.shape
     rows = samples * height
     programs = triton.cdiv(rows, ROWS)
@@ -135,9 +135,9 @@ def launch(
         rows,
         height,
         width * channels,
-        windows.stride(0),
-        windows.stride(1),
-        starts[0][1] + margin * (windows.stride(1) + channels),
+        crops.stride(0),
+        crops.stride(1),
+        starts[0][1] + margin * (crops.stride(1) + channels),
         alpha.stride(0) if alpha.ndim else 0,
         255 / prediction.numel(),
         HAS_HR=hr is not None,

@@ -12,7 +12,7 @@ downsampled columns first, because MATLAB rounds between the passes.
 
 Source: Lee and Heo, AAAI 2024, Eq. 14.  Reference: `reference.downsample_blend`.
 Traffic: hr and sr once, out once: 2 * scale**2 * (1 + 4/h) * (1 + 4/w) + out.element_size() bytes per output value; the
-rows that neighbouring programs share come from the cache. Rows are read 16 bytes a thread where they lie as `windows`
+rows that neighbouring programs share come from the cache. Rows are read 16 bytes a thread where they lie as `crops`
 lays them; a 16-bit output is written 16 bytes a thread.
 
 One program makes one output row of up to 48 pixels of one sample. Rows first: sum the weighted rows in registers,
@@ -26,8 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from eco_fast_kernels.crops import ALIGNMENT, aligned_start, first_present, row_bytes, with_same_layout
 from eco_fast_kernels.downsampling import STENCILS, Rounding
-from eco_fast_kernels.windows import ALIGNMENT, aligned_start, alike, either, row_bytes
 
 CHANNELS = 3
 PIXELS = 48  # output pixels of one program: 48 * 3 * scale bytes keep the next program's rows 16-byte aligned
@@ -195,8 +195,8 @@ def launch(
 ) -> Tensor:
     """Run the kernel on checked arguments; dtype uint8 returns D alone, [N, h, w, 3], else see the module."""
     if hr is not None and sr is not None:
-        hr, sr = alike(hr, sr)
-    present = either("downsample_blend", hr, sr)
+        hr, sr = with_same_layout(hr, sr)
+    present = first_present("downsample_blend", hr, sr)
     samples, height, width, channels = present.shape
     out_height, out_width = height // scale - 4, (width // scale - 4) * channels
     out = torch.empty((samples, out_height, out_width // channels, channels), dtype=dtype, device=present.device)

@@ -72,13 +72,13 @@ def _update(p, m, v, epsilon, weight_decay):
 
 
 @triton.jit
-def _count_bad(gradient, o, numel, MASKED: tl.constexpr):
+def _count_nonfinite(gradient, o, numel, MASKED: tl.constexpr):
     b_gradient = _load(gradient, o, numel, MASKED)
     return 1 - (tl.abs(b_gradient) < float("inf")).to(tl.int32)  # NaN compares false
 
 
 @triton.jit
-def find_bad_kernel(
+def find_nonfinite_kernel(
     table,
     chunks,
     bad,
@@ -91,14 +91,14 @@ def find_bad_kernel(
     gradient = _address(table, i_tensor, 1, ALIGNED)
     count = tl.zeros((BLOCK,), tl.int32)
     for index in range(whole):
-        count += _count_bad(gradient, o + index * BLOCK, numel, False)
+        count += _count_nonfinite(gradient, o + index * BLOCK, numel, False)
     if more:
-        count += _count_bad(gradient, o + whole * BLOCK, numel, True)
+        count += _count_nonfinite(gradient, o + whole * BLOCK, numel, True)
     tl.store(bad + i_chunk, tl.sum(count, axis=0))
 
 
 @triton.jit
-def decide_kernel(bad, skip, step_count, count, BLOCK: tl.constexpr):
+def decide_skip_kernel(bad, skip, step_count, count, BLOCK: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, count, BLOCK):
         o = first + tl.arange(0, BLOCK)
@@ -294,8 +294,8 @@ def launch(
     sums = torch.empty((len(owners), 2), dtype=torch.float32, device=device)
     sizes_of = {"ALIGNED": aligned, "CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": 4}
     flag = skip.view(torch.uint8)
-    find_bad_kernel[grid](table, chunks, bad, **sizes_of)
-    decide_kernel[(1,)](bad, flag, step_count, len(owners), BLOCK=BLOCK, num_warps=4)
+    find_nonfinite_kernel[grid](table, chunks, bad, **sizes_of)
+    decide_skip_kernel[(1,)](bad, flag, step_count, len(owners), BLOCK=BLOCK, num_warps=4)
     moments_kernel[grid](
         table,
         chunks,
