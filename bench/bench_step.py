@@ -11,7 +11,7 @@
 
 Every round times all of them one after the other, whole and bare step by step, so that a change of the machine's mood
 hits all alike; ratios are medians of the rounds' own ratios. `extra_info` and the last lines hold them. The field's
-loop has a process of its own: what the trainer sets for its process, such as `keep_memory`, is no part of that loop.
+loop has a process of its own: what the trainer sets for its process, such as `tune_malloc`, is no part of that loop.
 """
 
 import multiprocessing

@@ -143,7 +143,7 @@ def _train(arguments: Arguments) -> None:
 
         dry_run(resolved, folder, resume=resume)
         return
-    with distributed.joined(resolved.train.timeout):
+    with distributed.process_group(resolved.train.timeout):
         run_recipe(resolved, folder, resume=resume, profile=arguments.profile)
 
 
@@ -165,7 +165,7 @@ def _teach(arguments: Arguments) -> None:
     from eco_fast.utils import distributed
 
     tile = checked_tile(arguments)
-    with distributed.joined(TIMEOUT):
+    with distributed.process_group(TIMEOUT):
         out = teach(
             arguments.store,
             arguments.teacher,
@@ -193,7 +193,7 @@ def _evaluate(arguments: Arguments) -> None:
             name = option.replace("_", "-")
             raise ValueError(f"--{name} goes with CHECKPOINT: the pictures of --sr exist already")
     tile = checked_tile(arguments)
-    with distributed.joined(TIMEOUT):
+    with distributed.process_group(TIMEOUT):
         if pictures:
             results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
             facts = {"sr": arguments.sr, "hr": arguments.hr}
@@ -211,7 +211,7 @@ def _evaluate(arguments: Arguments) -> None:
             facts = {"checkpoint": str(arguments.checkpoint), "rounding": arguments.rounding}
             facts |= noise.facts(arguments.noise_sigma)
         evaluate.show(results, arguments.noise_sigma)
-        if arguments.json and distributed.is_first():
+        if arguments.json and distributed.is_main_process():
             evaluate.write_results(arguments.json, results, scale=arguments.scale, **facts)
 
 

@@ -62,7 +62,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     folder = arguments.folder or Path("runs") / f"{Path(arguments.recipe).stem}-compared"
     resolved = config.load(arguments.recipe, arguments.overrides)
-    with distributed.joined(resolved.train.timeout):
+    with distributed.process_group(resolved.train.timeout):
         compare(resolved, arguments.arms, arguments.across, arguments.seeds, folder)
 
 

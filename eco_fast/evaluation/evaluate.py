@@ -89,7 +89,7 @@ def evaluate_checkpoint(
     results: Results = {}
     for source, pictures in found.items():
         scores = {}
-        for name, path in progress(distributed.share(pictures.items()), f"evaluate {source}"):
+        for name, path in progress(distributed.shard(pictures.items()), f"evaluate {source}"):
             hr = read_cropped(path, scale)
             drawn: list[Scores] = []
             for lr in noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma):
@@ -173,7 +173,7 @@ def _score_all(
     upscale: Callable[[Pixels], Pixels],
 ) -> dict[str, Scores]:
     scores = {}
-    for name in distributed.share(images):
+    for name in distributed.shard(images):
         hr = modcrop(images[name], scale)
         pictures = noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma, draws)
         scores[name] = average([score(upscale(lr), hr, scale) for lr in pictures])
@@ -182,7 +182,7 @@ def _score_all(
 
 def _merged(scores: dict[str, Scores], names: Iterable[str]) -> dict[str, Scores]:
     """What all ranks have scored, in the order of the names."""
-    merged = {name: one for part in distributed.gather(scores) for name, one in part.items()}
+    merged = {name: one for part in distributed.all_gather(scores) for name, one in part.items()}
     return {name: merged[name] for name in names}
 
 

@@ -58,7 +58,7 @@ def teach(
         compile_for_pictures(network)  # on a CPU it takes longer than it saves
     teacher_hash = sha256_of(checkpoint)
     out = centroid_folder(folder, scale, rounding, teacher_hash, self_ensemble=self_ensemble)
-    with locked(out) if distributed.is_first() else nullcontext():
+    with locked(out) if distributed.is_main_process() else nullcontext():
         attributes: dict[str, Any] = {
             "kind": "centroids",
             "scale": scale,
@@ -66,23 +66,23 @@ def teach(
             "teacher_sha256": teacher_hash,
         }
         attributes |= {"self_ensemble": True} if self_ensemble else {}
-        distributed.by_first(
+        distributed.on_rank0(
             lambda: len(Writer(out, attributes).known)
         )  # holds the store, and mends what a kill has left
         writer = Writer(out, attributes)
-        distributed.gather(None)  # no journal grows before all ranks have read it
+        distributed.all_gather(None)  # no journal grows before all ranks have read it
         new = [entry for entry in store.entries if entry.name not in writer.known]
-        distributed.by_first(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
-        if new and distributed.is_first():
+        distributed.on_rank0(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
+        if new and distributed.is_main_process():
             _warn_of(network, checkpoint, store, rounding, where)
-        for entry, hr in progress(distributed.share(zip(store.entries, store.images, strict=True)), "teach"):
+        for entry, hr in progress(distributed.shard(zip(store.entries, store.images, strict=True)), "teach"):
             if not writer.keep(entry.name, origin=entry.sha256):
                 with about(entry.name):
                     lr = downsample_image(modcrop(hr, scale), scale, rounding)
                 sr = super_resolve(network, lr, tile=tile, device=where, self_ensemble=self_ensemble)
                 writer.add(entry.name, sr, origin=entry.sha256)
-        made = {entry.name: entry for part in distributed.gather(writer.entries) for entry in part}
-        distributed.by_first(lambda: writer.finish([made[entry.name] for entry in store.entries]))
+        made = {entry.name: entry for part in distributed.all_gather(writer.entries) for entry in part}
+        distributed.on_rank0(lambda: writer.finish([made[entry.name] for entry in store.entries]))
     return out
 
 

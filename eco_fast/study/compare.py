@@ -63,12 +63,12 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
             load_network_of_scale(Path(run.recipe.teacher.checkpoint), base.scale)  # refuse a bad one before any work
     print(f"{folder}: {len(arms)} arms of {seeds} seeds on {device_name(device)}", flush=True)
     with ExitStack() as lock:
-        distributed.by_first(lambda: lock.enter_context(claimed(folder / "locks" / "material", wait=True)))
+        distributed.on_rank0(lambda: lock.enter_context(claimed(folder / "locks" / "material", wait=True)))
         teachers = material.prepare(arms, folder)
     failed: dict[str, ValueError] = {}
     for run in runs:
         with ExitStack() as lock:
-            if not distributed.by_first(lambda: lock.enter_context(claimed(folder / "locks" / run.name))):  # noqa: B023 - now
+            if not distributed.on_rank0(lambda: lock.enter_context(claimed(folder / "locks" / run.name))):  # noqa: B023 - now
                 print(f"{run.name}: another process is at it", flush=True)
             elif not run.finished:
                 try:
@@ -77,7 +77,7 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
                     failed[run.name] = error
                     print(f"{run.name} failed: {error}", flush=True)
     results = collect(runs, list(material.sets), teachers)
-    if distributed.is_first():
+    if distributed.is_main_process():
         write_comparison(folder, results)
         show_comparison(folder, results)
     if failed:
@@ -168,7 +168,7 @@ class Material:
         if not kept.is_file():
             network = load_network_of_scale(checkpoint, self.base.scale).to(device)
             scores = self.score(network, device)
-            distributed.by_first(lambda: write_json(kept, scores))
+            distributed.on_rank0(lambda: write_json(kept, scores))
         result: Scored = json.loads(kept.read_text(encoding="utf-8"))
         return result
 
@@ -194,7 +194,7 @@ def carry_out(run: Run, material: Material, device: str) -> None:
     scores["best"] = scores["last"]
     if sha256_of(best) != sha256_of(last):
         scores["best"] = material.score(load_network_of_scale(best, run.recipe.scale).to(device), device)
-    if distributed.is_first():
+    if distributed.is_main_process():
         write_json(run.scores, {**scores, "fingerprint": fingerprint(run.recipe, material.hr)})
 
 

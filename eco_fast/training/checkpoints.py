@@ -35,7 +35,7 @@ class Checkpoints:
         self.folder, self.config = folder, resolved
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
-        for half in folder.glob(".*.partial") if distributed.is_first() else ():
+        for half in folder.glob(".*.partial") if distributed.is_main_process() else ():
             half.unlink()  # a killed process was writing it
 
     def save(self, network: Network, step: int, state: dict[str, Any], *, best: bool) -> None:
@@ -48,7 +48,7 @@ class Checkpoints:
             OSError: the one before could not be written.
         """
         self.wait()
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             return
         names = [STEP.format(step)] if self.config.train.keep_checkpoints > 1 else []
         names += ["best", "last"] if best else ["last"]  # a run stopped between them writes both anew

@@ -81,7 +81,7 @@ def estimate(config: Config, device: str, precision: Precision) -> Cost:
     with torch.device("meta"):
         network = build(config.model, config.scale)
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    samples = -(-config.train.batch // distributed.world())
+    samples = -(-config.train.batch // distributed.world_size())
     at_once = max(part.stop - part.start for part in split(samples, config.train.micro_batch or samples))
     return Cost(
         parameters=parameters,

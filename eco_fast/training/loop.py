@@ -25,14 +25,15 @@ from eco_fast.evaluation.evaluate import finite, score_network
 from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network, build, warm_start
 from eco_fast.training.checkpoints import Checkpoints, load_state
+from eco_fast.training.memory import explain_oom
 from eco_fast.training.optim.optimizer_step import Updater, learning_rate_at
 from eco_fast.training.precision import GradientScale, Precision, set_precision
 from eco_fast.training.run_folder import RunFolder
-from eco_fast.training.signals import Interrupted, Interruption
+from eco_fast.training.signals import StoppedBySignal, StopSignal
 from eco_fast.training.step import Step
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils import distributed
-from eco_fast.utils.device import keep_memory, naming_memory, pick_device, why_not_compile
+from eco_fast.utils.device import pick_device, tune_malloc, why_not_compile
 
 MAX_SKIPPED_IN_ROW = 100
 RULE_OF_THUMB = "a teacher helps only if it scores above what the student reaches without it"  # docs/evidence.md
@@ -66,24 +67,24 @@ def train_network(
 
     Raises:
         ValueError: the run cannot go on; says why.
-        Interrupted: a signal stopped it, with a checkpoint.
+        StoppedBySignal: a signal stopped it, with a checkpoint.
     """
     config, steps = run.config, run.config.train.steps
     device = pick_device(config.train.device)
     state = TrainingState(config, device, load_state(run.checkpoints, device), label)
     start = state.start
-    if distributed.is_first():
+    if distributed.is_main_process():
         run.rewind(start)
     if start == steps:
         return state.result.eval()
 
     names = [entry.name for entry in hr.entries]
-    part = {"rank": distributed.rank(), "world": distributed.world()}
+    part = {"rank": distributed.rank(), "world": distributed.world_size()}
     with (
-        naming_memory(config.train),
+        explain_oom(config.train),
         open_loader(config, hr, sr, start, device=device, label=label, **part) as loader,
         Telemetry(run, loader, names, device, start, label, profile=profile) as telemetry,
-        Interruption() as interruption,
+        StopSignal() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
         if state.telemetry is not None:
@@ -92,14 +93,14 @@ def train_network(
         step = Step(state.network, state.updater, config, state.precision, device, count, mark)
         telemetry.calibrate(state.network, state.precision)
         describe(step, state, config, label)
-        distributed.at(f"at step {start}, loading data")
+        distributed.report_stage(f"at step {start}, loading data")
         for batch in loader:
             learning_rate = learning_rate_at(config.optimizer, batch.step, steps)
             loss, skip = step(batch, learning_rate)
             telemetry.add(batch.step, loss, skip)
 
             done = batch.step + 1
-            last, signal = done == steps, interruption.wanted()
+            last, signal = done == steps, stop.requested()
             if last or done % config.train.log_every == 0:
                 alpha = batch.mix.target
                 telemetry.report(done, alpha=alpha, learning_rate=learning_rate, skipped=state.updater.skipped)
@@ -116,10 +117,10 @@ def train_network(
             checkpoints.check()
             if signal:
                 checkpoints.wait()
-                raise Interrupted(signal)
+                raise StoppedBySignal(signal)
             mark("data")
-            distributed.at(f"at step {done}, loading data")
-    distributed.gather(None)  # the files are there, for all
+            distributed.report_stage(f"at step {done}, loading data")
+    distributed.all_gather(None)  # the files are there, for all
     return state.result.eval()
 
 
@@ -151,7 +152,7 @@ class TrainingState:
 
     def __init__(self, config: Config, device: str, saved: dict[str, Any] | None, label: str) -> None:
         self.config, self.device = config, device
-        keep_memory(device)
+        tune_malloc(device)
         self.precision: Precision = set_precision(config.train, device)
         self.network, kept = initial_network(config, warm=saved is None)
         if config.model.start_from and saved is None:
@@ -201,7 +202,7 @@ def validate(
     state: TrainingState, validation: Mapping[str, Pixels], watched: Sets, telemetry: Telemetry, done: int
 ) -> bool:
     """Score the validation pictures and the watched sets, and report; whether the former's scores are the best."""
-    distributed.at(f"at step {done}, validating")
+    distributed.report_stage(f"at step {done}, validating")
     data = state.config.data
     row: dict[str, float | None] = {}
     said = f"step {done}/{state.config.train.steps}"
@@ -222,7 +223,7 @@ def validate(
 
 def describe(step: Step, state: TrainingState, config: Config, label: str) -> None:
     """Say what a step is made of, before the first one."""
-    train, parts, world = config.train, len(step.parts), distributed.world()
+    train, parts, world = config.train, len(step.parts), distributed.world_size()
     weights = sum(parameter.numel() for parameter in state.network.parameters())
     copies = 4 + (state.averaged is not None)  # weights, gradients and two moments; the average
     print(

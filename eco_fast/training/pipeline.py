@@ -97,12 +97,12 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
                     results[name] = score_network(network.to(device), test, rounding, noise_sigma=sigma, device=device)
             summary |= means(results, test)
             summary["sets"] = {one: means(results, pictures) for one, pictures in sets.items()}
-            if distributed.is_first():
+            if distributed.is_main_process():
                 draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], rounding, sigma)
-        if distributed.is_first():
+        if distributed.is_main_process():
             draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
     summary["seconds"] = stages.seconds
-    if distributed.is_first():
+    if distributed.is_main_process():
         write_json(folder / "summary.json", summary)
         show_summary(summary, folder)
     return summary
@@ -157,7 +157,7 @@ def open_store(config: Config, folder: Path) -> Store:
     """
     if config.data.train:
         store = Path(config.data.store) if config.data.store else folder / "store"
-        return Store(distributed.by_first(lambda: prepare(config.data.train, store).folder))
+        return Store(distributed.on_rank0(lambda: prepare(config.data.train, store).folder))
     if not config.data.store:
         raise ValueError("""data.train is empty: name your HR pictures, for example --set data.train='["DIV2K_HR"]'""")
     return Store(Path(config.data.store))
@@ -250,5 +250,5 @@ class Stages:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            if distributed.is_first():
+            if distributed.is_main_process():
                 write_json(self.path, self.seconds)

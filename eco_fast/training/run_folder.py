@@ -45,7 +45,7 @@ class RunFolder:
 
     def __init__(self, folder: Path, resolved: Config, *, resume: bool) -> None:
         self.folder, self.config = folder, resolved
-        distributed.by_first(lambda: self._claim(resume=resume))
+        distributed.on_rank0(lambda: self._claim(resume=resume))
 
     def _claim(self, *, resume: bool) -> None:
         """Check what is there, and note recipe and conditions."""
@@ -125,7 +125,7 @@ def environment(resolved: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device_name(device),
-        "processes": distributed.world(),
+        "processes": distributed.world_size(),
         "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)},
     }
 

@@ -13,24 +13,24 @@ from eco_fast.utils import distributed
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(KeyboardInterrupt):
-    """The run has stopped in order, for a signal."""
+class StoppedBySignal(KeyboardInterrupt):
+    """The run has ended cleanly because of a signal; `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-class Interruption:
-    """While entered, the first signal is a wish to stop, which `wanted` tells; a second Ctrl-C stops at once.
+class StopSignal:
+    """While entered, the first signal requests a stop; a second Ctrl-C stops at once.
 
-    Between ranks the wish travels beside a step and is read after the next one: nobody waits for it.
+    Ranks agree by a reduction that runs beside one step and is read after the next one: nobody waits for it.
     """
 
     def __init__(self) -> None:
         self._number = 0
         self._agreed = 0
-        self._on_its_way: tuple[torch.Tensor, Any] | None = None
+        self._in_flight: tuple[torch.Tensor, Any] | None = None
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -44,16 +44,16 @@ class Interruption:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def wanted(self) -> int:
-        """The number of the signal for which all ranks are to stop now, or 0; to be asked once a step, by all."""
-        if distributed.world() == 1:
+    def requested(self) -> int:
+        """Number of the signal for which all ranks are to stop now, or 0. Every rank calls it once a step."""
+        if distributed.world_size() == 1:
             return self._number
-        if self._on_its_way is not None:
-            number, travel = self._on_its_way
-            travel.wait()
+        if self._in_flight is not None:
+            number, reduction = self._in_flight
+            reduction.wait()
             self._agreed = int(number.item())
         number = torch.tensor(self._number)
-        self._on_its_way = (number, dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True))
+        self._in_flight = (number, dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True))
         return self._agreed
 
     def _note(self, number: int, _: FrameType | None) -> None:

@@ -130,7 +130,7 @@ class Step:
             else:
                 compile_blocks(network)
         self.parallel: DistributedDataParallel | None = None
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             with warnings.catch_warnings():  # the new name of `broadcast_buffers` is not in all the torch we support
                 warnings.simplefilter("ignore", FutureWarning)
                 self.parallel = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -143,14 +143,14 @@ class Step:
         Returns:
             The mean loss of the global batch, float32 [], and whether the step was skipped, bool []; on the device.
         """
-        distributed.at(f"at step {batch.step}, training")
+        distributed.report_stage(f"at step {batch.step}, training")
         batch = batch.to(self.device)
         total = torch.zeros((), device=self.device)
         for part in self.parts:
             self.mark("forward")
             share = (part.stop - part.start) / self.config.train.batch
             # DistributedDataParallel takes the mean over the ranks, of what is here to be a sum
-            upstream = self.updater.scale * (share * distributed.world())
+            upstream = self.updater.scale * (share * distributed.world_size())
             with self._reduced_at_the_end(part):
                 loss: Tensor = self.loss(**self._inputs(batch.part(part)), gradient_scale=upstream)
                 self.mark("backward")

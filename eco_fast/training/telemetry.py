@@ -61,8 +61,10 @@ class Telemetry:
         self._begin, self._step = start, start
         self._since = time.perf_counter()
         self._waited = 0.0
-        self._board = SummaryWriter(str(run.folder), purge_step=start or None) if distributed.is_first() else None
-        self._profiler = self._trace() if profile and distributed.is_first() else None
+        self._board = (
+            SummaryWriter(str(run.folder), purge_step=start or None) if distributed.is_main_process() else None
+        )
+        self._profiler = self._trace() if profile and distributed.is_main_process() else None
 
     def __enter__(self) -> Self:
         if self._profiler is not None:
@@ -81,7 +83,7 @@ class Telemetry:
         """Count what a step's work is, and measure what the device can do, so that the speed has a measure."""
         config = self.run.config
         self._flops = float(training_flops(network, config.data.patch))
-        self._peak = sum(distributed.gather(measured_peak(self.device, precision.dtype or torch.float32)))
+        self._peak = sum(distributed.all_gather(measured_peak(self.device, precision.dtype or torch.float32)))
 
     def add(self, step: int, loss: Tensor, skip: Tensor) -> None:
         """Count one step (from 0): its loss (float32 []) unless it was skipped (bool [])."""
@@ -104,7 +106,7 @@ class Telemetry:
         row = {"loss": loss, "alpha": alpha, "learning_rate": learning_rate, "skipped": int(skipped.item())}
         self.write(step, row)
         elapsed, steps = time.perf_counter() - self._since, step - self._step
-        waits = distributed.gather((self.loader.waited - self._waited) / elapsed)
+        waits = distributed.all_gather((self.loader.waited - self._waited) / elapsed)
         waiting = max(waits)
         speed = steps * train.batch / elapsed
         share = speed * self._flops / self._peak
@@ -137,7 +139,7 @@ class Telemetry:
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         """Add a row to metrics.jsonl and to TensorBoard."""
-        if distributed.is_first():
+        if distributed.is_main_process():
             self.run.append({"step": step, **row})
             self._plot(step, row)
 

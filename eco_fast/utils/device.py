@@ -4,14 +4,8 @@ import ctypes
 import os
 import platform
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-
-from eco_fast.config import Train
-from eco_fast.utils import distributed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BYTES = 1 << 30  # what lies free beyond so much at the heap's end still goes back to the system
@@ -27,7 +21,7 @@ def pick_device(wanted: str) -> str:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda":
-        wanted = f"cuda:{distributed.local_rank()}"
+        wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun's number of this process on its machine
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
@@ -43,7 +37,7 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
-def keep_memory(device: str) -> None:
+def tune_malloc(device: str) -> None:
     """On a CPU with glibc: let freed memory stay with the process, for the next step.
 
     By default it goes back to the system in pieces and is fetched again page by page: thousands of page faults in a
@@ -55,31 +49,8 @@ def keep_memory(device: str) -> None:
         libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
-@contextmanager
-def naming_memory(train: Train) -> Iterator[None]:
-    """Let a device that is too small say what would make it large enough.
-
-    Raises:
-        ValueError: memory has run out.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):
-            raise
-        at_once = train.micro_batch or -(-train.batch // distributed.world())
-        precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"
-        raise ValueError(
-            f"out of memory ({str(error).splitlines()[0]}): set train.micro_batch below {at_once}, which gives the "
-            f"same gradients{precision}; or lower train.batch or data.patch, which do not"
-        ) from error
-
-
 def why_not_compile(device: str) -> str | None:
     """The reason why torch.compile cannot work here, or None."""
-    if sys.platform == "win32":
-        return "torch.compile is not set up on Windows"
     if device == "cpu" and cpp_compiler() is None:
         return "no C++ compiler was found (g++, clang++ or $CXX)"
     return None

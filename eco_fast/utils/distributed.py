@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 8 -m -- eco_fast train edsr_x2_eco --run runs/mine
 
-Without torchrun there is one rank, and everything here is a matter of course. Tensors on GPUs travel by NCCL, those on
+Without torchrun there is one rank, and every call is a no-op. Tensors on GPUs travel by NCCL, those on
 CPUs and Python objects by gloo. Every rank reports its stage through the store of the group, so that the ranks that
 are left can say which one broke, hangs or is gone.
 """
@@ -47,19 +47,14 @@ def rank() -> int:
     return _group.rank
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes."""
     return _group.world
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes files and speaks."""
     return _group.rank == 0
-
-
-def local_rank() -> int:
-    """Number of this process on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def restarted() -> bool:
@@ -68,7 +63,7 @@ def restarted() -> bool:
 
 
 @contextmanager
-def joined(timeout: float) -> Iterator[None]:
+def process_group(timeout: float) -> Iterator[None]:
     """Be one of torchrun's processes; without torchrun, a process of its own.
 
     Args:
@@ -96,7 +91,7 @@ def joined(timeout: float) -> Iterator[None]:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - one voice is enough
         with _named_failures():
             yield
-            gather(None)  # nobody leaves while another may need it
+            all_gather(None)  # nobody leaves while another may need it
     finally:
         sys.stdout = speaks
         ended.set()
@@ -105,20 +100,20 @@ def joined(timeout: float) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def at(stage: str) -> None:
+def report_stage(stage: str) -> None:
     """Say what this rank is about to do, for those who may have to wait for it."""
     _group.stage = stage
 
 
-def by_first(work: Callable[[], T]) -> T:
+def on_rank0(work: Callable[[], T]) -> T:
     """Let the first rank do what only one may do; every rank gets its result, which must be picklable."""
-    outcome = [work() if is_first() else None]
+    outcome = [work() if is_main_process() else None]
     if _group.world > 1:
         dist.broadcast_object_list(outcome, src=0)
     return outcome[0]  # type: ignore[return-value]
 
 
-def gather(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every rank's value, in their order."""
     if _group.world == 1:
         return [value]
@@ -127,7 +122,7 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def share(values: Iterable[T]) -> list[T]:
+def shard(values: Iterable[T]) -> list[T]:
     """This rank's part of the values: every world-th from its rank on."""
     return list(values)[_group.rank :: _group.world]
 

@@ -27,11 +27,11 @@ from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.loader import PlainLoader
 from eco_fast.models import build, load_network
 from eco_fast.training.loop import TrainingState
+from eco_fast.training.memory import explain_oom
 from eco_fast.training.optim.optimizer_step import Updater
 from eco_fast.training.precision import FIRST_SCALE, GROWTH_INTERVAL, GradientScale, Precision, set_precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
 from eco_fast.training.step import Step, split
-from eco_fast.utils.device import naming_memory
 
 OPTIMIZERS = ["adam", "adamw", "lamb"]
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
@@ -391,12 +391,12 @@ def test_a_trace_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_memory_that_runs_out_says_what_helps() -> None:
     advice = r"out of memory .*set train\.micro_batch below 16.*or train\.precision=bf16"
-    with pytest.raises(ValueError, match=advice), naming_memory(Train(batch=16)):
+    with pytest.raises(ValueError, match=advice), explain_oom(Train(batch=16)):
         torch.empty(1 << 60, dtype=torch.uint8)
     advice = r"set train\.micro_batch below 4"
-    with pytest.raises(ValueError, match=advice), naming_memory(Train(batch=16, micro_batch=4)):
+    with pytest.raises(ValueError, match=advice), explain_oom(Train(batch=16, micro_batch=4)):
         np.empty(1 << 60, dtype=np.uint8)
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"), naming_memory(Train()):
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"), explain_oom(Train()):
         torch.ones(2) @ torch.ones(3)
 
 
@@ -435,7 +435,7 @@ def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
     program = """
         import os
         import torch
-        from eco_fast.utils.device import keep_memory
+        from eco_fast.utils.device import tune_malloc
 
         def megabytes_left_after(count):
             before = resident()
@@ -448,7 +448,7 @@ def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
 
         torch.ones(1000).sum()
         freed = megabytes_left_after(200)
-        keep_memory("cpu")
+        tune_malloc("cpu")
         print(freed, megabytes_left_after(200), *(megabytes_left_after(200) for _ in range(9)))
     """
     made = subprocess.run(
