@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from eco_fast_kernels import Rounding
+from rich.progress import track
 
 from eco_fast.config import Scale
 from eco_fast.data.images import write_png
 from eco_fast.data.noise import DRAWS, noisy_pictures
 from eco_fast.data.resize import downsample_image, read_cropped
 from eco_fast.inference.upscale import outputs
-from eco_fast.utils.progress import progress
 
 
 def downsample(
@@ -37,7 +37,7 @@ def downsample(
         raise ValueError(f"{out}: each picture has {DRAWS} noises, which go to a folder each; name a folder for them")
     folders = [out / f"draw-{draw:02}" for draw in range(DRAWS)] if noise_sigma else [out]
     targets = [outputs(source, folder) for folder in folders]
-    for path in progress(list(targets[0]), "downsample"):
+    for path in track(list(targets[0]), description="downsample"):
         pictures = noisy_pictures(downsample_image(read_cropped(path, scale), scale, rounding), noise_sigma)
         for draw, lr in zip(targets, pictures, strict=True):
             write_png(draw[path], lr)

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.progress import track
+
 from eco_fast.data.images import find_images, image_size, read_image
 from eco_fast.data.store import Store, Writer, locked
 from eco_fast.utils.files import require_space, sha256_of
-from eco_fast.utils.progress import progress
 
 
 def prepare(sources: Sequence[str], folder: Path, *, convert_16bit: bool = False) -> Store:
@@ -33,7 +34,7 @@ def prepare(sources: Sequence[str], folder: Path, *, convert_16bit: bool = False
             )
         new = [path for name, path in found.items() if name not in writer.known]
         require_space(folder, sum(3 * height * width for height, width in map(image_size, new)), "decoded pictures")
-        for name, path in progress(found.items(), "prepare"):
+        for name, path in track(found.items(), description="prepare"):
             status = path.stat()
             stamp = f"{status.st_size} {status.st_mtime_ns}"
             entry = writer.known.get(name)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eco_fast_kernels import Rounding
+from rich.progress import track
 
 from eco_fast.config import Scale
 from eco_fast.data.images import about
@@ -16,7 +17,6 @@ from eco_fast.models import Network, compile_for_pictures, load_network_of_scale
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device, why_not_compile
 from eco_fast.utils.files import require_space, sha256_of
-from eco_fast.utils.progress import progress
 
 
 def teach(
@@ -75,7 +75,7 @@ def teach(
         distributed.on_rank0(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
         if new and distributed.is_main_process():
             _warn_of(network, checkpoint, store, rounding, where)
-        for entry, hr in progress(distributed.shard(zip(store.entries, store.images, strict=True)), "teach"):
+        for entry, hr in track(distributed.shard(zip(store.entries, store.images, strict=True)), description="teach"):
             if not writer.keep(entry.name, origin=entry.sha256):
                 with about(entry.name):
                     lr = downsample_image(modcrop(hr, scale), scale, rounding)

@@ -14,10 +14,10 @@ from typing import Any
 
 from eco_fast import config
 from eco_fast.config import Config
+from eco_fast.config.derived import vanilla
 from eco_fast.config.recipe_files import recipe_names
 from eco_fast.data.images import about
 from eco_fast.evaluation.benchmarks import set_name
-from eco_fast.training.pipeline import vanilla
 from eco_fast.training.run_folder import RECIPE
 
 IDLE = frozenset(

@@ -11,12 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from eco_fast.config import Config
+from eco_fast.config.derived import self_teacher, vanilla
 from eco_fast.data.images import find_images
 from eco_fast.data.store import Store, centroid_folder, open_centroids
 from eco_fast.models import Network, build
 from eco_fast.objective import mix_at
 from eco_fast.training.checkpoints import load_state, weights_path
-from eco_fast.training.pipeline import check_scored, self_teacher, vanilla
+from eco_fast.training.pipeline import check_scored
 from eco_fast.training.precision import Precision, choose_precision
 from eco_fast.training.profiling import saved_bytes, training_flops
 from eco_fast.training.run_folder import CHECKPOINTS, check_folder

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eco_fast.config import Config
+from eco_fast.config.derived import self_teacher, vanilla
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import Pixels
 from eco_fast.data.noise import facts
@@ -221,18 +222,6 @@ def score_teacher(config: Config, checkpoint: Path, validation: Mapping[str, Pix
     psnr = statistics.fmean(one.psnr_y for one in scores.values())
     print(f"teacher: {psnr:.3f} dB on the validation pictures", flush=True)
     return psnr
-
-
-def vanilla(config: Config) -> Config:
-    """The same recipe on real pairs alone: same steps, samples and initial weights."""
-    objective = config.objective.model_copy(update={"name": "vanilla"})
-    return config.model_copy(update={"objective": objective})
-
-
-def self_teacher(config: Config) -> Config:
-    """The recipe of teacher = "self": vanilla, with a length and a random sequence of its own."""
-    train = config.train.model_copy(update={"steps": config.teacher.steps})
-    return vanilla(config).model_copy(update={"train": train, "seed": config.seed + 1})
 
 
 class Stages:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from eco_fast.config import Config
@@ -32,7 +33,6 @@ from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
 from eco_fast.training.optim.optimizer_step import Updater, learning_rate_at
 from eco_fast.training.precision import set_precision
 from eco_fast.training.step import TrainingLoss, split
-from eco_fast.utils.progress import progress
 
 SAME = (
     *("scale", "model.", "data.patch", "data.rounding", "data.noise_sigma", "objective.loss", "optimizer."),
@@ -117,7 +117,7 @@ def landscape(folders: Sequence[Path], out: Path, lengths: tuple[float, float, f
     steps = sorted(set.intersection(*(set(run.kept_steps()) for run in runs)) - {runs[0].config.train.steps})
     multiples = np.linspace(first, last, int(count)).tolist()
     found = []
-    for step in progress(steps, "landscape"):
+    for step in track(steps, description="landscape"):
         unit = statistics.fmean(distance_of_step(run, step, batches) for run in runs)
         for run in runs:
             loss, _ = begin(run, step, batches)

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.progress import track
+
 from eco_fast.config import Config
 from eco_fast.data.images import Pixels, find_images
 from eco_fast.data.resize import downsample_image, modcrop, read_cropped
@@ -11,7 +13,6 @@ from eco_fast.data.store import Store
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network_of_scale
 from eco_fast.utils.device import pick_device
-from eco_fast.utils.progress import progress
 
 AT_MOST = 4  # pictures that are taken where none are named
 
@@ -50,7 +51,7 @@ def taught(
     """
     scale, device = config.scale, pick_device(config.train.device)
     network = load_network_of_scale(teacher, scale).to(device)
-    for name, picture in progress(chosen(config, sources, store).items(), label):
+    for name, picture in track(chosen(config, sources, store).items(), description=label):
         hr = read_cropped(picture, scale) if isinstance(picture, Path) else modcrop(picture, scale)
         lr = downsample_image(hr, scale, config.data.rounding)
         sr = super_resolve(network, lr, device=device, self_ensemble=config.teacher.self_ensemble)

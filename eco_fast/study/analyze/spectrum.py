@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from eco_fast_kernels import blended_loss, margin_of
 from eco_fast_kernels.reference import blend_lr
+from rich.progress import track
 from torch import Tensor, nn
 
 from eco_fast.config import Config
@@ -33,7 +34,6 @@ from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
 from eco_fast.study.analyze.spectrum_report import NAMES, Spectra, write_spectra
 from eco_fast.training.precision import set_precision
 from eco_fast.training.step import input_of
-from eco_fast.utils.progress import progress
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """From inputs [N, 3, h, w] and targets [N, 3, H, W], both 0..1, to the sum of the patches' mean losses, []."""
@@ -67,7 +67,7 @@ def spectrum(
     if batches < 1:
         raise ValueError(f"--batches: expected at least 1, got {batches}")
     found = []
-    for case in progress(cases(open_runs(folders, SAME), objectives), "spectrum"):
+    for case in track(cases(open_runs(folders, SAME), objectives), description="spectrum"):
         network, step = case.run.network(int(checkpoint) if checkpoint.isdecimal() else checkpoint)
         recipe = recipe_at(case.run.config, step, case.objective)
         set_precision(recipe.train, case.run.device)
