@@ -25,9 +25,9 @@ from bench.plain import SIDE, SubImages, sub_images
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import find_images
-from eco_fast.data.loader import Loader, PlainLoader, cut_window
+from eco_fast.data.loader import Loader, PlainLoader, cut_crop
 from eco_fast.data.store import Store, Writer
-from eco_fast.training.step import input_of
+from eco_fast.training.step import network_input
 
 dali_loader = pytest.importorskip(
     "eco_fast.data.dali_loader", reason="DALI is not installed: pip install 'eco-fast[dali]'"
@@ -58,14 +58,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
     """A way of loading, ready to draw batches; ends what it started when it is closed."""
-    images = Store(folder / "store").images
+    store = Store(folder / "store")
     if way == "PIL PNG DataLoader":
         dataset = SubImages([folder / "png"], SCALE, PATCH)
         endless = iter(DataLoader(dataset, batch_size=batch, num_workers=2))
         yield lambda: len(next(endless)[0])
         return
     if way == "windows":
-        yield _bare(images, batch)
+        yield _bare(store.images, batch)
         return
     config = Config(
         scale=SCALE,
@@ -75,17 +75,17 @@ def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
     )
     made: Loader[Any]
     if way == "plain":
-        made = PlainLoader(config, images, None)
+        made = PlainLoader(config, store, None)
     elif way.startswith("encoded"):
         suffix = way.removeprefix("encoded ").lower()
         made = dali_loader.DaliLoader(config, EncodedImages(find_images([folder / suffix])), None)
     else:
-        made = dali_loader.DaliLoader(config, images, None)
+        made = dali_loader.DaliLoader(config, store, None)
     with made as loader:
         if way.endswith("without LR"):
-            yield lambda: len(next(loader).transposed)
+            yield lambda: len(next(loader).samples.transposed)
             return
-        yield lambda: len(input_of(next(loader), config))
+        yield lambda: len(network_input(next(loader).samples, config.scale, config.data))
 
 
 def _bare(images: Any, batch: int) -> Draw:
@@ -96,7 +96,7 @@ def _bare(images: Any, batch: int) -> Draw:
     def draw() -> int:
         places = generator.integers(margin, SIDE - inner - margin, (batch, 2)).tolist()
         for index, (top, left) in enumerate(places):
-            out[index] = cut_window(images[index % len(images)], top, left, inner, margin, SCALE)
+            out[index] = cut_crop(images[index % len(images)], top, left, inner, margin, SCALE)
         return batch
 
     return draw

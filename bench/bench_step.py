@@ -37,11 +37,11 @@ from eco_fast.data.open_loader import open_loader
 from eco_fast.data.store import Store, Writer
 from eco_fast.models import build
 from eco_fast.models.network import SubPixelConvolution
-from eco_fast.training.loop import TrainingState
 from eco_fast.training.optim.optimizer_step import learning_rate_at
 from eco_fast.training.profiling import Work, convolution, matmul, training_flops
 from eco_fast.training.run_folder import RunFolder
-from eco_fast.training.step import Step
+from eco_fast.training.state import TrainingState
+from eco_fast.training.step import TrainStep
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils.device import pick_device
 
@@ -71,8 +71,8 @@ def whole(recipe: Config, pictures: Path, device: str, folder: Path, stack: Exit
     state = TrainingState(recipe, device, None, "bench")
     loader = stack.enter_context(open_loader(recipe, hr, sr, start, device=device, label="bench"))
     run = RunFolder(folder, recipe, resume=False)
-    telemetry = stack.enter_context(Telemetry(run, loader, [], device, start, "bench"))
-    step = Step(state.network, state.updater, recipe, state.precision, device, loader.planner.count)
+    telemetry = stack.enter_context(Telemetry(run, loader, [], state, "bench"))
+    step = TrainStep(state, loader.planner.count)
 
     def work() -> None:
         batch = next(loader)

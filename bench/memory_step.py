@@ -8,30 +8,28 @@ import sys
 from pathlib import Path
 
 import torch
+from eco_fast_kernels import crop_side
 
 from eco_fast import config
 from eco_fast.config import Config
-from eco_fast.data.batch import Batch
-from eco_fast.objective import mix_at
-from eco_fast.training.loop import TrainingState
+from eco_fast.data.batch import Batch, Conditions, Crops, Samples
 from eco_fast.training.profiling import saved_bytes
-from eco_fast.training.step import Step
+from eco_fast.training.state import TrainingState
+from eco_fast.training.step import TrainStep
 
 
 def a_batch(recipe: Config) -> Batch:
-    side = recipe.scale * (recipe.data.patch + 4)
+    side = crop_side(recipe.scale, recipe.data.patch)
     hr, sr = torch.randint(0, 256, (2, recipe.train.batch, side, side, 3), dtype=torch.uint8)
     alpha = torch.tensor(0.5)
-    middle = recipe.train.steps // 2
-    return Batch(
-        step=middle, hr=hr, sr=sr, transposed=torch.zeros(recipe.train.batch, dtype=torch.bool),
-        mix=mix_at(recipe.objective, middle, recipe.train.steps), input_alpha=alpha, target_alpha=alpha,
-    )  # fmt: skip
+    transposed = torch.zeros(recipe.train.batch, dtype=torch.bool)
+    conditions = Conditions(transposed, input_alpha=alpha, target_alpha=alpha, noise=None, drop_path_uniforms=None)
+    return Batch(recipe.train.steps // 2, Samples.of(Crops(hr, sr), conditions))
 
 
-def build_step(recipe: Config) -> tuple[Step, TrainingState]:
+def build_step(recipe: Config) -> tuple[TrainStep, TrainingState]:
     state = TrainingState(recipe, "cpu", None, "memory")
-    return Step(state.network, state.updater, recipe, state.precision, "cpu", recipe.train.batch), state
+    return TrainStep(state, recipe.train.batch), state
 
 
 def load_libraries() -> None:
@@ -44,7 +42,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_during(step: Step, batch: Batch) -> int:
+def peak_during(step: TrainStep, batch: Batch) -> int:
     """The most resident memory during a step."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the earlier peak
     step(batch, 1e-4)
@@ -59,8 +57,7 @@ def main(name: str, count: int) -> None:
     before = resident()
     step, state = build_step(recipe)
     weights = sum(4 * parameter.numel() for parameter in state.network.parameters())
-    inputs = step._inputs(batch)  # noqa: SLF001
-    saved = saved_bytes(state.network.parameters(), lambda: step.loss(**inputs, gradient_scale=torch.ones(())))
+    saved = saved_bytes(state.network.parameters(), lambda: step.loss(batch.samples, torch.ones(())))
     step(batch, 1e-4)  # makes the optimizer's state
     peak = peak_during(step, batch) - before
     computed = 4 * weights + saved

@@ -16,11 +16,9 @@ import torch
 from PIL import Image
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
-from eco_fast.data.batch import Batch
-from eco_fast.data.dali_loader import DaliLoader
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import Pixels, builtin_images, find_images, read_image
-from eco_fast.data.loader import PlainLoader
+from tests.loaders import assert_equal_batches, dali_loader, plain_loader
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 
@@ -46,14 +44,6 @@ def recipe(scale: Scale, batch: int, steps: int, objective: Objective) -> Config
     )
 
 
-def require_same(first: Batch, second: Batch) -> None:
-    for name in ("hr", "sr", "transposed", "input_alpha", "target_alpha"):
-        one, other = getattr(first, name), getattr(second, name)
-        same = one is other if one is None or other is None else torch.equal(one, other)
-        if not same or first.step != second.step:
-            raise SystemExit(f"{name} differs at step {first.step}")
-
-
 def check_bytes() -> None:
     pictures = make_pictures()
     centroids = [(255 - picture).astype(np.uint8) for picture in pictures]
@@ -64,14 +54,14 @@ def check_bytes() -> None:
                 config = recipe(scale, batch, 500, Objective())
                 edges = set()
                 with (
-                    PlainLoader(config, pictures, centroids) as plain,
-                    DaliLoader(config, pictures, centroids) as packed,
-                    DaliLoader(config, *files) as encoded,
+                    plain_loader(config, pictures, centroids) as plain,
+                    dali_loader(config, pictures, centroids) as packed,
+                    dali_loader(config, *files) as encoded,
                 ):
                     for first, second, third in zip(plain, packed, encoded, strict=True):
-                        require_same(first, second)
-                        require_same(first, third)
-                        plan = plain.planner.plan(first.step)
+                        assert_equal_batches(first, second)
+                        assert_equal_batches(first, third)
+                        plan = plain.planner.plan(first.step).crops
                         for image, top, left in zip(plan.image, plan.top, plan.left, strict=True):
                             ends = np.array(pictures[image].shape[:2]) // scale * scale - scale * config.data.patch
                             edges.add((int(top == 0) - int(top == ends[0]), int(left == 0) - int(left == ends[1])))
@@ -82,20 +72,20 @@ def check_resume() -> None:
     pictures = make_pictures()
     centroids = [(255 - picture).astype(np.uint8) for picture in pictures]
     config = recipe(2, 16, 400, Objective())
-    plain = PlainLoader(config, pictures, centroids)
+    plain = plain_loader(config, pictures, centroids)
     for start in range(0, 300, 15):
-        with DaliLoader(config, pictures, centroids, start) as loader:
+        with dali_loader(config, pictures, centroids, start) as loader:
             for batch, _ in zip(loader, range(100), strict=False):
-                require_same(plain.batch_at(batch.step), batch)
+                assert_equal_batches(plain.batch_at(batch.step), batch)
     print("20 restarts: the following 100 batches are equal")
     for world in (1, 2, 3):
-        ranks = [DaliLoader(config, pictures, centroids, rank=rank, world=world) for rank in range(world)]
+        ranks = [dali_loader(config, pictures, centroids, rank=rank, world_size=world) for rank in range(world)]
         for step, *parts in zip(range(400), *ranks, strict=True):
             whole = plain.batch_at(step)
             for name in ("hr", "sr"):
-                expected = getattr(whole, name)
+                expected = getattr(whole.samples, name)
                 if expected is not None and not torch.equal(
-                    torch.cat([getattr(part, name) for part in parts]), expected
+                    torch.cat([getattr(part.samples, name) for part in parts]), expected
                 ):
                     raise SystemExit(f"the union of {world} ranks differs at step {step}")
         for rank in ranks:
@@ -105,7 +95,7 @@ def check_resume() -> None:
 
 def check_memory() -> None:
     pictures = make_pictures()
-    with DaliLoader(recipe(2, 16, 5200, Objective(name="vanilla")), pictures, None) as loader:
+    with dali_loader(recipe(2, 16, 5200, Objective(name="vanilla")), pictures, None) as loader:
         for batch in loader:
             if batch.step == 199:
                 begin = _resident_mb()

@@ -17,13 +17,13 @@ from torch import Tensor
 from eco_fast.config import Objective
 
 OBJECTIVES = ("vanilla", "kd", "noise_free", "eco")
-"""Those whose networks make SR pictures, in the order of tables and plots."""
+"""Those whose networks make SR images, in the order of tables and plots."""
 MID_GREY = 0.5
-"""What stands for no residual in pictures of residuals, which networks can then make as any others (0..1)."""
+"""What stands for no residual in images of residuals, which networks can then make as any others (0..1)."""
 
 
 @dataclass(frozen=True)
-class Mix:
+class BlendWeights:
     """Weights of the real pair at one step, 0..1."""
 
     input: float
@@ -42,16 +42,16 @@ class Mix:
         return self.residual or min(self.input, self.target) < 1
 
 
-def mix_at(objective: Objective, step: int, steps: int) -> Mix:
-    """The mix of a step, counted from 0, in a run of `steps`."""
+def blend_weights_at(objective: Objective, step: int, steps: int) -> BlendWeights:
+    """The weights at a step, counted from 0, in a run of `steps`."""
     if objective.name == "kd":
-        return Mix(input=1.0, target=0.0)
+        return BlendWeights(input=1.0, target=0.0)
     if objective.name == "residual":
-        return Mix(input=1.0, target=1.0, residual=True)
+        return BlendWeights(input=1.0, target=1.0, residual=True)
     alpha = {"vanilla": 1.0, "noise_free": 0.0}.get(objective.name)
     if alpha is None:
         alpha = alpha_at(objective, step / steps)
-    return Mix(input=alpha, target=alpha)
+    return BlendWeights(input=alpha, target=alpha)
 
 
 def alpha_at(objective: Objective, progress: float) -> float:
@@ -69,7 +69,7 @@ def alpha_at(objective: Objective, progress: float) -> float:
 
 
 def onto_centroid(residual: Tensor, sr: Tensor, margin: int) -> Tensor:
-    """The picture that has a residual: |onto_centroid(r, SR) - HR| = |r - (HR - SR + mid-grey)|.
+    """The image that has a residual: |onto_centroid(r, SR) - HR| = |r - (HR - SR + mid-grey)|.
 
     Args:
         residual: float [N, 3, H, W], around mid-grey.

@@ -22,11 +22,11 @@ from eco_fast import config
 from eco_fast.data.images import Pixels, builtin_images, read_image, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.data.store import open_centroids
-from eco_fast.inference.centroids import teach
 from eco_fast.models import Network, save_network, spandrel_net
 from eco_fast.models.edsr import EDSR
-from eco_fast.training.loop import train_network
+from eco_fast.training.loop import ValidationSets, train_network
 from eco_fast.training.run_folder import RunFolder
+from tests.loaders import centroids_of
 
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread
 
@@ -96,7 +96,7 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(7)
     save_network(folder / "teacher.safetensors", EDSR(2, 8, 1))
     store = prepare([str(folder / "train")], folder / "store")
-    made = teach(store.folder, folder / "teacher.safetensors", 2)
+    made = centroids_of(store.folder, folder / "teacher.safetensors", 2)
     values: dict[str, Any] = {
         "scale": 2,
         "data": {"store": str(store.folder), "patch": 8},
@@ -109,7 +109,7 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for objective, seed in (("vanilla", 1), ("vanilla", 2), ("noise_free", 1), ("noise_free", 2), ("eco", 1)):
         recipe = config.validate({**values, "seed": seed, "objective": {"name": objective}}, "test")
         run = RunFolder(folder / f"{objective}-{seed}", recipe, resume=False)
-        train_network(run, store, open_centroids(store, made, 2), {})
+        train_network(run, store, open_centroids(store, made, 2), ValidationSets())
     return folder
 
 

@@ -139,7 +139,7 @@ def _train(arguments: Arguments) -> None:
         recipe = str(saved)
     resolved = config.load(recipe, arguments.overrides)
     if arguments.dry_run:
-        from eco_fast.training.dry_run import dry_run
+        from eco_fast.training.pipeline import dry_run
 
         dry_run(resolved, folder, resume=resume)
         return
@@ -161,21 +161,23 @@ def _prepare(arguments: Arguments) -> None:
 
 
 def _teach(arguments: Arguments) -> None:
-    from eco_fast.inference.centroids import teach
+    from eco_fast.data.store import Store
+    from eco_fast.inference.centroids import make_centroids
+    from eco_fast.models import load_network_of_scale
     from eco_fast.utils import distributed
 
     tile = checked_tile(arguments)
     with distributed.process_group(TIMEOUT):
-        out = teach(
-            arguments.store,
+        made = make_centroids(
+            Store(arguments.store),
+            load_network_of_scale(arguments.teacher, arguments.scale),
             arguments.teacher,
-            arguments.scale,
             rounding=arguments.rounding,
             tile=tile,
             device=arguments.device,
             self_ensemble=arguments.self_ensemble,
         )
-        print(f"centroids: {out}")
+        print(f"centroids: {made.folder}")
 
 
 def _evaluate(arguments: Arguments) -> None:
@@ -209,7 +211,7 @@ def _evaluate(arguments: Arguments) -> None:
                 device=arguments.device,
             )
             facts = {"checkpoint": str(arguments.checkpoint), "rounding": arguments.rounding}
-            facts |= noise.facts(arguments.noise_sigma)
+            facts |= noise.noise_metadata(arguments.noise_sigma)
         evaluate.show(results, arguments.noise_sigma)
         if arguments.json and distributed.is_main_process():
             evaluate.write_results(arguments.json, results, scale=arguments.scale, **facts)

@@ -1,28 +1,13 @@
-"""The typed recipe: every key, its unit and its default; TOML files and `key=value` overrides.
+"""The typed recipe: every key, its unit and its default."""
 
-An unknown key or a wrong type is an error that names the key and suggests the nearest one.
-"""
-
-import difflib
-import tomllib
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
-
-from eco_fast.config import recipe_files
-from eco_fast.config.recipe_files import suggest
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Scale = Literal[2, 3, 4, 8]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Score = tuple[float, float]
-
-TOML_WORDS = {  # where pydantic speaks of Python's types
-    "tuple_type": 'input should be an array, such as ["a", "b"]',
-    "model_type": "input should be a section with keys of its own",
-}
 
 
 class Section(BaseModel):
@@ -34,37 +19,37 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Where the pictures come from and what a sample is."""
+    """Where the images come from and what a sample is."""
 
     train: tuple[str, ...] = ()
-    """Folders or files of HR pictures, or "builtin:train"; prepared into `store`. Empty: use `store` as it is."""
+    """Folders or files of HR images, or "builtin:train"; decoded into `store`. Empty: use `store` as it is."""
     store: str = ""
-    """Folder of the decoded pictures and their centroids; empty means a folder inside the run."""
+    """Folder of the decoded images and their centroids; empty: a folder inside the run."""
     validation: tuple[str, ...] = ()
-    """HR pictures scored during training; no benchmark, for they choose best.safetensors. Empty: no validation."""
+    """HR images scored during training. Used to select best.safetensors: do not put a benchmark set here."""
     watch: tuple[str, ...] = ()
-    """Further folders of HR pictures, each a set, that are scored at every validation too, and choose nothing."""
+    """Extra sets to monitor, one per folder of HR images; they never select a checkpoint."""
     test: tuple[str, ...] = ()
-    """HR pictures of the final table; empty means the validation pictures."""
+    """HR images of the final table; empty: the validation images."""
     rounding: Literal["uint8", "im2double"] = "uint8"
-    """MATLAB's convention of the LR pictures: on 8-bit images (EDSR, RCAN, ECO) or after im2double (BasicSR)."""
+    """MATLAB's convention of the LR images: on 8-bit images (EDSR, RCAN, ECO) or after im2double (BasicSR)."""
     patch: Positive = 48
     """Side of an LR patch, in pixels; the HR patch is `scale` times as large."""
     small_images: Literal["refuse", "skip"] = "refuse"
-    """What to do about a training picture that no HR patch fits into."""
+    """What to do about a training image that no HR patch fits into."""
     loader: Literal["auto", "dali", "plain"] = "auto"
-    """Who assembles the batches, which are the same: auto takes DALI where it can run, and says which it took."""
+    """Data loader. Both give identical batches; auto uses DALI if available and logs the choice."""
     prefetch: NonNegative = 2
-    """Batches that are assembled ahead of the step, by a thread."""
+    """Batches that a thread assembles ahead of the step."""
     source: Literal["packed", "encoded"] = "packed"
-    """packed: read the HR pictures from the store; encoded: decode the files of `train` at every step (DALI alone)."""
+    """store: read the HR images from the store; files: decode the files of `train` at every step (needs DALI)."""
     centroids: str = ""
-    """Encoded only: folder of the centroids' picture files, named as the HR files; empty: those of the store."""
+    """Files only: folder of the centroids' image files, named as the HR files; empty: those of the store."""
     downsample: Literal["kernel", "dali"] = "kernel"
-    """Who makes the LR pictures: the fused op, exactly; or DALI, off by one grey level in under 1 % of the pixels."""
+    """What makes the LR images: the fused op, exactly; or DALI, off by one grey level in under 1 % of the pixels."""
     noise_sigma: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255). The
-    validation pictures have one draw of it, the final scores are means over ten."""
+    """Standard deviation of the Gaussian noise on the network's input, per colour, in grey levels (0..255). Validation
+    uses one draw of it; the final scores are means over ten."""
 
 
 class ModelSection(Section):
@@ -74,8 +59,8 @@ class ModelSection(Section):
     """Checkpoint whose matching weights start the run (x2 for an x3, x4 or x8 run); empty means from scratch."""
 
     @property
-    def draws(self) -> int:
-        """Random numbers that a training sample needs inside the network."""
+    def drop_path_branches(self) -> int:
+        """Branches that a training sample may leave out, each by a random number."""
         return 0
 
 
@@ -130,8 +115,8 @@ class SwinirModel(ModelSection):
     """Side of the images whose attention masks the checkpoint holds (the authors' img_size)."""
 
     @property
-    def draws(self) -> int:
-        """Two for each block's two branches, unless none is ever left out."""
+    def drop_path_branches(self) -> int:
+        """The two of each block, unless none is ever left out."""
         return 2 * sum(self.depths) if self.drop_path else 0
 
 
@@ -158,7 +143,8 @@ MODELS: dict[str, type[EdsrModel | RcanModel | SwinirModel | RrdbModel]] = {
 }
 
 
-def _architecture(model: Any) -> str:
+def architecture_of(model: Any) -> str:
+    """The name of the architecture that a [model] section, raw or typed, is for."""
     return str(model.get("name", "edsr") if isinstance(model, dict) else getattr(model, "name", model))
 
 
@@ -168,7 +154,7 @@ Model = Annotated[
     | Annotated[SwinirModel, Tag("swinir")]
     | Annotated[RrdbModel, Tag("rrdb")],
     Discriminator(
-        _architecture,
+        architecture_of,
         custom_error_type="architecture",
         custom_error_message=f"the architecture is one of {', '.join(MODELS)}",
     ),
@@ -184,7 +170,7 @@ class Teacher(Section):
     steps: Positive = 300_000
     """Length of the "self" teacher's training. A teacher weaker than what the student would reach alone does harm."""
     self_ensemble: bool = False
-    """Centroids are the mean over the 8 orientations of each picture: better ones, in eight times the time."""
+    """Centroids are the mean over the 8 orientations of each image: better ones, in eight times the time."""
 
 
 class Objective(Section):
@@ -308,104 +294,3 @@ class Config(Section):
         return self.objective.name in ("kd", "noise_free", "residual") or (
             self.objective.name == "eco" and not constant_one
         )
-
-
-def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a shipped recipe by name or a TOML file by path, and apply `section.key=value` overrides.
-
-    Raises:
-        ValueError: unknown recipe, key or type; the message names it.
-    """
-    values = recipe_files.read(recipe)
-    for override in overrides:
-        _apply(values, override)
-    return validate(values, recipe)
-
-
-def changed(recipe: Config, overrides: Sequence[str], source: str) -> Config:
-    """A recipe with other values of some keys; `source` names it in what `validate` raises."""
-    values = recipe.model_dump(mode="json")
-    for override in overrides:
-        _apply(values, override)
-    return validate(values, source)
-
-
-def validate(values: dict[str, Any], source: str) -> Config:
-    """Check raw values against the types.
-
-    Raises:
-        ValueError: the first thing that is wrong, in one sentence.
-    """
-    try:
-        return Config.model_validate(_tuples(values))
-    except ValidationError as error:
-        raise ValueError(f"{source}: {_sentence(error)}") from error
-
-
-def dump(config: Config) -> str:
-    """The resolved recipe as TOML; `load` of it gives the same run. The paper's row is the unchanged recipe's alone."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude={"paper"}))
-
-
-def differences(first: Config, second: Config) -> list[str]:
-    """Dotted keys in which the runs of two configs differ."""
-    left, right = (dict(_leaves(one.model_dump(exclude={"paper"}))) for one in (first, second))
-    return [key for key in {**left, **right} if left.get(key) != right.get(key)]
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ValueError(f"--set takes key=value, for example train.steps=300; got {override!r}")
-    try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word: --set train.device=cpu needs no quotes
-    section = values
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise ValueError(f"--set {key}: {parent} is a value, not a section")  # noqa: TRY004 - the user's input
-    section[leaf] = value
-
-
-def _tuples(value: Any) -> Any:
-    """TOML has arrays where the config has tuples; strict validation tells them apart."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place, value = [str(part) for part in first["loc"]], first["input"]
-    example = Config()
-    if first["type"] == "architecture":
-        place, value = ["model", "name"], _architecture(value)
-    elif place[0] == "model" and len(place) > 1:  # pydantic names the architecture as if it were a section
-        example = Config(model=MODELS[place.pop(1)]())
-    key = ".".join(place)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggest_key(key, example)}"
-    expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
-    return f"{key}: {expected}, got {value!r}"
-
-
-def _suggest_key(key: str, example: Config) -> str:
-    """The nearest name of the same section, the same name in another one, or else what the section has."""
-    known = dict.fromkeys((*Config.model_fields, *(name for name, _ in _leaves(example.model_dump()))))
-    section, dot, word = key.rpartition(".")
-    siblings = [name.removeprefix(section + dot) for name in known if name.rpartition(".")[0] == section]
-    if close := difflib.get_close_matches(word, siblings, n=1):
-        return f" (did you mean {section}{dot}{close[0]}?)"
-    namesakes = [name for name in known if name.rpartition(".")[2] == word]
-    return suggest(key, namesakes, cutoff=0) or f"; the keys of {section or 'a recipe'} are {', '.join(siblings)}"

@@ -1,4 +1,4 @@
-"""Picture files that are decoded whenever a window is cut from them, instead of once into a store."""
+"""Image files that are decoded whenever a crop is cut from them, instead of once into a store."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from eco_fast.data.images import simple_size
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedEntry:
-    """One picture file."""
+    """One image file."""
 
     name: str
     path: Path
@@ -25,24 +25,27 @@ class EncodedEntry:
 
 
 class EncodedImages:
-    """Picture files, by the names that `find_images` gives them.
+    """Image files, by the names that `find_images` gives them; an `ImageSource`.
 
     Raises:
-        ValueError: a file is no picture, or one that decoders do not agree about; names it.
+        ValueError: a file is no image, or one that decoders do not agree about; names it.
     """
+
+    encoded = True
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self.entries = [_inspect(name, path) for name, path in files.items()]
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
     def select(self, names: Sequence[str]) -> Self:
-        """The same pictures with these alone, in this order."""
+        """The same images with these alone, in this order."""
         index = {entry.name: entry for entry in self.entries}
         chosen = copy.copy(self)
         chosen.entries = [index[name] for name in names]
         return chosen
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.entries[index].path
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of a file.
@@ -54,9 +57,9 @@ class EncodedImages:
         try:
             content = np.fromfile(entry.path, dtype=np.uint8)
         except OSError as error:
-            raise ValueError(f"{entry.path}: the picture cannot be read any more ({error.strerror})") from error
+            raise ValueError(f"{entry.path}: the image cannot be read any more ({error.strerror})") from error
         if content.size != entry.size:
-            raise ValueError(f"{entry.path}: the picture has {content.size} bytes, it had {entry.size} at the start")
+            raise ValueError(f"{entry.path}: the image has {content.size} bytes, it had {entry.size} at the start")
         return content
 
 
@@ -69,7 +72,7 @@ def match_centroids(hr: EncodedImages, centroids: EncodedImages, scale: int) -> 
     found: dict[PurePosixPath, EncodedEntry] = {}
     for entry in centroids.entries:
         if other := found.get(_key(entry)):
-            raise ValueError(f"data.centroids: {other.path} and {entry.path} are centroids of the same picture")
+            raise ValueError(f"data.centroids: {other.path} and {entry.path} are centroids of the same image")
         found[_key(entry)] = entry
     for entry in hr.entries:
         centroid = found.get(_key(entry))

@@ -1,4 +1,4 @@
-"""Reading pictures as 8-bit RGB, finding them, and writing PNG.
+"""Reading images as 8-bit RGB, finding them, and writing PNG.
 
 An image in this program is uint8 [H, W, 3] RGB, 0..255. Greyscale is replicated, palettes are expanded, transparent
 pixels are composited on white, EXIF orientation is applied.
@@ -24,7 +24,7 @@ UNSIGNED_16BIT = r"(I|LA|RGBA?);16[BLN]?"  # Pillow's names of the layouts whose
 EXIF_ORIENTATION = 0x0112
 EIGHT_BIT_MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa"))
 
-# Photographs in scikit-image's wheel, split so that no picture (nor its stereo twin) is on two sides.
+# Photographs in scikit-image's wheel, split so that no image (nor its stereo twin) is on two sides.
 BUILTIN = {
     "train": (
         "motorcycle_left.png",
@@ -43,11 +43,11 @@ BUILTIN = {
     "test": ("astronaut.png", "chelsea.png", "coffee.png"),
 }
 
-Image.MAX_IMAGE_PIXELS = None  # the user's own pictures: a large one is no attack
+Image.MAX_IMAGE_PIXELS = None  # the user's own images: a large one is no attack
 
 
 def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
-    """Decode one picture.
+    """Decode one image.
 
     Args:
         path: any format that Pillow reads.
@@ -57,7 +57,7 @@ def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
         uint8 [H, W, 3], 0..255, RGB.
 
     Raises:
-        ValueError: not a picture, damaged, or of a kind that would lose information; names the file.
+        ValueError: not an image, damaged, or of a kind that would lose information; names the file.
     """
     with _opened(path) as image:
         refusal = _refusal(image, convert_16bit=convert_16bit)
@@ -68,12 +68,12 @@ def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
 
 
 @contextmanager
-def about(picture: str | Path) -> Iterator[None]:
-    """Let a ValueError of the block name the picture that it is about."""
+def prefix_errors(image: str | Path) -> Iterator[None]:
+    """Let a ValueError of the block name the image that it is about."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{picture}: {error}") from error
+        raise ValueError(f"{image}: {error}") from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -83,7 +83,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def simple_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture that every decoder turns into what `read_image` returns.
+    """Height and width of an image that every decoder turns into what `read_image` returns.
 
     Raises:
         ValueError: as `read_image`; or its transparency, orientation or colours need more than decoding.
@@ -104,18 +104,18 @@ def simple_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; all that Pillow raises inside the block becomes a ValueError that names the file."""
+    """Open an image; all that Pillow raises inside the block becomes a ValueError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Pillow warns where a file is damaged but partly readable
             with Image.open(path) as image:
                 yield image
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a picture, or of a kind that cannot be read") from error
+        raise ValueError(f"{path}: not an image, or of a kind that cannot be read") from error
     except (FileNotFoundError, PermissionError) as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # Pillow raises a dozen types on a damaged file
-        raise ValueError(f"{path}: damaged picture ({str(error) or type(error).__name__})") from error
+        raise ValueError(f"{path}: damaged image ({str(error) or type(error).__name__})") from error
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
@@ -124,7 +124,7 @@ def write_png(path: Path, pixels: Pixels) -> None:
 
 
 def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
-    """All pictures in folders (with their sub-folders), single files and built-in sets, in a fixed order.
+    """All images in folders (with their sub-folders), single files and built-in sets, in a fixed order.
 
     Hidden files and folders are left out.
 
@@ -132,7 +132,7 @@ def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
         A mapping from names ("FOLDER/sub/file.png") to paths.
 
     Raises:
-        ValueError: a source is missing or empty, or two pictures have the same name.
+        ValueError: a source is missing or empty, or two images have the same name.
     """
     found: dict[str, Path] = {}
     for source in sources:
@@ -158,7 +158,7 @@ def _find_in(source: str) -> list[tuple[str, Path]]:
         if file.suffix.lower() in SUFFIXES and not _is_hidden(file.relative_to(path)) and file.is_file()
     ]
     if not found:
-        raise ValueError(f"{source}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{source}: holds no images ({', '.join(sorted(SUFFIXES))})")
     return found
 
 

@@ -1,7 +1,7 @@
-"""What loaders have in common, and the plain one: windows of the store, flipped and transposed, as uint8 batches.
+"""What loaders have in common, and the plain one: crops of the store, flipped and transposed, as uint8 batches.
 
-Every window carries a margin of 2 * scale HR pixels a side, so that its LR image equals the crop of the whole image's;
-beyond the picture's edge the margin is MATLAB's symmetric extension.
+Every crop carries a margin of 2 * scale HR pixels a side, so that its LR image equals the crop of the whole image's;
+beyond the image's edge the margin is MATLAB's symmetric extension.
 """
 
 import queue
@@ -9,7 +9,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -19,42 +19,43 @@ from eco_fast_kernels import empty_crops, margin_of, symmetric_indices
 from torch import Tensor
 
 from eco_fast.config import Config
-from eco_fast.data.batch import Batch, Planner
+from eco_fast.data.batch import Batch, BatchPlanner, Crops, Samples
 from eco_fast.data.images import Pixels
-from eco_fast.data.sampler import Plan
+from eco_fast.data.sampler import CropPlan
+from eco_fast.data.sources import ImageSource, sizes_of
 
 Indices = npt.NDArray[np.int64]
-Made = TypeVar("Made")
+Prepared = TypeVar("Prepared")
 """A batch as the thread leaves it for the consumer."""
 
 
-class Loader(ABC, Generic[Made]):
+class Loader(ABC, Generic[Prepared]):
     """Iterates over the batches of the steps `start..config.train.steps - 1`; a context manager that ends its thread.
 
     Args:
         planner: what the batches hold.
         start: first step.
-        ahead: groups of batches that may wait for the consumer.
-        group: batches that the thread makes in one go. It disturbs the training whenever it wakes up: where batches are
-            small, the fewer times the better.
+        prefetch: groups of batches that may wait for the consumer.
+        steps_per_fetch: batches that the thread prepares in one go. It disturbs the training whenever it wakes up:
+            where batches are small, the fewer times the better.
     """
 
-    def __init__(self, planner: Planner, start: int, ahead: int, group: int = 1) -> None:
-        self.config, self.planner, self.group = planner.config, planner, group
+    def __init__(self, planner: BatchPlanner, start: int, prefetch: int, steps_per_fetch: int = 1) -> None:
+        self.config, self.planner, self.steps_per_fetch = planner.config, planner, steps_per_fetch
         self.waited = 0.0
         """Seconds that the consumer has spent waiting for batches."""
         self._steps = iter(range(start, self.config.train.steps))
-        self._ready: queue.Queue[list[Made | Exception | None]] = queue.Queue(maxsize=ahead)
-        self._taken: deque[Made | Exception | None] = deque()
+        self._ready: queue.Queue[list[Prepared | Exception | None]] = queue.Queue(maxsize=prefetch)
+        self._taken: deque[Prepared | Exception | None] = deque()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @abstractmethod
-    def _make(self, step: int) -> Made:
+    def _prepare(self, step: int) -> Prepared:
         """Assemble the batch of the next step, in the thread."""
 
     @abstractmethod
-    def _hand_over(self, made: Made) -> Batch:
+    def _finish(self, prepared: Prepared) -> Batch:
         """What the consumer gets, in its own thread."""
 
     def __enter__(self) -> Self:
@@ -75,36 +76,36 @@ class Loader(ABC, Generic[Made]):
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        item = self._next_ready() if self._thread is not None else self._next_made()
+        item = self._next_ready() if self._thread is not None else self._next_prepared()
         self.waited += time.perf_counter() - began
         if item is None or isinstance(item, Exception):
             if self._thread is not None:
                 self._taken.append(item)  # the thread has ended: whoever asks again gets the same answer
             raise StopIteration if item is None else item
-        return self._hand_over(item)
+        return self._finish(item)
 
-    def _next_ready(self) -> Made | Exception | None:
+    def _next_ready(self) -> Prepared | Exception | None:
         if not self._taken:
             self._taken.extend(self._ready.get())
         return self._taken.popleft()
 
-    def _next_made(self) -> Made | None:
+    def _next_prepared(self) -> Prepared | None:
         step = next(self._steps, None)
-        return None if step is None else self._make(step)
+        return None if step is None else self._prepare(step)
 
     def _work(self) -> None:
         ended = False
         while not ended and not self._stop.is_set():
-            made: list[Made | Exception | None] = []
-            while not ended and len(made) < self.group:
+            group: list[Prepared | Exception | None] = []
+            while not ended and len(group) < self.steps_per_fetch:
                 try:
-                    made.append(self._next_made())
+                    group.append(self._next_prepared())
                 except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
-                    made.append(error)
-                ended = made[-1] is None or isinstance(made[-1], Exception)
+                    group.append(error)
+                ended = group[-1] is None or isinstance(group[-1], Exception)
             while not self._stop.is_set():
                 try:
-                    self._ready.put(made, timeout=0.1)
+                    self._ready.put(group, timeout=0.1)
                     break
                 except queue.Full:
                     continue
@@ -115,60 +116,67 @@ class PlainLoader(Loader[Batch]):
 
     Args:
         config: the recipe.
-        hr: uint8 [H, W, 3] pictures.
+        hr: decoded images.
         sr: their centroids, or None for objectives that need none.
         start: first step.
-        rank: which part of each global batch to load, 0..world - 1.
-        world: number of parts.
+        rank: which part of each global batch to load, 0..world_size - 1.
+        world_size: number of parts.
     """
 
     def __init__(
         self,
         config: Config,
-        hr: Sequence[Pixels],
-        sr: Sequence[Pixels] | None,
+        hr: ImageSource,
+        sr: ImageSource | None,
         start: int = 0,
         *,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        planner = Planner(config, [(image.shape[0], image.shape[1]) for image in hr], rank, world)
-        super().__init__(planner, start, ahead=max(config.data.prefetch, 1))
+        planner = BatchPlanner(config, sizes_of(hr), rank, world_size)
+        super().__init__(planner, start, prefetch=max(config.data.prefetch, 1))
         self.hr, self.sr = hr, sr
 
     def batch_at(self, step: int) -> Batch:
         """Assemble the batch of any step."""
-        plan, mix = self.planner.plan(step), self.planner.mix(step)
-        return self.planner.batch(
-            step,
-            hr=self._windows(self.hr, plan) if mix.reads_hr else None,
-            sr=self._windows(self.sr, plan) if mix.reads_sr and self.sr is not None else None,
+        plan = self.planner.plan(step)
+        crops = Crops(
+            hr=self._crops(self.hr, plan.crops) if plan.weights.reads_hr else None,
+            sr=self._crops(self.sr, plan.crops) if plan.weights.reads_sr and self.sr is not None else None,
         )
+        return Batch(step, Samples.of(crops, self.planner.conditions(plan)))
 
-    def _make(self, step: int) -> Batch:
+    def _prepare(self, step: int) -> Batch:
         return self.batch_at(step)
 
-    def _hand_over(self, made: Batch) -> Batch:
-        return made
+    def _finish(self, prepared: Batch) -> Batch:
+        return prepared
 
-    def _windows(self, images: Sequence[Pixels], plan: Plan) -> Tensor:
-        windows = empty_crops(len(plan.image), self.planner.side, margin_of(self.config.scale))
-        cut_windows(images, plan, self.config, windows.numpy())
-        return windows
+    def _crops(self, source: ImageSource, plan: CropPlan) -> Tensor:
+        scale, patch = self.config.scale, self.config.data.patch
+        crops = empty_crops(len(plan.image), self.planner.side, margin_of(scale))
+        cut_crops(source, plan, scale, patch, crops.numpy())
+        return crops
 
 
-def cut_windows(images: Sequence[Pixels], plan: Plan, config: Config, out: Pixels, *, turned: bool = True) -> None:
-    """Copy the plan's windows to `out`, uint8 [N, side, side, 3], whose rows are contiguous, turned or not."""
-    margin, inner = margin_of(config.scale), config.scale * config.data.patch
-    places = _whole_pixels(out)
-    samples = zip(*(value.tolist() for name, value in vars(plan).items() if name != "chance"), strict=True)
-    for place, (image, top, left, flip_rows, flip_columns, transpose) in zip(places, samples, strict=True):
-        window = _whole_pixels(cut_window(images[image], top, left, inner, margin, config.scale))
+def cut_crops(source: ImageSource, plan: CropPlan, scale: int, patch: int, out: Pixels, *, turned: bool = True) -> None:
+    """Copy the plan's crops to `out`, uint8 [N, side, side, 3], whose rows are contiguous; flipped, or as they lie."""
+    margin, inner = margin_of(scale), scale * patch
+    for place, (image, top, left, flip_rows, flip_columns, transpose) in zip(
+        _whole_pixels(out), _samples(plan), strict=True
+    ):
+        crop = _whole_pixels(cut_crop(source.read(image), top, left, inner, margin, scale))
         if turned and flip_rows:
-            window = window[::-1]
+            crop = crop[::-1]
         if turned and flip_columns:
-            window = window[:, ::-1]
-        place[:] = window.T if turned and transpose else window
+            crop = crop[:, ::-1]
+        place[:] = crop.T if turned and transpose else crop
+
+
+def _samples(plan: CropPlan) -> Iterator[tuple[int, int, int, bool, bool, bool]]:
+    """Python's own numbers: a loop over numpy's takes twice as long."""
+    arrays = (plan.image, plan.top, plan.left, plan.flip_rows, plan.flip_columns, plan.transpose)
+    return zip(*(values.tolist() for values in arrays), strict=True)
 
 
 def _whole_pixels(pixels: Pixels) -> npt.NDArray[np.void]:
@@ -176,11 +184,11 @@ def _whole_pixels(pixels: Pixels) -> npt.NDArray[np.void]:
     return pixels.view("V3")[..., 0]
 
 
-def cut_window(image: Pixels, top: int, left: int, inner: int, margin: int, scale: int) -> Pixels:
-    """A window of `inner` pixels a side at (top, left), with its margin; [inner + 2*margin, inner + 2*margin, C]."""
+def cut_crop(image: Pixels, top: int, left: int, inner: int, margin: int, scale: int) -> Pixels:
+    """A crop of `inner` pixels a side at (top, left), with its margin; [inner + 2*margin, inner + 2*margin, C]."""
     axes: list[tuple[int, int, Indices | None]] = []
     for start, size in ((top, image.shape[0]), (left, image.shape[1])):
-        cropped = size // scale * scale  # the border of D is that of the picture cropped to a multiple of the scale
+        cropped = size // scale * scale  # the border of D is that of the image cropped to a multiple of the scale
         first, last = start - margin, start + inner + margin
         if first >= 0 and last <= cropped:
             axes.append((first, last, None))
@@ -189,7 +197,7 @@ def cut_window(image: Pixels, top: int, left: int, inner: int, margin: int, scal
             low = int(indices.min())
             axes.append((low, int(indices.max()) + 1, indices - low))
     (row_low, row_high, rows), (column_low, column_high, columns) = axes
-    window = image[row_low:row_high, column_low:column_high]
+    crop = image[row_low:row_high, column_low:column_high]
     if rows is not None:
-        window = window[rows]
-    return window if columns is None else window[:, columns]
+        crop = crop[rows]
+    return crop if columns is None else crop[:, columns]

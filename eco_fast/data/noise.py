@@ -1,6 +1,6 @@
-"""Gaussian noise: the values that training and scoring share, and the noisy test pictures of the paper's Table 2 (c).
+"""Gaussian noise: the values that training and scoring share, and the noisy test images of the paper's Table 2 (c).
 
-The noise of a test picture depends on the picture alone. Every network is scored on the same noisy pictures, by this
+The noise of a test image depends on the image alone. Every network is scored on the same noisy images, by this
 program or, from the files of `eco-fast downsample --noise-sigma`, by any other.
 """
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from eco_fast.data.images import Pixels
 
-DRAWS = 10  # of noise, that scores are averaged over (paper, Appendix D)
+NOISE_DRAWS = 10  # of noise, that scores are averaged over (paper, Appendix D)
 
 Float = TypeVar("Float", np.float32, np.float64)
 
@@ -33,14 +33,14 @@ def standard_normal(words: npt.NDArray[np.uint64], kind: type[Float]) -> npt.NDA
 
 
 def add_noise(lr: Pixels, sigma: float, draw: int) -> Pixels:
-    """A test picture with zero-mean colour Gaussian noise, as a file of 8 bits holds it (paper, Appendix D).
+    """A test image with zero-mean colour Gaussian noise, as a file of 8 bits holds it (paper, Appendix D).
 
     The values come from Philox's raw words, keyed by the SHA-256 of the pixels.
 
     Args:
         lr: uint8 [H, W, 3].
         sigma: standard deviation in grey levels, from 0.
-        draw: which of the picture's noises, from 0.
+        draw: which of the image's noises, from 0.
 
     Returns:
         uint8 [H, W, 3], rounded and clipped to 0..255.
@@ -57,16 +57,16 @@ def add_noise(lr: Pixels, sigma: float, draw: int) -> Pixels:
     return np.rint(lr + sigma * values).clip(0, 255).astype(np.uint8)
 
 
-def noisy_pictures(lr: Pixels, sigma: float, draws: int = DRAWS) -> Iterator[Pixels]:
-    """The first draws of a test picture; with a sigma of 0, the picture itself, once."""
+def noisy_images(lr: Pixels, sigma: float, draws: int = NOISE_DRAWS) -> Iterator[Pixels]:
+    """The first draws of a test image; with a sigma of 0, the image itself, once."""
     return (add_noise(lr, sigma, draw) for draw in range(draws if sigma else 1))
 
 
-def in_words(sigma: float) -> str:
-    """How noisy pictures were scored, for the title of a table."""
-    return f"with Gaussian noise of sigma {sigma:g}, scores averaged over {DRAWS} draws"
+def describe_noise(sigma: float) -> str:
+    """How noisy images were scored, for the title of a table."""
+    return f"with Gaussian noise of sigma {sigma:g}, scores averaged over {NOISE_DRAWS} draws"
 
 
-def facts(sigma: float) -> dict[str, float]:
+def noise_metadata(sigma: float) -> dict[str, float]:
     """The same for JSON; nothing without noise."""
-    return {"noise_sigma": sigma, "noise_draws": DRAWS} if sigma else {}
+    return {"noise_sigma": sigma, "noise_draws": NOISE_DRAWS} if sigma else {}

@@ -7,7 +7,7 @@ import torch
 from eco_fast_kernels import Rounding, imresize, symmetric_indices
 from torch import Tensor
 
-from eco_fast.data.images import Pixels, about, read_image
+from eco_fast.data.images import Pixels, prefix_errors, read_image
 
 
 def modcrop(image: Pixels, scale: int) -> Pixels:
@@ -23,9 +23,9 @@ def modcrop(image: Pixels, scale: int) -> Pixels:
 
 
 def read_cropped(path: Path, scale: int) -> Pixels:
-    """Decode a picture and `modcrop` it; every error names the file."""
+    """Decode an image and `modcrop` it; every error names the file."""
     image = read_image(path)
-    with about(path):
+    with prefix_errors(path):
         return modcrop(image, scale)
 
 

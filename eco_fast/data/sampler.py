@@ -1,4 +1,4 @@
-"""Which windows each step trains on: a pure function of (seed, step), so that a resumed run sees the same samples.
+"""Which crops each step trains on: a pure function of (seed, step), so that a resumed run sees the same samples.
 
 Randomness comes straight from Philox's counter-based stream, whose values numpy guarantees, not from a Generator,
 whose methods may change between versions.
@@ -13,68 +13,68 @@ import numpy.typing as npt
 
 from eco_fast.data.noise import standard_normal
 
-DRAWS = 5  # random 64-bit words per sample: image, top, left, orientation, chance
+WORDS_PER_SAMPLE = 5  # random 64-bit words: image, top, left, orientation, uniform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The samples of one step's global batch; every array is [batch].
+class CropPlan:
+    """The crops of one step's global batch, or of a rank's share; every array is [N].
 
-    The sample is defined as: cut the windows, downsample, then apply `flip_rows`, `flip_columns` and `transpose`, in
-    this order.
+    A sample is defined as: cut the crop, downsample, then apply `flip_rows`, `flip_columns` and `transpose`, in this
+    order.
     """
 
     image: npt.NDArray[np.int64]
-    """Index of the picture."""
+    """Index of the image."""
     top: npt.NDArray[np.int64]
-    """First HR row of the window, a multiple of the scale."""
+    """First HR row, a multiple of the scale."""
     left: npt.NDArray[np.int64]
     """First HR column, likewise."""
     flip_rows: npt.NDArray[np.bool_]
     flip_columns: npt.NDArray[np.bool_]
     transpose: npt.NDArray[np.bool_]
-    chance: npt.NDArray[np.float64]
-    """Uniform in 0..1, for per-sample choices."""
+    uniform: npt.NDArray[np.float64]
+    """Uniform in [0, 1), for a choice per sample."""
 
-    def part(self, samples: slice) -> "Plan":
+    def part(self, samples: slice) -> "CropPlan":
         """Some of the samples: those of one rank, say."""
-        return Plan(**{name: value[samples] for name, value in vars(self).items()})
+        return CropPlan(**{name: value[samples] for name, value in vars(self).items()})
 
 
 class Sampler:
-    """Windows in proportion to picture area, uniform inside the picture, each of the 8 orientations equally likely.
+    """Crops in proportion to image area, uniform inside the image, each of the 8 orientations equally likely.
 
     Args:
-        sizes: (height, width) of every HR picture, multiples of the scale, at least a patch.
+        sizes: (height, width) of every HR image, multiples of the scale, at least a patch.
         scale: upscaling factor.
         patch: side of an LR patch in pixels.
-        batch: samples per step, over all ranks.
+        batch_size: samples per step, over all ranks.
         seed: decides everything.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], *, scale: int, patch: int, batch: int, seed: int) -> None:
-        self.scale, self.batch, self.seed = scale, batch, seed
+    def __init__(self, sizes: Sequence[tuple[int, int]], *, scale: int, patch: int, batch_size: int, seed: int) -> None:
+        self.scale, self.batch_size, self.seed = scale, batch_size, seed
         height, width = np.array(sizes, dtype=np.int64).T
         self._rows = height // scale - patch + 1  # possible positions, in LR pixels
         self._columns = width // scale - patch + 1
-        assert min(self._rows.min(), self._columns.min()) > 0, "pictures smaller than a patch are refused earlier"  # noqa: S101
+        assert min(self._rows.min(), self._columns.min()) > 0, "images smaller than a patch are refused earlier"  # noqa: S101
         self._area = np.cumsum(height * width)
 
-    def plan(self, step: int) -> Plan:
+    def plan(self, step: int) -> CropPlan:
         """The global batch of a step, counted from 0."""
         # Each step owns a stretch of 2**64 counter values: steps can never overlap.
-        words = np.random.Philox(key=self.seed, counter=[0, step, 0, 0]).random_raw(DRAWS * self.batch)
-        chance = (words.reshape(DRAWS, self.batch) >> np.uint64(11)) * 2.0**-53  # uniform in [0, 1)
-        image = np.searchsorted(self._area, np.floor(chance[0] * self._area[-1]), side="right")
-        orientation = (chance[3] * 8).astype(np.int64)
-        return Plan(
+        words = np.random.Philox(key=self.seed, counter=[0, step, 0, 0]).random_raw(WORDS_PER_SAMPLE * self.batch_size)
+        uniform = (words.reshape(WORDS_PER_SAMPLE, self.batch_size) >> np.uint64(11)) * 2.0**-53  # uniform in [0, 1)
+        image = np.searchsorted(self._area, np.floor(uniform[0] * self._area[-1]), side="right")
+        orientation = (uniform[3] * 8).astype(np.int64)
+        return CropPlan(
             image=image,
-            top=(chance[1] * self._rows[image]).astype(np.int64) * self.scale,
-            left=(chance[2] * self._columns[image]).astype(np.int64) * self.scale,
+            top=(uniform[1] * self._rows[image]).astype(np.int64) * self.scale,
+            left=(uniform[2] * self._columns[image]).astype(np.int64) * self.scale,
             flip_rows=orientation & 1 > 0,
             flip_columns=orientation & 2 > 0,
             transpose=orientation & 4 > 0,
-            chance=chance[4],
+            uniform=uniform[4],
         )
 
     def noise(self, step: int, sample: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -82,8 +82,8 @@ class Sampler:
         count = math.prod(shape)
         return standard_normal(self._words(step, sample, 0, -(-count // 2)), np.float32)[:count].reshape(shape)
 
-    def draws(self, step: int, sample: int, count: int) -> npt.NDArray[np.float32]:
-        """Uniform values in [0, 1) for one sample of a step's global batch."""
+    def drop_path_uniforms(self, step: int, sample: int, count: int) -> npt.NDArray[np.float32]:
+        """Uniform values in [0, 1) for one sample of a step's global batch: which branches it leaves out."""
         return (self._words(step, sample, 1, count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
     def _words(self, step: int, sample: int, purpose: int, count: int) -> npt.NDArray[np.uint64]:

@@ -1,11 +1,11 @@
-"""The store: every picture decoded once, as memory-mapped uint8 arrays with a verified manifest.
+"""The store: every image decoded once, as memory-mapped uint8 arrays with a verified manifest.
 
-    STORE/manifest.json           format, attributes, one entry per picture
+    STORE/manifest.json           format, attributes, one entry per image
     STORE/images/HASH.npy         uint8 [H, W, 3]
     STORE/centroids/x2-uint8-HASH/  the same again: the outputs of one teacher, at one scale
 
 Files are named after what they were made from and never overwritten. The manifest is put in place last, in one step;
-until then a journal records the finished pictures, so an interrupted run continues where it was and a reader never sees
+until then a journal records the finished images, so an interrupted run continues where it was and a reader never sees
 half a store.
 """
 
@@ -16,7 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -25,7 +25,17 @@ import torch
 
 from eco_fast.data.images import Pixels
 from eco_fast.utils import distributed
-from eco_fast.utils.files import claimed, make_folder, naming, sync_folder, write_atomically, write_json, write_text
+from eco_fast.utils.files import (
+    claimed,
+    file_stamp,
+    make_folder,
+    naming,
+    sha256_of,
+    sync_folder,
+    write_atomically,
+    write_json,
+    write_text,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -34,7 +44,7 @@ JOURNAL = "journal{}.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One picture of a store."""
+    """One image of a store."""
 
     name: str
     file: str
@@ -46,19 +56,22 @@ class Entry:
     origin: str
     """SHA-256 of what it was made from: the source file, or the HR pixels of a centroid."""
     stamp: str = ""
-    """Size and modification time of the source file: equal means unchanged, without reading it."""
+    """`file_stamp` of the source file: equal means unchanged, without reading it."""
+    written: str = ""
+    """`file_stamp` of the array's own file: equal means intact, without hashing it."""
 
 
 class StoredImages(Sequence[Pixels]):
-    """The pictures of a store; taking one checks that its file is still whole.
+    """The images of a store; taking one checks that its file is still whole.
 
     Memory beyond the end of a mapped file kills the process (SIGBUS), with no word about the file. So does still a file
     that is cut short in the microseconds between this check and the reading.
     """
 
     def __init__(self, paths: Sequence[Path], images: Sequence[Pixels]) -> None:
-        self._paths, self._images = [str(path) for path in paths], list(images)
-        self._bytes = [os.stat(path).st_size for path in self._paths]  # noqa: PTH116 - as below
+        self.paths, self._images = list(paths), list(images)
+        self._names = [str(path) for path in paths]
+        self._bytes = [os.stat(name).st_size for name in self._names]  # noqa: PTH116 - as below
 
     def __len__(self) -> int:
         return len(self._images)
@@ -68,29 +81,35 @@ class StoredImages(Sequence[Pixels]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Pixels]: ...
     def __getitem__(self, index: int | slice) -> Pixels | Sequence[Pixels]:
-        """One picture, or several.
+        """One image, or several.
 
         Raises:
             ValueError: its file has been cut short or removed; names it.
         """
         if isinstance(index, slice):
             return [self[place] for place in range(len(self))[index]]
-        path = self._paths[index]
+        name = self._names[index]
         try:
-            size = os.stat(path).st_size  # noqa: PTH116 - once per window: twice as fast as Path.stat
+            size = os.stat(name).st_size  # noqa: PTH116 - once per crop: twice as fast as Path.stat
         except OSError as error:
-            raise ValueError(f"{path}: the stored picture cannot be read any more ({error.strerror})") from error
+            raise ValueError(f"{name}: the stored image cannot be read any more ({error.strerror})") from error
         if size != self._bytes[index]:
-            raise ValueError(f"{path}: the stored picture has {size} bytes, it had {self._bytes[index]} at the start")
+            raise ValueError(f"{name}: the stored image has {size} bytes, it had {self._bytes[index]} at the start")
         return self._images[index]
+
+    def select(self, places: Sequence[int]) -> "StoredImages":
+        """Some of them, in this order; the same memory."""
+        return StoredImages([self.paths[place] for place in places], [self._images[place] for place in places])
 
 
 class Store:
-    """A finished store, opened for reading.
+    """A finished store, opened for reading; an `ImageSource`.
 
     Raises:
         ValueError: missing, unfinished, of another format, or with a damaged file; names it.
     """
+
+    encoded = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,17 +120,26 @@ class Store:
             raise ValueError(f"{folder}: {state} (no {MANIFEST})")
         self.attributes: dict[str, Any] = manifest["attributes"]
         self.entries = [Entry(**entry) for entry in manifest["entries"]]
-        self.images = _open_images(folder, self.entries)
+        paths = [folder / entry.file for entry in self.entries]
+        self.images = StoredImages(paths, [_map(folder, entry) for entry in self.entries])
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    def path(self, index: int) -> Path:
+        """The file of an image's array."""
+        return self.images.paths[index]
+
+    def read(self, index: int) -> Pixels:
+        """One image, uint8 [H, W, 3]; raises as `StoredImages`."""
+        return self.images[index]
+
     def select(self, names: Sequence[str]) -> Self:
-        """The same store with these pictures alone, in this order."""
+        """The same store with these images alone, in this order."""
         index = {entry.name: place for place, entry in enumerate(self.entries)}
+        places = [index[name] for name in names]
         chosen = copy.copy(self)
-        chosen.entries = [self.entries[index[name]] for name in names]
-        chosen.images = _open_images(self.folder, chosen.entries)
+        chosen.entries, chosen.images = [self.entries[place] for place in places], self.images.select(places)
         return chosen
 
 
@@ -133,16 +161,24 @@ class Writer:
         self.known = {entry["name"]: Entry(**entry) for entry in known}
         self.entries: list[Entry] = []
 
-    def keep(self, name: str, *, origin: str, stamp: str = "") -> bool:
-        """Keep the picture of this name if it was made from `origin` and its pixels are intact."""
+    def keep(self, name: str, *, origin: str, stamp: str = "", verify: bool = False) -> bool:
+        """Keep the image of this name if it was made from `origin` and its array is intact.
+
+        An array whose file has the size and modification time that it was written with is intact; one that differs,
+        as after a copy to another disk, is hashed, and so is every one with `verify`.
+        """
         entry = self.known.get(name)
-        if entry is None or entry.origin != origin or not _intact(self.folder, entry):
+        if entry is None or entry.origin != origin:
             return False
-        self._record(Entry(**{**asdict(entry), "stamp": stamp}))
+        path = self.folder / entry.file
+        written = file_stamp(path) if path.is_file() else ""
+        if (verify or written != entry.written) and not _intact(self.folder, entry):
+            return False
+        self._record(replace(entry, stamp=stamp, written=written))
         return True
 
     def add(self, name: str, pixels: Pixels, *, origin: str, stamp: str = "") -> None:
-        """Write one picture and note it in the journal."""
+        """Write one image and note it in the journal."""
         file = f"images/{hashlib.sha256(f'{name} {origin}'.encode()).hexdigest()[:24]}.npy"
         pixels = np.ascontiguousarray(pixels)
         write_atomically(self.folder / file, lambda handle: np.save(handle, pixels))
@@ -154,6 +190,7 @@ class Writer:
             sha256=hashlib.sha256(pixels.data).hexdigest(),
             origin=origin,
             stamp=stamp,
+            written=file_stamp(self.folder / file),
         )
         self._record(entry)
 
@@ -201,11 +238,21 @@ def centroid_folder(store: Path, scale: int, rounding: str, teacher_hash: str, *
     return store / "centroids" / f"x{scale}-{rounding}-{teacher_hash[:16]}{ensemble}"
 
 
+def teacher_hash(store: Path, scale: int, rounding: str, checkpoint: Path) -> str:
+    """SHA-256 of a teacher's file: as finished centroids of it noted for this size and time, or else by reading it."""
+    stamp = file_stamp(checkpoint)
+    for folder in sorted((store / "centroids").glob(f"x{scale}-{rounding}-*")):
+        made = _read_manifest(folder)
+        if made is not None and made["attributes"].get("teacher_stamp") == stamp:
+            return str(made["attributes"]["teacher_sha256"])
+    return sha256_of(checkpoint)
+
+
 def open_centroids(store: Store, folder: Path, scale: int) -> Store:
     """Open centroids and check that they were made from the store as it is now.
 
     Raises:
-        ValueError: they were not; names the first picture that differs.
+        ValueError: they were not; names the first image that differs.
     """
     centroids = Store(folder)
     made_from = {entry.name: entry for entry in centroids.entries}
@@ -213,11 +260,11 @@ def open_centroids(store: Store, folder: Path, scale: int) -> Store:
         centroid = made_from.get(entry.name)
         if centroid is None or centroid.origin != entry.sha256:
             raise ValueError(
-                f"{store.folder}: {entry.name} has changed since the centroids were made; run `eco-fast teach` again"
+                f"{store.folder}: {entry.name} has changed since its centroid was made; run `eco-fast centroids` again"
             )
         expected = (entry.height // scale * scale, entry.width // scale * scale)
         if (centroid.height, centroid.width) != expected:
-            raise ValueError(f"{folder}: the centroid of {entry.name} does not have the size of its HR picture")
+            raise ValueError(f"{folder}: the centroid of {entry.name} does not have the size of its HR image")
     return centroids.select([entry.name for entry in store.entries])
 
 
@@ -248,10 +295,6 @@ def _recover_journals(folder: Path) -> list[dict[str, Any]]:
 
 def _journals(folder: Path) -> list[Path]:
     return sorted(folder.glob(JOURNAL.format("*")))
-
-
-def _open_images(folder: Path, entries: Sequence[Entry]) -> StoredImages:
-    return StoredImages([folder / entry.file for entry in entries], [_map(folder, entry) for entry in entries])
 
 
 def _map(folder: Path, entry: Entry) -> Pixels:

@@ -12,8 +12,8 @@ from rich.progress import track
 from rich.table import Table
 
 from eco_fast.config import Scale
-from eco_fast.data.images import Pixels, about, find_images, write_png
-from eco_fast.data.noise import DRAWS, in_words, noisy_pictures
+from eco_fast.data.images import Pixels, find_images, prefix_errors, write_png
+from eco_fast.data.noise import NOISE_DRAWS, describe_noise, noisy_images
 from eco_fast.data.resize import downsample_image, modcrop, read_cropped, upsample_image
 from eco_fast.evaluation.metrics import Scores, average, score
 from eco_fast.inference.tiling import super_resolve
@@ -32,7 +32,7 @@ def score_network(
     rounding: Rounding = "uint8",
     *,
     noise_sigma: float = 0.0,
-    draws: int = DRAWS,
+    draws: int = NOISE_DRAWS,
     device: str = "cpu",
 ) -> dict[str, Scores]:
     """Score a network on HR pictures (uint8 [H, W, 3] by name), which the ranks share.
@@ -52,7 +52,7 @@ def score_bicubic(
     images: Mapping[str, Pixels], scale: int, rounding: Rounding = "uint8", *, noise_sigma: float = 0.0
 ) -> dict[str, Scores]:
     """The tables' baseline: LR upscaled by MATLAB's bicubic; shared and averaged as by `score_network`."""
-    return _score_all(images, scale, rounding, noise_sigma, DRAWS, lambda lr: upsample_image(lr, scale, rounding))
+    return _score_all(images, scale, rounding, noise_sigma, NOISE_DRAWS, lambda lr: upsample_image(lr, scale, rounding))
 
 
 def evaluate_checkpoint(
@@ -92,11 +92,11 @@ def evaluate_checkpoint(
         for name, path in track(distributed.shard(pictures.items()), description=f"evaluate {source}"):
             hr = read_cropped(path, scale)
             drawn: list[Scores] = []
-            for lr in noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma):
+            for lr in noisy_images(downsample_image(hr, scale, rounding), noise_sigma):
                 sr = super_resolve(network, lr, tile=tile, device=where)
                 if save_images is not None and not drawn:
                     write_png((save_images / name).with_suffix(".png"), sr)
-                with about(path):
+                with prefix_errors(path):
                     drawn.append(score(sr, hr, scale))
             scores[name] = average(drawn)
         results[source] = _merged(scores, pictures)
@@ -125,14 +125,14 @@ def evaluate_pictures(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
     scores = {}
     for stem, (sr_path, hr_path) in track(sorted(pairs.items()), description="evaluate"):
         sr, hr = read_cropped(sr_path, scale), read_cropped(hr_path, scale)
-        with about(sr_path):
+        with prefix_errors(sr_path):
             scores[stem] = score(sr, hr, scale)
     return {sr_folder: scores}
 
 
 def show(results: Results, noise_sigma: float = 0.0) -> None:
     """Print one table: every picture, and the mean of each set."""
-    title = f"LR {in_words(noise_sigma)}" if noise_sigma else None
+    title = f"LR {describe_noise(noise_sigma)}" if noise_sigma else None
     table = Table("set", "picture", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB", title=title)
     for source, scores in results.items():
         for name, one in scores.items():
@@ -175,7 +175,7 @@ def _score_all(
     scores = {}
     for name in distributed.shard(images):
         hr = modcrop(images[name], scale)
-        pictures = noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma, draws)
+        pictures = noisy_images(downsample_image(hr, scale, rounding), noise_sigma, draws)
         scores[name] = average([score(upscale(lr), hr, scale) for lr in pictures])
     return _merged(scores, images)
 

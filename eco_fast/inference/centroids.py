@@ -2,92 +2,86 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from eco_fast_kernels import Rounding
 from rich.progress import track
 
-from eco_fast.config import Scale
-from eco_fast.data.images import about
+from eco_fast.data.images import prefix_errors
 from eco_fast.data.resize import downsample_image, modcrop
-from eco_fast.data.store import Store, Writer, centroid_folder, locked
+from eco_fast.data.store import Store, Writer, centroid_folder, locked, open_centroids, teacher_hash
 from eco_fast.inference.consistency import FAR, inconsistency
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.models import Network, compile_for_pictures, load_network_of_scale
+from eco_fast.models import Network, compile_for_pictures
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device, why_not_compile
-from eco_fast.utils.files import require_space, sha256_of
+from eco_fast.utils.files import file_stamp, require_space
 
 
-def teach(
-    folder: Path,
+def make_centroids(
+    store: Store,
+    teacher: Network,
     checkpoint: Path,
-    scale: Scale,
     *,
     rounding: Rounding = "uint8",
     tile: int | None = None,
     device: str = "auto",
     self_ensemble: bool = False,
     compiled: bool = True,
-) -> Path:
-    """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
+    verify: bool = False,
+) -> Store:
+    """Make SR = teacher(D(HR)) for every HR image, cropped to a multiple of the scale, and store it as 8 bits.
 
-    Continues an interrupted run; makes again only what changed; a no-op where all is there. Ranks share the pictures.
+    Continues an interrupted run; makes again only what changed; a no-op where all is there. Ranks share the images.
     A teacher whose output does not look like super-resolution is warned of, not refused: short runs have such teachers.
 
     Args:
-        folder: a store made by `prepare`.
-        checkpoint: the teacher's weights; their hash is part of the centroids' identity.
-        scale: must be the teacher's.
+        store: made by `prepare`.
+        teacher: the network; its scale is the centroids'.
+        checkpoint: the teacher's file; its hash is part of the centroids' identity.
         rounding: MATLAB's convention of D.
         tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
         device: "auto", "cpu", "cuda", ...
-        self_ensemble: centroids are the mean over the 8 orientations of each picture.
+        self_ensemble: centroids are the mean over the 8 orientations of each image.
         compiled: compile the teacher on a GPU.
+        verify: hash every stored centroid, whatever its modification time.
 
     Returns:
-        The folder of the centroids.
+        The centroids, in the order of the store.
 
     Raises:
-        ValueError: no store, not a teacher, another scale, or too little space.
+        ValueError: too little space, or another process is making them.
     """
-    store = Store(folder)
-    where = pick_device(device)
-    network = load_network_of_scale(checkpoint, scale).to(where)
+    where, scale = pick_device(device), teacher.scale
+    network = teacher.to(where)
     if compiled and where.startswith("cuda") and "cuda" in network.compiled_on and why_not_compile(where) is None:
         compile_for_pictures(network)  # on a CPU it takes longer than it saves
-    teacher_hash = sha256_of(checkpoint)
-    out = centroid_folder(folder, scale, rounding, teacher_hash, self_ensemble=self_ensemble)
+    sha256 = teacher_hash(store.folder, scale, rounding, checkpoint)
+    out = centroid_folder(store.folder, scale, rounding, sha256, self_ensemble=self_ensemble)
+    attributes = {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": sha256}
+    attributes |= {"teacher_stamp": file_stamp(checkpoint)} | ({"self_ensemble": True} if self_ensemble else {})
     with locked(out) if distributed.is_main_process() else nullcontext():
-        attributes: dict[str, Any] = {
-            "kind": "centroids",
-            "scale": scale,
-            "rounding": rounding,
-            "teacher_sha256": teacher_hash,
-        }
-        attributes |= {"self_ensemble": True} if self_ensemble else {}
-        distributed.on_rank0(
-            lambda: len(Writer(out, attributes).known)
-        )  # holds the store, and mends what a kill has left
+        distributed.on_rank0(lambda: len(Writer(out, attributes).known))  # mends what a kill has left
         writer = Writer(out, attributes)
         distributed.all_gather(None)  # no journal grows before all ranks have read it
         new = [entry for entry in store.entries if entry.name not in writer.known]
         distributed.on_rank0(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
         if new and distributed.is_main_process():
             _warn_of(network, checkpoint, store, rounding, where)
-        for entry, hr in track(distributed.shard(zip(store.entries, store.images, strict=True)), description="teach"):
-            if not writer.keep(entry.name, origin=entry.sha256):
-                with about(entry.name):
+        for entry, hr in track(
+            distributed.shard(zip(store.entries, store.images, strict=True)), description="centroids"
+        ):
+            if not writer.keep(entry.name, origin=entry.sha256, verify=verify):
+                with prefix_errors(entry.name):
                     lr = downsample_image(modcrop(hr, scale), scale, rounding)
                 sr = super_resolve(network, lr, tile=tile, device=where, self_ensemble=self_ensemble)
                 writer.add(entry.name, sr, origin=entry.sha256)
         made = {entry.name: entry for part in distributed.all_gather(writer.entries) for entry in part}
         distributed.on_rank0(lambda: writer.finish([made[entry.name] for entry in store.entries]))
-    return out
+    return open_centroids(store, out, scale)
 
 
 def _warn_of(network: Network, checkpoint: Path, store: Store, rounding: Rounding, device: str) -> None:
-    with about(store.entries[0].name):
+    with prefix_errors(store.entries[0].name):
         difference = inconsistency(network, store.images[0], rounding, device=device)
     if not difference <= FAR:
         print(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from rich.progress import track
 
-from eco_fast.data.images import SUFFIXES, find_images, read_image, write_png
+from eco_fast.data.images import read_image, write_png
+from eco_fast.data.output_paths import output_paths
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network
 from eco_fast.utils.device import pick_device
@@ -28,35 +29,7 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
     """
     where = pick_device(device)
     network = load_network(checkpoint).to(where)
-    targets = outputs(source, out)
+    targets = output_paths(source, out)
     for path, target in track(list(targets.items()), description="upscale"):
         write_png(target, super_resolve(network, read_image(path), tile=tile, device=where))
     return list(targets.values())
-
-
-def outputs(source: Path, out: Path) -> dict[Path, Path]:
-    """The PNG file that each picture of the source becomes.
-
-    Raises:
-        ValueError: no pictures, no place for them, or a file that two would become or that is one of them.
-    """
-    if not source.exists():
-        raise ValueError(f"{source}: there is no such file or folder")
-    found = list(find_images([source]).values())
-    if source.is_file():
-        if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
-            raise ValueError(f"{out}: pictures are written as PNG; name a .png file or a folder")
-        targets = {source: out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{source.stem}.png"}
-    elif out.is_file():
-        raise ValueError(f"{out}: a file, but the pictures of a folder need a folder to go to")
-    else:
-        targets = {path: (out / path.relative_to(source)).with_suffix(".png") for path in found}
-    originals = {path.resolve() for path in found}
-    seen: dict[Path, Path] = {}
-    for path, target in targets.items():
-        if target.resolve() in originals:
-            raise ValueError(f"{target} would be overwritten, but it is a picture to read; choose another output")
-        if target in seen:
-            raise ValueError(f"{path} and {seen[target]} would both become {target}; rename one of them")
-        seen[target] = path
-    return targets

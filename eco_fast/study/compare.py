@@ -17,8 +17,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from eco_fast.config import Config, Teacher
-from eco_fast.data.batch import Planner
-from eco_fast.data.open_loader import Pictures, choose_loader
+from eco_fast.data.batch import BatchPlanner
+from eco_fast.data.open_loader import choose_loader
+from eco_fast.data.sources import ImageSource, sizes_of
 from eco_fast.evaluation.benchmarks import Sets, read_pictures, read_sets, set_name
 from eco_fast.evaluation.evaluate import finite, score_network
 from eco_fast.evaluation.metrics import average
@@ -27,9 +28,11 @@ from eco_fast.study.comparison import Run, Scored, collect
 from eco_fast.study.comparison_report import show_comparison, write_comparison
 from eco_fast.study.variants import Arm, make_arms, seeds_of
 from eco_fast.training.checkpoints import weights_path
-from eco_fast.training.loop import initial_network, train_network
-from eco_fast.training.pipeline import check_start, make_centroids, obtain_teacher, open_pictures
+from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.pipeline import check_start
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder, check_folder
+from eco_fast.training.state import initial_network
+from eco_fast.training.training_data import LoadedTeacher, load_teacher, obtain_centroids, open_images, train_teacher
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
 from eco_fast.utils.files import claimed, sha256_of, write_json
@@ -55,8 +58,8 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
     runs = [planned(arm, seed, folder) for seed in seeds_of(base, seeds) for arm in arms]
     material = Material(base)
     device = pick_device(base.train.device)
-    check_start(base, folder)
-    choose_loader(base, device)
+    check_start(base.model.start_from, folder)
+    choose_loader(base.data, device)
     for run in runs:
         check_folder(run.folder, run.recipe, resume=True)
         if run.recipe.needs_centroids and run.arm.recipe.teacher.checkpoint != "self":
@@ -140,7 +143,7 @@ class Material:
             **read_sets(data.test, scale),
         }
         """All sets that finished networks are scored on; the first one is the validation's."""
-        self.centroids: dict[Teacher, Pictures] = {}
+        self.centroids: dict[Teacher, ImageSource] = {}
 
     def prepare(self, arms: Sequence[Arm], folder: Path) -> dict[str, Scored]:
         """Make pictures, teachers and centroids, where they are not there yet; the teachers' scores.
@@ -148,26 +151,32 @@ class Material:
         Raises:
             ValueError: bad pictures or teachers.
         """
-        self.hr, self.files = open_pictures(self.base, folder)
+        self.images = open_images(self.base.data, self.base.scale, folder, needs_centroids=True)
         scores: dict[str, Scored] = {}
         for arm in arms:
             teacher = arm.recipe.teacher
-            if not arm.recipe.needs_centroids or self.files is not None or teacher in self.centroids:
+            if not arm.recipe.needs_centroids or self.images.centroid_files is not None or teacher in self.centroids:
                 continue
             own = self.base.model_copy(update={"teacher": teacher})
-            checkpoint = obtain_teacher(own, teacher_folder(teacher, folder), self.hr, self.validation, resume=True)
-            self.centroids[teacher] = make_centroids(own, folder, self.hr, checkpoint)
-            scores[str(checkpoint)] = self.scored(
-                checkpoint, folder / "teachers" / f"{sha256_of(checkpoint)[:16]}.json"
+            loaded = (
+                load_teacher(Path(teacher.checkpoint), own.scale)
+                if teacher.checkpoint != "self"
+                else self._train(own, folder)
             )
+            self.centroids[teacher] = obtain_centroids(own, folder, self.images, loaded)
+            scores[str(loaded.checkpoint)] = self._scores_of(loaded, folder / "teachers")
         return scores
 
-    def scored(self, checkpoint: Path, kept: Path) -> Scored:
-        """The scores of a checkpoint over all sets, which are kept in a file."""
-        device = pick_device(self.base.train.device)
+    def _train(self, own: Config, folder: Path) -> LoadedTeacher:
+        sets = ValidationSets(self.validation)
+        return train_teacher(own, teacher_folder(own.teacher, folder), self.images.hr, sets, resume=True)
+
+    def _scores_of(self, teacher: LoadedTeacher, folder: Path) -> Scored:
+        """The scores of a teacher over all sets, which are kept in a file."""
+        kept = folder / f"{sha256_of(teacher.checkpoint)[:16]}.json"
         if not kept.is_file():
-            network = load_network_of_scale(checkpoint, self.base.scale).to(device)
-            scores = self.score(network, device)
+            device = pick_device(self.base.train.device)
+            scores = self.score(teacher.network.to(device), device)
             distributed.on_rank0(lambda: write_json(kept, scores))
         result: Scored = json.loads(kept.read_text(encoding="utf-8"))
         return result
@@ -187,25 +196,25 @@ def carry_out(run: Run, material: Material, device: str) -> None:
     files = RunFolder(run.folder, run.recipe, resume=True)
     sr = None
     if run.recipe.needs_centroids:
-        sr = material.files or material.centroids[run.arm.recipe.teacher]
-    train_network(files, material.hr, sr, material.validation, run.name, watched=material.watched)
+        sr = material.images.centroid_files or material.centroids[run.arm.recipe.teacher]
+    train_network(files, material.images.hr, sr, ValidationSets(material.validation, material.watched), run.name)
     last, best = (files.checkpoint(name) for name in ("last", "best"))
     scores = {"last": material.score(load_network_of_scale(last, run.recipe.scale).to(device), device)}
     scores["best"] = scores["last"]
     if sha256_of(best) != sha256_of(last):
         scores["best"] = material.score(load_network_of_scale(best, run.recipe.scale).to(device), device)
     if distributed.is_main_process():
-        write_json(run.scores, {**scores, "fingerprint": fingerprint(run.recipe, material.hr)})
+        write_json(run.scores, {**scores, "fingerprint": fingerprint(run.recipe, material.images.hr)})
 
 
-def fingerprint(recipe: Config, hr: Pictures) -> dict[str, str]:
+def fingerprint(recipe: Config, hr: ImageSource) -> dict[str, str]:
     """What the arms of a seed have in common, as SHA-256: the initial weights, and the samples of the first steps."""
     network, _ = initial_network(recipe, warm=False)  # what it starts from may be gone by now, and is common to all
     weights, samples = hashlib.sha256(), hashlib.sha256()
     for tensor in network.state_dict().values():
         weights.update(tensor.numpy().tobytes())
-    planner = Planner(recipe, [(entry.height, entry.width) for entry in hr.entries])
+    planner = BatchPlanner(recipe, sizes_of(hr))
     for step in range(SAMPLED):
-        for values in vars(planner.plan(step)).values():
+        for values in vars(planner.plan(step).crops).values():
             samples.update(values.tobytes())
     return {"initial_weights": weights.hexdigest(), "samples": samples.hexdigest()}

@@ -111,7 +111,7 @@ def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
         Row,
         scale=recipe.scale,
         model=_model(recipe),
-        method=recipe.objective.name + (" (twin)" if group[0].network == "vanilla" else ""),
+        method=recipe.objective.name + (" (baseline)" if group[0].network == "baseline" else ""),
         recipe=name,
         differs=differs,
     )

@@ -16,7 +16,7 @@ from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.config.derived import vanilla
 from eco_fast.config.recipe_files import recipe_names
-from eco_fast.data.images import about
+from eco_fast.data.images import prefix_errors
 from eco_fast.evaluation.benchmarks import set_name
 from eco_fast.training.run_folder import RECIPE
 
@@ -66,7 +66,7 @@ class Result:
     Attributes:
         folder: the run's.
         run: the run's recipe.
-        network: student, or vanilla for the run's twin.
+        network: student, or the run's baseline.
         sets: by set and network (bicubic among them) the mean scores; None: the run is not finished.
     """
 
@@ -78,7 +78,7 @@ class Result:
     @property
     def recipe(self) -> Config:
         """How the network was trained."""
-        return vanilla(self.run) if self.network == "vanilla" else self.run
+        return vanilla(self.run) if self.network == "baseline" else self.run
 
     def score(self, name: str, measure: str) -> float:
         """The mean of psnr_y (dB; infinite for identical pictures) or ssim_y over a set of a finished run."""
@@ -154,7 +154,7 @@ def _read(folder: Path) -> list[Result]:
     if recipe.objective.name == "residual":
         raise ValueError(f"{folder}: its objective is residual, whose network makes no SR pictures; leave it out")
     sets = _sets(folder, recipe)
-    networks = ("student", "vanilla") if recipe.train.vanilla_twin else ("student",)
+    networks = ("student", "baseline") if recipe.train.vanilla_twin else ("student",)
     return [Result(folder, recipe, network, sets) for network in networks]
 
 
@@ -163,7 +163,7 @@ def _sets(folder: Path, recipe: Config) -> dict[str, Any] | None:
     path = summary if summary.is_file() else compared
     if not path.is_file():
         return None
-    with about(path):
+    with prefix_errors(path):
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if path == compared:  # of the last checkpoint, as a run's summary
         return {name: {"student": scores} for name, scores in content["last"].items()}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eco_fast.data.images import Pixels
-from eco_fast.data.noise import in_words, noisy_pictures
+from eco_fast.data.noise import describe_noise, noisy_images
 from eco_fast.data.resize import downsample_image, modcrop, upsample_image
 from eco_fast.evaluation.metrics import Scores, luma
 from eco_fast.inference.tiling import super_resolve
@@ -21,7 +21,7 @@ from eco_fast.utils.files import write_atomically
 
 mpl.use("agg")
 
-ROWS = ("bicubic", "teacher", "vanilla", "student")
+ROWS = ("bicubic", "teacher", "baseline", "student")
 CROP = 96  # HR pixels a side of the detail that is shown
 MAX_SAMPLES = 8
 
@@ -30,7 +30,7 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Print the final table, and where the pictures are."""
     title = f"x{summary['scale']} on {len(summary['images'])} held-out pictures"
     if "noise_sigma" in summary:
-        title += f" {in_words(summary['noise_sigma'])}"
+        title += f" {describe_noise(summary['noise_sigma'])}"
     table = Table("", "PSNR-Y (dB)", "SSIM-Y", title=title)
     for name in ROWS:
         if name in summary:
@@ -78,7 +78,7 @@ def draw_samples(
     device = str(next(network.parameters()).device)
     for name, image in list(images.items())[:MAX_SAMPLES]:
         hr = modcrop(image, network.scale)
-        lr = next(noisy_pictures(downsample_image(hr, network.scale, rounding), noise_sigma))
+        lr = next(noisy_images(downsample_image(hr, network.scale, rounding), noise_sigma))
         top, left = most_detailed(hr, network.scale)
         at_hr = (slice(top, top + CROP), slice(left, left + CROP))
         at_lr = tuple(slice(part.start // network.scale, part.stop // network.scale) for part in at_hr)

@@ -1,46 +1,71 @@
-"""`eco-fast train`: from pictures to a table, stage by stage; every finished stage is reused.
+"""`eco-fast train`: from images to a table, stage by stage; every finished stage is reused.
 
-prepare -> teacher (a vanilla run, or a given checkpoint) -> teach -> student -> vanilla twin -> evaluate
+prepare -> teacher (a vanilla run, or a given checkpoint) -> centroids -> train -> baseline -> evaluate
 
 RUN/            the student's run folder, and the results
-RUN/store/      the decoded pictures and centroids, unless data.store names a folder
+RUN/store/      the decoded images and centroids, unless data.store names a folder
 RUN/teacher/    the run folder of teacher.checkpoint = "self"
-RUN/vanilla/    the run folder of the twin
+RUN/baseline/   the run folder of the network that is trained on real pairs alone
 """
 
 import json
 import math
-import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from eco_fast.config import Config
+from eco_fast.config import Config, Data, Objective, Train
 from eco_fast.config.derived import self_teacher, vanilla
-from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import Pixels
-from eco_fast.data.noise import facts
-from eco_fast.data.open_loader import Pictures, choose_loader, open_centroid_files, open_encoded
-from eco_fast.data.prepare import prepare
-from eco_fast.data.store import Store, open_centroids
+from eco_fast.data.noise import NOISE_DRAWS, noise_metadata
+from eco_fast.data.open_loader import choose_loader
+from eco_fast.data.sources import ImageSource
 from eco_fast.evaluation.benchmarks import pictures_by_set, read_pictures, read_sets
 from eco_fast.evaluation.evaluate import means, score_bicubic, score_network
-from eco_fast.inference.centroids import teach
-from eco_fast.models import load_network, load_network_of_scale
+from eco_fast.evaluation.metrics import Scores, average
+from eco_fast.models import Network
+from eco_fast.training.checkpoints import weights_path
+from eco_fast.training.cost import estimate
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
-from eco_fast.training.loop import train_network
+from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.precision import choose_precision
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder
+from eco_fast.training.stage_state import (
+    state_of_centroids,
+    state_of_images,
+    state_of_store,
+    state_of_training,
+    steps_done,
+)
+from eco_fast.training.training_data import (
+    LoadedTeacher,
+    TrainingImages,
+    load_teacher,
+    obtain_centroids,
+    open_images,
+    train_teacher,
+)
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
-from eco_fast.utils.files import write_json
-
-OnePictures = TypeVar("OnePictures", Store, EncodedImages)
+from eco_fast.utils.files import size_in_words, write_json
 
 
-def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: bool = False) -> dict[str, Any]:
-    """Run or continue a recipe; returns what summary.json holds. All ranks take part; the first one writes.
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe: `train` runs it, `--dry-run` prints its state."""
+
+    name: str
+    state: Callable[[], str]
+    """What it would do, or has done."""
+    run: Callable[[], None] | None = None
+    """Does what is left of it; None where there is nothing to do."""
+
+
+class Pipeline:
+    """The stages of a recipe, in order; what one of them makes, the next ones find here.
 
     Args:
         config: the recipe.
@@ -49,182 +74,199 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
         profile: write a trace of a few steps of the student.
 
     Raises:
-        ValueError: bad pictures, a bad teacher, a taken folder: one sentence that names what is wrong.
+        ValueError: there is no such device, or the network's outputs cannot be scored.
     """
-    device = pick_device(config.train.device)
-    watched = read_sets(config.data.watch, config.scale)
-    validation, test = (read_pictures(sources, config.scale) for sources in (config.data.validation, config.data.test))
-    test = test or validation
-    sets = pictures_by_set(config.data.test or config.data.validation)
-    if config.teacher.checkpoint != "self" and config.needs_centroids:
-        load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
-    check_start(config, folder)
-    choose_loader(config, device)  # likewise
-    run = RunFolder(folder, config, resume=resume)
-    print(f"{folder} on {device_name(device)}", flush=True)
-    stages = Stages(folder / "stages.json")
 
-    with stages.timed("prepare"):
-        hr, sr = open_pictures(config, folder)
-    teacher_path = None
-    if config.needs_centroids and sr is None:
-        with stages.timed("teacher"):
-            teacher_path = obtain_teacher(config, folder / "teacher", hr, validation, resume=resume)
-        with stages.timed("teach"):
-            sr = make_centroids(config, folder, hr, teacher_path)
-    with stages.timed("train"):
-        teacher_psnr = score_teacher(config, teacher_path, validation, device) if teacher_path else math.inf
-        student = train_network(
-            run, hr, sr, validation, "student", watched=watched, teacher_psnr=teacher_psnr, profile=profile
+    sets: ValidationSets
+    images: TrainingImages
+    centroids: ImageSource | None = None
+    runs: dict[str, RunFolder]
+    """Those that have been trained, the student's first."""
+
+    def __init__(self, config: Config, folder: Path, *, resume: bool = False, profile: bool = False) -> None:
+        check_scored(config.data, config.objective, config.train)
+        self.config, self.folder, self.resume, self.profile = config, folder, resume, profile
+        self.device = pick_device(config.train.device)
+        self.teacher: LoadedTeacher | None = None
+        self.networks: dict[str, Network] = {}
+        self.summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps}
+        self.stages = [Stage("prepare", lambda: state_of_store(config.data, folder), self._prepare)]
+        if not config.needs_centroids:
+            self.stages.append(Stage("teacher", lambda: f"not needed for {config.objective.name}"))
+        elif config.data.source == "encoded" and config.data.centroids:
+            self.stages.append(Stage("centroids", lambda: f"not needed: {state_of_images([config.data.centroids])}"))
+        else:
+            self.stages.append(Stage("teacher", self._state_of_teacher, self._obtain_teacher))
+            self.stages.append(Stage("centroids", self._state_of_centroids, self._make_centroids))
+        self.stages.append(Stage("train", lambda: state_of_training(config, folder, resume=resume), self._train))
+        if config.train.vanilla_twin:
+            self.stages.append(Stage("baseline", self._state_of_baseline, self._train_baseline))
+        scored = config.data.test or config.data.validation
+        self.stages.append(Stage("evaluate", lambda: state_of_images(scored), self._evaluate))
+
+    def begin(self) -> None:
+        """Claim the run folder, after refusing what cannot end well; reads the images to score and a given teacher.
+
+        Raises:
+            ValueError: names what is wrong.
+        """
+        config, data = self.config, self.config.data
+        self.sets = ValidationSets(read_pictures(data.validation, config.scale), read_sets(data.watch, config.scale))
+        self.test = read_pictures(data.test, config.scale) or self.sets.images
+        if config.teacher.checkpoint != "self" and config.needs_centroids:
+            self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
+        check_start(config.model.start_from, self.folder)
+        choose_loader(data, self.device)
+        self.runs = {"student": RunFolder(self.folder, config, resume=self.resume)}
+
+    def _prepare(self) -> None:
+        config = self.config
+        self.images = open_images(config.data, config.scale, self.folder, needs_centroids=config.needs_centroids)
+        self.centroids = self.images.centroid_files
+
+    def _state_of_teacher(self) -> str:
+        named, own = Path(self.config.teacher.checkpoint), self.folder / "teacher"
+        if self.config.teacher.checkpoint == "self":
+            return state_of_training(self_teacher(self.config), own, resume=self.resume)
+        return f"{named}{'' if named.is_file() else ' is missing'}"
+
+    def _obtain_teacher(self) -> None:
+        if self.teacher is None:
+            sets = ValidationSets(self.sets.images)
+            own = self.folder / "teacher"
+            self.teacher = train_teacher(self.config, own, self.images.hr, sets, resume=self.resume)
+
+    def _state_of_centroids(self) -> str:
+        checkpoint, own = Path(self.config.teacher.checkpoint), self.folder / "teacher"
+        if self.config.teacher.checkpoint == "self":
+            if (steps_done(own) or 0) < self.config.teacher.steps:
+                return "after the teacher"
+            checkpoint = weights_path(own / CHECKPOINTS, "last")
+        return state_of_centroids(self.config, self.folder, checkpoint)
+
+    def _make_centroids(self) -> None:
+        assert self.teacher is not None, "the stage before"  # noqa: S101
+        self.centroids = obtain_centroids(self.config, self.folder, self.images, self.teacher)
+        self.networks["teacher"] = self.teacher.network
+        if self.sets.images:
+            scores = self._score(self.teacher.network, self.sets.images, draws=1)  # as a training scores them
+            psnr = average(list(scores.values())).psnr_y
+            print(f"teacher: {psnr:.3f} dB on the validation images", flush=True)
+            self.sets = replace(self.sets, teacher_psnr=psnr)
+
+    def _train(self) -> None:
+        self.networks["student"] = train_network(
+            self.runs["student"], self.images.hr, self.centroids, self.sets, "student", profile=self.profile
         )
-    twin, curves = None, {"student": run}
-    if config.train.vanilla_twin:
-        with stages.timed("vanilla"):
-            curves["vanilla twin"] = RunFolder(folder / "vanilla", vanilla(config), resume=resume)
-            twin = train_network(curves["vanilla twin"], hr, None, validation, "vanilla twin", watched=watched)
 
-    rounding, sigma = config.data.rounding, config.data.noise_sigma
-    summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps, "images": list(test)} | facts(sigma)
-    with stages.timed("evaluate"):
-        networks = {
-            "teacher": load_network(teacher_path) if teacher_path else None,
-            "vanilla": twin,
-            "student": student,
-        }
+    def _state_of_baseline(self) -> str:
+        return state_of_training(vanilla(self.config), self.folder / "baseline", resume=self.resume)
+
+    def _train_baseline(self) -> None:
+        self.runs["baseline"] = RunFolder(self.folder / "baseline", vanilla(self.config), resume=self.resume)
+        sets = replace(self.sets, teacher_psnr=math.inf)
+        self.networks["baseline"] = train_network(self.runs["baseline"], self.images.hr, None, sets, "baseline")
+
+    def _evaluate(self) -> None:
+        data, test, main = self.config.data, self.test, distributed.is_main_process()
+        self.summary |= {"images": list(test), **noise_metadata(data.noise_sigma)}
         if test:
-            results = {"bicubic": score_bicubic(test, config.scale, rounding, noise_sigma=sigma)}
-            for name, network in networks.items():
-                if network is not None:
-                    results[name] = score_network(network.to(device), test, rounding, noise_sigma=sigma, device=device)
-            summary |= means(results, test)
-            summary["sets"] = {one: means(results, pictures) for one, pictures in sets.items()}
-            if distributed.is_main_process():
-                draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], rounding, sigma)
-        if distributed.is_main_process():
-            draw_curves(folder / "curves.png", {name: one.rows() for name, one in curves.items()})
-    summary["seconds"] = stages.seconds
+            results = {"bicubic": score_bicubic(test, self.config.scale, data.rounding, noise_sigma=data.noise_sigma)}
+            results |= {name: self._score(network, test) for name, network in self.networks.items()}
+            sets = pictures_by_set(data.test or data.validation)
+            self.summary |= means(results, test)
+            self.summary["sets"] = {name: means(results, images) for name, images in sets.items()}
+            if main:
+                scores = results["student"], results["bicubic"]
+                where = self.folder / "samples"
+                draw_samples(where, self.networks["student"], test, *scores, data.rounding, data.noise_sigma)
+        if main:
+            draw_curves(self.folder / "curves.png", {name: run.rows() for name, run in self.runs.items()})
+
+    def _score(self, network: Network, images: Mapping[str, Pixels], draws: int = NOISE_DRAWS) -> dict[str, Scores]:
+        data = self.config.data
+        network.to(self.device)
+        return score_network(
+            network, images, data.rounding, noise_sigma=data.noise_sigma, draws=draws, device=self.device
+        )
+
+
+def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: bool = False) -> dict[str, Any]:
+    """Run or continue a recipe; returns what summary.json holds. All ranks take part; the first one writes.
+
+    Arguments are `Pipeline`'s.
+
+    Raises:
+        ValueError: bad images, a bad teacher, a taken folder: one sentence that names what is wrong.
+    """
+    pipeline = Pipeline(config, folder, resume=resume, profile=profile)
+    pipeline.begin()
+    print(f"{folder} on {device_name(pipeline.device)}", flush=True)
+    clock = StageClock(folder / "stages.json")
+    for stage in pipeline.stages:
+        if stage.run is not None:
+            with clock.timed(stage.name):
+                stage.run()
+    summary = {**pipeline.summary, "seconds": clock.seconds}
     if distributed.is_main_process():
         write_json(folder / "summary.json", summary)
         show_summary(summary, folder)
     return summary
 
 
-def check_start(config: Config, folder: Path) -> None:
-    """Refuse a run that cannot start from what its recipe names, or cannot be scored, before any work.
+def dry_run(config: Config, folder: Path, *, resume: bool) -> None:
+    """Print what `run_recipe` with the same arguments would cost, and the state of each of its stages.
 
     Raises:
-        ValueError: the checkpoint is missing, or as `check_scored`; names it.
+        ValueError: as `Pipeline`; or the device cannot do the recipe's precision.
     """
-    check_scored(config)
-    start = config.model.start_from
+    pipeline = Pipeline(config, folder, resume=resume)
+    train, patch = config.train, config.data.patch
+    precision = choose_precision(train, pipeline.device)
+    cost = estimate(config, pipeline.device, precision)
+    lines = {
+        "recipe": config.description,
+        "network": f"{config.model.name} x{config.scale}, {cost.parameters:,} parameters, {cost.multiply_adds:,} "
+        f"multiply-adds for a patch of {patch}x{patch} LR pixels",
+        "training": f"{config.objective.name}, {config.objective.loss}; {config.optimizer.name}, "
+        f"{config.optimizer.learning_rate:.2e}, {config.optimizer.schedule}; {train.steps:,} steps of {train.batch} "
+        f"patches, {train.steps * train.batch:,} patches in all",
+        "memory": f"{size_in_words(cost.memory)} on {pipeline.device}, for {cost.at_once} patches at once in "
+        f"{precision.name}: {size_in_words(cost.copies * cost.weights)} of weights, gradients and optimizer, "
+        f"{size_in_words(cost.activations)} of activations at most",
+        "validate": state_of_images(config.data.validation),
+        **{stage.name: stage.state() for stage in pipeline.stages},
+    }
+    for name, text in lines.items():
+        print(f"{name:<9} {text}", flush=True)
+
+
+def check_start(start: str, folder: Path) -> None:
+    """Refuse a run that cannot begin with the checkpoint that its recipe starts from, if it names one.
+
+    Raises:
+        ValueError: the checkpoint is missing; names it.
+    """
     if start and not Path(start).is_file() and not (folder / CHECKPOINTS).exists():
         raise ValueError(f"{start}: there is no such checkpoint, from which this run starts; train that network first")
 
 
-def check_scored(config: Config) -> None:
+def check_scored(data: Data, objective: Objective, train: Train) -> None:
     """Refuse to score a network that makes residuals.
 
     Raises:
-        ValueError: there are pictures to score it on, or a twin to compare it with; names all that is to be changed.
+        ValueError: there are images to score it on, or a baseline to compare it with; names all that is to be changed.
     """
-    changes = [f"data.{key}=[]" for key in ("validation", "watch", "test") if getattr(config.data, key)]
-    changes += ["train.vanilla_twin=false"] * config.train.vanilla_twin
-    if config.objective.name == "residual" and changes:
+    changes = [f"data.{key}=[]" for key in ("validation", "watch", "test") if getattr(data, key)]
+    changes += ["train.vanilla_twin=false"] * train.vanilla_twin
+    if objective.name == "residual" and changes:
         raise ValueError(
             "objective.name=residual trains a network to make residuals, which have no PSNR; "
             f"--set {' --set '.join(changes)}, and look at them with `eco-fast analyze noise`"
         )
 
 
-def open_pictures(config: Config, folder: Path) -> tuple[Pictures, Pictures | None]:
-    """The HR pictures, and their centroids where the recipe names them as files.
-
-    Raises:
-        ValueError: neither pictures nor a store are named, or they cannot be used.
-    """
-    if config.data.source == "packed":
-        if config.data.centroids:
-            raise ValueError("data.centroids names picture files, which data.source=packed does not read; remove it")
-        return usable(open_store(config, folder), config), None
-    hr = usable(open_encoded(config), config)
-    return hr, open_centroid_files(config, hr) if config.data.centroids and config.needs_centroids else None
-
-
-def open_store(config: Config, folder: Path) -> Store:
-    """Prepare the recipe's pictures, or open the store as it is.
-
-    Raises:
-        ValueError: neither pictures nor a store are named, or they cannot be used.
-    """
-    if config.data.train:
-        store = Path(config.data.store) if config.data.store else folder / "store"
-        return Store(distributed.on_rank0(lambda: prepare(config.data.train, store).folder))
-    if not config.data.store:
-        raise ValueError("""data.train is empty: name your HR pictures, for example --set data.train='["DIV2K_HR"]'""")
-    return Store(Path(config.data.store))
-
-
-def usable(pictures: OnePictures, config: Config) -> OnePictures:
-    """The pictures without those that no patch fits into, which are refused unless the recipe skips them.
-
-    Raises:
-        ValueError: a picture is smaller than a patch; names the first.
-    """
-    side = config.scale * config.data.patch
-    small = [entry for entry in pictures.entries if min(entry.height, entry.width) // config.scale < config.data.patch]
-    if small and config.data.small_images == "refuse":
-        raise ValueError(
-            f"{small[0].name} is {small[0].width}x{small[0].height} pixels, smaller than an HR patch of {side}x{side} "
-            f"({len(small)} such pictures); remove it, lower data.patch, or --set data.small_images=skip"
-        )
-    if len(small) == len(pictures):
-        raise ValueError(f"all {len(small)} pictures are smaller than an HR patch of {side}x{side}")
-    if small:
-        print(
-            f"{len(small)} of {len(pictures)} pictures are smaller than an HR patch of {side}x{side} and left out",
-            flush=True,
-        )
-    return pictures.select([entry.name for entry in pictures.entries if entry not in small])
-
-
-def make_centroids(config: Config, folder: Path, hr: Pictures, teacher: Path) -> Store:
-    """The teacher's outputs over the HR pictures, in their order."""
-    store = hr if isinstance(hr, Store) else open_store(config, folder)
-    made = teach(
-        store.folder,
-        teacher,
-        config.scale,
-        rounding=config.data.rounding,
-        device=config.train.device,
-        self_ensemble=config.teacher.self_ensemble,
-        compiled=config.train.compile,
-    )
-    return open_centroids(store.select([entry.name for entry in hr.entries]), made, config.scale)
-
-
-def obtain_teacher(
-    config: Config, folder: Path, hr: Pictures, validation: Mapping[str, Pixels], *, resume: bool
-) -> Path:
-    """The teacher's checkpoint: the one that is named, or the end of a vanilla run of the same architecture there."""
-    if config.teacher.checkpoint != "self":
-        return Path(config.teacher.checkpoint)
-    run = RunFolder(folder, self_teacher(config), resume=resume)
-    train_network(run, hr, None, validation, "teacher")
-    return run.checkpoint("last")
-
-
-def score_teacher(config: Config, checkpoint: Path, validation: Mapping[str, Pixels], device: str) -> float:
-    """PSNR-Y of the teacher over the validation pictures as a training scores them, in dB; infinite without any."""
-    if not validation:
-        return math.inf
-    network, data = load_network(checkpoint).to(device), config.data
-    scores = score_network(network, validation, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=device)
-    psnr = statistics.fmean(one.psnr_y for one in scores.values())
-    print(f"teacher: {psnr:.3f} dB on the validation pictures", flush=True)
-    return psnr
-
-
-class Stages:
+class StageClock:
     """Seconds spent in each stage, kept in a file so that they add up over interruptions."""
 
     def __init__(self, path: Path) -> None:

@@ -78,8 +78,8 @@ class RunFolder:
             os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run is about to write again; the first rank's task."""
-        if self.metrics.is_file():
+        """Drop the rows after `step`, which a resumed run is about to write again; rank 0 does it."""
+        if distributed.is_main_process() and self.metrics.is_file():
             rows = [line for line in self.rows() if line["step"] <= step]
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -100,7 +100,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 def check_folder(folder: Path, resolved: Config, *, resume: bool) -> None:
     """Whether a run may begin or go on there; writes nothing. Arguments and errors are those of `RunFolder`."""
     saved = folder / RECIPE
-    # A run that stopped before its first step, for a bad picture say, may begin again with another recipe.
+    # A run that stopped before its first step, for a bad image say, may begin again with another recipe.
     if (folder / METRICS).exists() or (folder / CHECKPOINTS).exists():
         if not resume:
             raise ValueError(

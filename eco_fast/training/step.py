@@ -1,129 +1,96 @@
 """One optimizer step: input, network, loss, gradients, update. Nothing of it waits for the device.
 
-windows --downsample_blend--> input --network--> prediction --blended_loss--> loss --backward--> update
+crops --downsample_blend--> input --network--> prediction --blended_loss--> loss --backward--> update
 """
 
 import itertools
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from eco_fast_kernels import blend_lr, blended_loss, downsample_blend, margin_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from eco_fast.config import Config
-from eco_fast.data.batch import Batch
+from eco_fast.config import Data, Objective
+from eco_fast.data.batch import Batch, Samples
 from eco_fast.models import Network, compile_blocks
 from eco_fast.objective import onto_centroid
-from eco_fast.training.optim.optimizer_step import Updater
 from eco_fast.training.precision import Precision
+from eco_fast.training.state import TrainingState
 from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_compile
 
 
 class TrainingLoss(nn.Module):
-    """Everything from a batch's windows to its loss, as one function that torch.compile takes whole.
+    """Everything from a batch's crops to its loss, as one function that torch.compile takes whole.
 
     Args:
         network: float [N, 3, h, w] to [N, 3, scale*h, scale*w].
-        config: the recipe.
+        data: how the input is made.
+        objective: what the prediction is compared with, and how.
         precision: what the network computes in; input, loss and weights are float32.
     """
 
-    def __init__(self, network: Network, config: Config, precision: Precision) -> None:
+    def __init__(self, network: Network, data: Data, objective: Objective, precision: Precision) -> None:
         super().__init__()
-        self.network, self.config, self.precision = network, config, precision
+        self.network, self.data, self.objective, self.precision = network, data, objective, precision
 
-    def forward(self, target_alpha: Tensor, gradient_scale: Tensor, draws: Tensor | None, **inputs: Any) -> Tensor:
-        """The mean loss, float32 [].
-
-        Args:
-            target_alpha: as `Batch` has it.
-            gradient_scale: the upstream gradient that is to be expected, float32 [].
-            draws: as `Batch` has it.
-            inputs: those of `network_input`.
-        """
-        config = self.config
-        lr = network_input(config, **inputs)
+    def forward(self, samples: Samples, gradient_scale: Tensor) -> Tensor:
+        """The mean loss, float32 []; `gradient_scale`, float32 [], is the upstream gradient that is to be expected."""
+        margin = margin_of(self.network.scale)
+        lr = network_input(samples, self.network.scale, self.data)
         with self.precision.autocast(lr.device.type):
-            prediction = self.network(lr) if draws is None else self.network(lr, draws)
-        if config.objective.name == "residual":
-            prediction = onto_centroid(prediction, inputs["sr"], margin_of(config.scale))
+            uniforms = samples.drop_path_uniforms
+            prediction = self.network(lr) if uniforms is None else self.network(lr, uniforms)
+        if self.objective.name == "residual":
+            assert samples.sr is not None, "residuals are of centroids"  # noqa: S101
+            prediction = onto_centroid(prediction, samples.sr, margin)
         loss, _ = blended_loss(
             prediction,
-            inputs["hr"],
-            inputs["sr"],
-            target_alpha,
-            config.objective.loss,
-            margin=margin_of(config.scale),
+            samples.hr,
+            samples.sr,
+            samples.target_alpha,
+            self.objective.loss,
+            margin=margin,
             gradient_scale=gradient_scale,
         )
         return loss
 
 
-def network_input(
-    config: Config,
-    hr: Tensor | None,
-    sr: Tensor | None,
-    lr_of_hr: Tensor | None,
-    lr_of_sr: Tensor | None,
-    transposed: Tensor,
-    input_alpha: Tensor,
-    noise: Tensor | None,
-) -> Tensor:
-    """The blended LR images with their noise: float32 [N, 3, patch, patch] in 0..1 (not clipped), channels_last.
-
-    The arguments are those of `Batch`.
-    """
-    if config.data.downsample == "dali":
-        lr = blend_lr(lr_of_hr, lr_of_sr, input_alpha)
+def network_input(samples: Samples, scale: int, data: Data) -> Tensor:
+    """The blended LR images with their noise: float32 [N, 3, patch, patch] in 0..1 (not clipped), channels_last."""
+    if data.downsample == "dali":
+        lr = blend_lr(samples.lr_hr, samples.lr_sr, samples.input_alpha)
     else:
-        lr = downsample_blend(hr, sr, input_alpha, config.scale, config.data.rounding, transposed=transposed)
-    return lr if noise is None else lr + noise / 255
+        lr = downsample_blend(
+            samples.hr, samples.sr, samples.input_alpha, scale, data.rounding, transposed=samples.transposed
+        )
+    return lr if samples.noise is None else lr + samples.noise / 255
 
 
-def input_of(batch: Batch, config: Config) -> Tensor:
-    """`network_input` of a whole batch."""
-    values = batch.tensors()
-    del values["target_alpha"], values["draws"]
-    return network_input(config, **values)
-
-
-class Step:
+class TrainStep:
     """The training step of this rank.
 
-    A global batch is split over the ranks, and a rank's share into equal parts that it takes one after the other, so
-    that activations of one part alone are in memory. Each part's loss is weighted with its share of the global batch:
-    the gradients are those of the mean over the global batch, however it is split.
+    A global batch is split over the ranks, and a rank's share into equal micro-batches that it takes one after the
+    other, so that activations of one of them alone are in memory. Each one's loss is weighted with its share of the
+    global batch: the gradients are those of the mean over the global batch, however it is split.
 
     Args:
-        network: on `device`.
-        updater: holds the network's parameters.
-        config: the recipe.
-        precision: what the network computes in.
-        device: "cpu", "cuda:0", ...
+        state: what is trained.
         samples: this rank's share of the global batch.
-        mark: called with the name of each stage as it begins.
+        on_stage: called with the name of each stage as it begins.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        updater: Updater,
-        config: Config,
-        precision: Precision,
-        device: str,
-        samples: int,
-        mark: Callable[[str], object] = lambda _: None,
-    ) -> None:
-        self.updater, self.config, self.device = updater, config, device
-        self.parts = split(samples, config.train.micro_batch or samples)
-        loss = TrainingLoss(network, config, precision)
-        compiled = config.train.compile and torch.device(device).type in network.compiled_on
-        if compiled and why_not_compile(device) is None:
+    def __init__(self, state: TrainingState, samples: int, on_stage: Callable[[str], object] = lambda _: None) -> None:
+        self.updater, self.device, self.on_stage = state.updater, state.device, on_stage
+        self.train, self.objective = state.config.train, state.config.objective
+        self.micro_batches = split(samples, self.train.micro_batch or samples)
+        network = state.network
+        loss = TrainingLoss(network, state.config.data, self.objective, state.precision)
+        compiled = self.train.compile and torch.device(self.device).type in network.compiled_on
+        if compiled and why_not_compile(self.device) is None:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
             if network.repeated is None:
                 loss.compile(fullgraph=True, dynamic=False)
@@ -135,7 +102,6 @@ class Step:
                 warnings.simplefilter("ignore", FutureWarning)
                 self.parallel = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.loss: nn.Module = self.parallel or loss
-        self.mark = mark
 
     def __call__(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Train on one batch.
@@ -144,47 +110,36 @@ class Step:
             The mean loss of the global batch, float32 [], and whether the step was skipped, bool []; on the device.
         """
         distributed.report_stage(f"at step {batch.step}, training")
-        batch = batch.to(self.device)
+        samples = batch.samples.to(self.device)
+        if self.objective.name == "eco":
+            samples = samples.complete()
         total = torch.zeros((), device=self.device)
-        for part in self.parts:
-            self.mark("forward")
-            share = (part.stop - part.start) / self.config.train.batch
-            # DistributedDataParallel takes the mean over the ranks, of what is here to be a sum
+        for micro_batch in self.micro_batches:
+            self.on_stage("forward")
+            share = (micro_batch.stop - micro_batch.start) / self.train.batch
+            # DDP averages over ranks; we want a sum, so scale by world size
             upstream = self.updater.scale * (share * distributed.world_size())
-            with self._reduced_at_the_end(part):
-                loss: Tensor = self.loss(**self._inputs(batch.part(part)), gradient_scale=upstream)
-                self.mark("backward")
+            with self._reduced_at_the_end(micro_batch):
+                loss: Tensor = self.loss(samples.part(micro_batch), upstream)
+                self.on_stage("backward")
                 loss.backward(upstream)  # type: ignore[no-untyped-call]
             total += loss.detach() * share
         if self.parallel is not None:
             torch.distributed.all_reduce(total)
-        self.mark("optimizer")
+        self.on_stage("optimizer")
         skip = self.updater.step(total, learning_rate)
-        self.mark("other")
+        self.on_stage("other")
         return total, skip
 
-    def _inputs(self, batch: Batch) -> dict[str, Tensor | None]:
-        """The tensors of a part, always the same ones of them None, so that one compiled graph serves all steps.
-
-        An image that the mix does not read has no weight: the other stands in where other steps read both.
-        """
-        values = batch.tensors()
-        if self.config.objective.name == "eco":
-            for first, second in (("hr", "sr"), ("lr_of_hr", "lr_of_sr")):
-                one, other = values[first], values[second]
-                values[first] = other.detach() if one is None and other is not None else one
-                values[second] = one.detach() if other is None and one is not None else other
-        return values
-
-    def _reduced_at_the_end(self, part: slice) -> AbstractContextManager[None]:
-        """The ranks add up their gradients once, with the last part's."""
-        if self.parallel is None or part == self.parts[-1]:
+    def _reduced_at_the_end(self, micro_batch: slice) -> AbstractContextManager[None]:
+        """The ranks add up their gradients once, with the last micro-batch's."""
+        if self.parallel is None or micro_batch == self.micro_batches[-1]:
             return nullcontext()
         return self.parallel.no_sync()
 
 
 def split(samples: int, at_most: int) -> list[slice]:
-    """Cut a share into the fewest nearly equal parts of at most so many samples."""
+    """Cut a share into the fewest nearly equal micro-batches of at most so many samples."""
     count = -(-samples // at_most)
     edges = [index * samples // count for index in range(count + 1)]
     return [slice(first, last) for first, last in itertools.pairwise(edges)]

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from eco_fast.data.loader import Loader
+from eco_fast.data.sources import ImageEntry
 from eco_fast.models import Network
 from eco_fast.training.precision import Precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, peak_memory, training_flops
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.state import TrainingState
 from eco_fast.utils import distributed
 
 WAIT_WARNING = 0.05  # share of the time above which waiting for data is worth a sentence
@@ -22,7 +24,7 @@ TRACED = 3  # steps in a trace
 NAMED_SKIPS = 3  # skipped steps that are named at a log interval; the others are counted
 ADVICE = {
     "packed": "put the store on a faster disk, leave it a free core, or raise data.prefetch",
-    "encoded": "decode the pictures once, with data.source=packed",
+    "encoded": "decode the images once, with data.source=packed",
 }
 
 
@@ -32,9 +34,8 @@ class Telemetry:
     Args:
         run: where the rows go.
         loader: whose waiting is measured.
-        names: of the pictures.
-        device: where the losses are.
-        start: first step of this process.
+        entries: of the images.
+        state: whose losses are summed, from the step on that it starts at.
         label: precedes every line.
         profile: write a trace of a few steps into the run folder.
     """
@@ -43,17 +44,15 @@ class Telemetry:
         self,
         run: RunFolder,
         loader: Loader[Any],
-        names: Sequence[str],
-        device: str,
-        start: int,
+        entries: Sequence[ImageEntry],
+        state: TrainingState,
         label: str,
         *,
         profile: bool = False,
     ) -> None:
-        self.run, self.loader, self.names, self.device, self.label = run, loader, names, device, label
-        self.stopwatch = Stopwatch(device)
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.accepted = torch.zeros((), dtype=torch.int64, device=device)
+        device, start = state.device, state.start
+        self.run, self.loader, self.entries, self.state, self.label = run, loader, entries, state, label
+        self.device, self.stopwatch = device, Stopwatch(device)
         interval = run.config.train.log_every
         self._losses = torch.zeros(interval, device=device)
         self._skips = torch.zeros(interval, dtype=torch.bool, device=device)
@@ -89,21 +88,19 @@ class Telemetry:
         """Count one step (from 0): its loss (float32 []) unless it was skipped (bool [])."""
         place = step % len(self._losses)
         self._losses[place], self._skips[place] = loss, skip
-        self.loss_sum += torch.where(skip, 0.0, loss)
-        self.accepted += ~skip
+        self.state.sums.add(loss, skip)
         if self._profiler is not None:
             self._profiler.step()
         if step == self._begin:
-            self.loss_sum.item()  # wait for the device: what follows is the steady state
+            self.state.sums.mean()  # wait for the device: what follows is the steady state
             self.say(f"first step, with compilation: {time.perf_counter() - self._since:.1f} s")
             self.restart_clock(step + 1)
 
-    def report(self, step: int, *, alpha: float, learning_rate: float, skipped: Tensor) -> None:
+    def report(self, step: int, *, alpha: float, learning_rate: float) -> None:
         """Write the row of metrics.jsonl and print the progress line; `step` counts from 1. All ranks take part."""
         train = self.run.config.train
-        count = int(self.accepted.item())
-        loss = self.loss_sum.item() / count if count else None
-        row = {"loss": loss, "alpha": alpha, "learning_rate": learning_rate, "skipped": int(skipped.item())}
+        loss, skipped = self.state.sums.mean(), int(self.state.updater.skipped.item())
+        row = {"loss": loss, "alpha": alpha, "learning_rate": learning_rate, "skipped": skipped}
         self.write(step, row)
         elapsed, steps = time.perf_counter() - self._since, step - self._step
         waits = distributed.all_gather((self.loader.waited - self._waited) / elapsed)
@@ -128,8 +125,7 @@ class Telemetry:
         if (shares := self.stopwatch.shares()) is not None:
             self.say("time of a step: " + ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items()))
             self._plot(step, {f"step_{stage}": share for stage, share in shares.items()})
-        self.loss_sum.zero_()
-        self.accepted.zero_()
+        self.state.sums.reset()
         self._skips.zero_()
         self.restart_clock(step)
 
@@ -147,15 +143,6 @@ class Telemetry:
         """Print a line."""
         print(f"{self.label} {words}", flush=True)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The sums since the last report."""
-        return {"loss_sum": self.loss_sum, "accepted": self.accepted}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue the sums."""
-        self.loss_sum.copy_(state["loss_sum"])
-        self.accepted.copy_(state["accepted"])
-
     def _name_skips(self, step: int) -> None:
         """Say which steps were skipped since the last report, and what was in their batches."""
         places = self._skips.nonzero().flatten().tolist()
@@ -163,8 +150,8 @@ class Telemetry:
         first = (step - 1) // interval * interval  # an interval's steps lie in order
         for place in places[:NAMED_SKIPS]:
             images = sorted(set(self.loader.planner.sampler.plan(first + place).image))
-            pictures = ", ".join(self.names[image] for image in images)
-            self.say(f"skipped step {first + place + 1}: loss {self._losses[place].item():.4g}; pictures {pictures}")
+            named = ", ".join(self.entries[image].name for image in images)
+            self.say(f"skipped step {first + place + 1}: loss {self._losses[place].item():.4g}; images {named}")
         if len(places) > NAMED_SKIPS:
             self.say(f"skipped {len(places) - NAMED_SKIPS} more of the last {interval} steps")
 

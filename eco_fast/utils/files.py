@@ -106,6 +106,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_stamp(path: Path) -> str:
+    """Size in bytes and modification time in nanoseconds: what tells, without reading a file, that it is unchanged."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 def require_space(folder: Path, needed: int, purpose: str) -> None:
     """Say how much will be written to `folder` (bytes) and refuse if it cannot fit.
 

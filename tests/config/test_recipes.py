@@ -13,10 +13,10 @@ from eco_fast.cli import main as cli
 from eco_fast.config import Config, Score, recipe_files
 from eco_fast.config.recipe_files import recipe_names
 from eco_fast.data.images import Pixels
-from eco_fast.data.loader import PlainLoader
 from eco_fast.models import build, save_network, warm_start
-from eco_fast.training.loop import TrainingState
-from eco_fast.training.step import Step
+from eco_fast.training.state import TrainingState
+from eco_fast.training.step import TrainStep
+from tests.loaders import plain_loader
 
 README = Path(__file__).parents[2] / "README.md"
 SETS = ("set5", "set14", "b100", "urban100", "manga109")
@@ -132,13 +132,13 @@ def test_it_trains_two_steps(name: str, photo: Pixels) -> None:
     small = ["train.batch=2", "train.steps=2", f"data.patch={patch}", "train.compile=false", "train.device=cpu"]
     small += FEWER_BLOCKS[config.load(name).model.name]
     recipe = config.load(name, [*small, "model.start_from=", "optimizer.warmup_steps=0"])
-    sr = photo[::-1].copy()  # any other picture of the same size is a centroid that has a loss
+    sr = photo[::-1].copy()  # any other image of the same size is a centroid that has a loss
     torch.manual_seed(0)
     state = TrainingState(recipe, "cpu", None, name)
-    step = Step(state.network, state.updater, recipe, state.precision, "cpu", 2)
+    step = TrainStep(state, 2)
     before = {key: value.clone() for key, value in state.network.state_dict().items()}
     losses = []
-    with PlainLoader(recipe, [photo], [sr] if recipe.needs_centroids else None) as loader:
+    with plain_loader(recipe, [photo], [sr] if recipe.needs_centroids else None) as loader:
         for batch in loader:
             loss, skipped = step(batch, recipe.optimizer.learning_rate)
             assert not skipped

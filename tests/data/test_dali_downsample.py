@@ -10,15 +10,15 @@ from eco_fast_kernels.downsampling import STENCILS
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.images import Pixels
-from eco_fast.data.loader import PlainLoader
-from eco_fast.training.step import input_of
+from eco_fast.training.step import network_input
+from tests.loaders import dali_loader, plain_loader
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 
 from nvidia.dali import fn
 from nvidia.dali.pipeline import pipeline_def
 
-from eco_fast.data.dali_loader import DaliLoader, _shrink
+from eco_fast.data.dali_graph import _shrink
 
 Rounding = Literal["uint8", "im2double"]
 SCALES: list[Scale] = [2, 3, 4, 8]
@@ -71,14 +71,15 @@ def test_before_rounding(photo: Pixels, scale: Scale) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_after_rounding(photo: Pixels, scale: Scale, rounding: Rounding) -> None:
     off = total = 0
-    with DaliLoader(recipe(scale, rounding, name="vanilla"), [photo], None) as loader:
+    with dali_loader(recipe(scale, rounding, name="vanilla"), [photo], None) as loader:
         for batch in loader:
-            assert batch.hr is not None
-            assert batch.lr_of_hr is not None
-            assert batch.lr_of_sr is None
-            expected = downsample(batch.hr, scale, rounding, batch.transposed)
-            assert batch.lr_of_hr.shape == expected.shape
-            difference = (batch.lr_of_hr.int() - expected.int()).abs()
+            samples = batch.samples
+            assert samples.hr is not None
+            assert samples.lr_hr is not None
+            assert samples.lr_sr is None
+            expected = downsample(samples.hr, scale, rounding, samples.transposed)
+            assert samples.lr_hr.shape == expected.shape
+            difference = (samples.lr_hr.int() - expected.int()).abs()
             assert int(difference.max()) <= 1
             off, total = off + int(difference.count_nonzero()), total + difference.numel()
     assert off < 0.01 * total
@@ -93,30 +94,31 @@ def test_the_network_sees_the_same(photo: Pixels, objective: dict[str, Any]) -> 
     """At x2 both ways agree to the bit, whatever is blended."""
     config = recipe(2, **objective)
     centroid = (255 - photo).astype(np.uint8)
-    plain = PlainLoader(config, [photo], [centroid])
-    with DaliLoader(config, [photo], [centroid]) as loader:
+    plain = plain_loader(config, [photo], [centroid])
+    with dali_loader(config, [photo], [centroid]) as loader:
         for batch in loader:
-            same = plain.batch_at(batch.step)
-            for made, windows in ((batch.hr, same.hr), (batch.sr, same.sr)):  # turned by DALI, and by numpy
-                assert (made is None) == (windows is None)
-                assert made is None or windows is None or torch.equal(made, windows)
+            samples = batch.samples
+            same, weights = plain.batch_at(batch.step), plain.planner.weights(batch.step)
+            for made, crops in zip(samples[:2], same.samples[:2], strict=True):  # turned by DALI, and by numpy
+                assert (made is None) == (crops is None)
+                assert made is None or crops is None or torch.equal(made, crops)
             expected = downsample_blend(
-                batch.hr if batch.mix.input > 0 else None,
-                batch.sr if batch.mix.input < 1 else None,
-                batch.input_alpha,
+                samples.hr if weights.input > 0 else None,
+                samples.sr if weights.input < 1 else None,
+                samples.input_alpha,
                 2,
-                transposed=batch.transposed,
+                transposed=samples.transposed,
             )
-            lr = input_of(batch, config)
+            lr = network_input(samples, config.scale, config.data)
             assert torch.equal(lr, expected)
             assert lr.stride() == expected.stride()
 
 
 def test_noise_is_added_to_the_input(photo: Pixels) -> None:
     config = Config(data=Data(patch=16, noise_sigma=25.5), objective=Objective(name="vanilla"), train=Train(batch=4))
-    batch = PlainLoader(config, [photo], None).batch_at(3)
-    clean = downsample_blend(batch.hr, None, batch.input_alpha, 2, transposed=batch.transposed)
-    assert batch.noise is not None
-    noise = input_of(batch, config) - clean
-    torch.testing.assert_close(noise * 255, batch.noise, rtol=0, atol=1e-4)
+    batch = plain_loader(config, [photo], None).batch_at(3)
+    clean = downsample_blend(batch.samples.hr, None, batch.samples.input_alpha, 2, transposed=batch.samples.transposed)
+    assert batch.samples.noise is not None
+    noise = network_input(batch.samples, config.scale, config.data) - clean
+    torch.testing.assert_close(noise * 255, batch.samples.noise, rtol=0, atol=1e-4)
     assert float(noise.std()) == pytest.approx(0.1, rel=0.05)

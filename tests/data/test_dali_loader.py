@@ -1,4 +1,4 @@
-"""The DALI loader gives the plain loader's bytes, at every step and rank, from the store and from picture files."""
+"""The DALI loader gives the plain loader's bytes, at every step and rank, from the store and from image files."""
 
 import os
 import signal
@@ -16,15 +16,12 @@ import torch
 from PIL import Image
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
-from eco_fast.data.batch import Batch
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import Pixels, find_images
-from eco_fast.data.loader import PlainLoader
 from eco_fast.data.store import Store, Writer
+from tests.loaders import assert_equal_batches, dali_loader, plain_loader
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'eco-fast[dali]'")
-
-from eco_fast.data.dali_loader import DaliLoader
 
 # One is hardly larger than a patch at x8, so that windows cross all its edges; one is large, since DALI cuts large
 # samples into blocks; no side is a multiple of all scales.
@@ -63,16 +60,6 @@ def files(
     return write_files(folder / "hr", pictures), write_files(folder / "sr", centroids)
 
 
-def assert_same(first: Batch, second: Batch) -> None:
-    for name, value in vars(first).items():
-        other = vars(second)[name]
-        if isinstance(value, torch.Tensor):
-            assert value.dtype == other.dtype, name
-            assert torch.equal(value, other), f"{name} of step {first.step}"
-        else:
-            assert value == other, name
-
-
 @pytest.mark.parametrize("source", ["packed", "encoded"])
 @pytest.mark.parametrize("batch", [5, 16])
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -87,11 +74,11 @@ def test_bytes_equal_the_plain_loaders(
     config = recipe(scale, batch=batch, steps=40 if source == "packed" else 6)
     hr, sr = (pictures, centroids) if source == "packed" else files
     steps, orientations = 0, set()
-    with PlainLoader(config, pictures, centroids) as plain, DaliLoader(config, hr, sr) as dali:
+    with plain_loader(config, pictures, centroids) as plain, dali_loader(config, hr, sr) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_same(first, second)
+            assert_equal_batches(first, second)
             plan = plain.planner.plan(first.step)
-            orientations |= set(zip(*(value.tolist() for value in vars(plan).values()), strict=True))
+            orientations |= set(zip(*(value.tolist() for value in vars(plan.crops).values()), strict=True))
             steps += 1
     assert steps == config.train.steps
     assert len({oriented[3:6] for oriented in orientations}) == 8
@@ -100,17 +87,17 @@ def test_bytes_equal_the_plain_loaders(
 @pytest.mark.parametrize("source", ["packed", "encoded"])
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_windows_at_every_edge_and_corner(tmp_path: Path, scale: Scale, source: str) -> None:
-    """Pictures of 2 by 2 possible places have nothing but corners, and one LR pixel a side folds the margin twice."""
+    """Images of 2 by 2 possible places have nothing but corners, and one LR pixel a side folds the margin twice."""
     random = np.random.default_rng(1)
     for patch in (1, 3):
         sides = (scale * patch + scale, scale * (patch + 2) - 1)  # the last columns are no multiple of the scale
         picture = random.integers(0, 256, (*sides, 3), dtype=np.uint8)
         config = recipe(scale, Objective(name="vanilla"), batch=32, steps=2, patch=patch)
         hr: Any = [picture] if source == "packed" else write_files(tmp_path / str(patch), [picture])
-        with PlainLoader(config, [picture], None) as plain, DaliLoader(config, hr, None) as dali:
+        with plain_loader(config, [picture], None) as plain, dali_loader(config, hr, None) as dali:
             for first, second in zip(plain, dali, strict=True):
-                assert_same(first, second)
-        plan = plain.planner.plan(0)
+                assert_equal_batches(first, second)
+        plan = plain.planner.plan(0).crops
         assert len(set(zip(plan.top.tolist(), plan.left.tolist(), strict=True))) == 4
 
 
@@ -120,9 +107,9 @@ def test_other_formats(tmp_path: Path, photo: Pixels, suffix: str) -> None:
     with Image.open(tmp_path / f"hr/0.{suffix}") as image:
         decoded = np.array(image.convert("RGB"))
     config = recipe(3, Objective(name="vanilla"), steps=3, patch=16)
-    with PlainLoader(config, [decoded], None) as plain, DaliLoader(config, encoded, None) as dali:
+    with plain_loader(config, [decoded], None) as plain, dali_loader(config, encoded, None) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_same(first, second)
+            assert_equal_batches(first, second)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
@@ -132,21 +119,21 @@ def test_every_objective_and_what_it_does_not_read(
 ) -> None:
     config = recipe(objective=Objective(name=name, alpha_sample=name == "eco"), steps=30, prefetch=prefetch)
     read: set[tuple[bool, bool]] = set()
-    with PlainLoader(config, pictures, centroids) as plain, DaliLoader(config, pictures, centroids) as dali:
+    with plain_loader(config, pictures, centroids) as plain, dali_loader(config, pictures, centroids) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_same(first, second)
-            read.add((second.hr is None, second.sr is None))
+            assert_equal_batches(first, second)
+            read.add((second.samples.hr is None, second.samples.sr is None))
     assert len(read) == (3 if name == "eco" else 1)
 
 
 def test_noise_is_the_same_and_gaussian(pictures: list[Pixels], centroids: list[Pixels]) -> None:
     config = recipe(batch=16, patch=8, noise_sigma=10.0)
     values = []
-    with PlainLoader(config, pictures, centroids) as plain, DaliLoader(config, pictures, centroids) as dali:
+    with plain_loader(config, pictures, centroids) as plain, dali_loader(config, pictures, centroids) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_same(first, second)
-            assert first.noise is not None
-            values.append(first.noise)
+            assert_equal_batches(first, second)
+            assert first.samples.noise is not None
+            values.append(first.samples.noise)
     noise = torch.stack(values) / 10
     assert noise.shape == (12, 16, 3, 8, 8)
     assert len(noise.unique()) > 0.99 * noise.numel()  # nothing is drawn twice
@@ -166,51 +153,50 @@ def test_a_later_start_continues(
 ) -> None:
     config = recipe(objective=Objective(), steps=30, batch=2, noise_sigma=5.0)  # the sigmoid: reads each kind in part
     hr, sr = (pictures, centroids) if source == "packed" else files
-    expected = PlainLoader(config, pictures, centroids)
-    with DaliLoader(config, hr, sr, start) as rest:
+    expected = plain_loader(config, pictures, centroids)
+    with dali_loader(config, hr, sr, start) as rest:
         steps = []
         for batch in rest:
-            assert_same(batch, expected.batch_at(batch.step))
+            assert_equal_batches(batch, expected.batch_at(batch.step))
             steps.append(batch.step)
     assert steps == list(range(start, 30))
 
 
-@pytest.mark.parametrize("loader", [PlainLoader, DaliLoader])
+@pytest.mark.parametrize("loader", [plain_loader, dali_loader])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_the_ranks_share_the_global_batch(
     pictures: list[Pixels], centroids: list[Pixels], loader: Any, world: int
 ) -> None:
     config = recipe(objective=Objective(alpha="constant", alpha_sample=True), batch=16, noise_sigma=5.0)
-    whole = PlainLoader(config, pictures, centroids)
-    loaders = [loader(config, pictures, centroids, rank=rank, world=world) for rank in range(world)]
+    whole = plain_loader(config, pictures, centroids)
+    loaders = [loader(config, pictures, centroids, rank=rank, world_size=world) for rank in range(world)]
     for step, *parts in zip(range(12), *loaders, strict=True):
         expected = whole.batch_at(step)
         for name in ("hr", "sr", "transposed", "input_alpha", "noise"):
-            union = torch.cat([getattr(part, name) for part in parts])
-            assert torch.equal(union, getattr(expected, name)), name
+            union = torch.cat([getattr(part.samples, name) for part in parts])
+            assert torch.equal(union, getattr(expected.samples, name)), name
     for one in loaders:
         one.__exit__(None, None, None)
     with pytest.raises(ValueError, match="17 processes"):
-        loader(config, pictures, centroids, rank=0, world=17)
+        loader(config, pictures, centroids, rank=0, world_size=17)
 
 
 def test_buffers_are_handed_over_without_a_copy_and_stay(pictures: list[Pixels]) -> None:
     config = recipe(objective=Objective(name="vanilla"), steps=20, prefetch=0)
-    with DaliLoader(config, pictures, None) as dali:
-        made = dali._make(0)
-        first = dali._hand_over(made)
-        assert first.hr is not None
-        windows = made[1]
-        assert first.hr.data_ptr() == windows.images["hr"].as_tensor().data_ptr()
-        second = dali._hand_over(dali._make(1))
-        assert second.hr is not None
-        assert second.hr.data_ptr() == first.hr.data_ptr() + first.hr.nbytes  # of the same group
-        before = first.hr.clone(), second.hr.clone()
+    with dali_loader(config, pictures, None) as dali:
+        made = dali._prepare(0)
+        first = dali._finish(made)
+        assert first.samples.hr is not None
+        assert first.samples.hr.data_ptr() == made.group.buffers[0].as_tensor().data_ptr()
+        second = dali._finish(dali._prepare(1))
+        assert second.samples.hr is not None
+        assert second.samples.hr.data_ptr() == first.samples.hr.data_ptr() + first.samples.hr.nbytes  # same group
+        before = first.samples.hr.clone(), second.samples.hr.clone()
         for step in range(2, 20):
-            dali._make(step)
-        assert torch.equal(first.hr, before[0])
-        assert torch.equal(second.hr, before[1])
-    assert torch.equal(first.hr, before[0])  # also when the loader has gone
+            dali._prepare(step)
+        assert torch.equal(first.samples.hr, before[0])
+        assert torch.equal(second.samples.hr, before[1])
+    assert torch.equal(first.samples.hr, before[0])  # also when the loader has gone
 
 
 # --- ends ---
@@ -229,7 +215,7 @@ def test_leaving_ends_all_threads(
     before = threads()
     with (
         suppress(KeyboardInterrupt, ValueError),
-        DaliLoader(config, pictures if source == "packed" else files[0], None) as one,
+        dali_loader(config, pictures if source == "packed" else files[0], None) as one,
     ):
         next(one)
         assert threads() > before
@@ -249,13 +235,13 @@ def test_an_interrupted_program_ends(tmp_path: Path) -> None:
         import time
         import numpy as np
         from eco_fast.config import Config, Data, Objective
-        from eco_fast.data.dali_loader import DaliLoader
+        from tests.loaders import dali_loader
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts in the background ignores it
         config = Config(data=Data(patch=8), objective=Objective(name="vanilla"))
         before = len(os.listdir("/proc/self/task"))
         try:
-            with DaliLoader(config, [np.zeros((64, 64, 3), np.uint8)], None) as loader:
+            with dali_loader(config, [np.zeros((64, 64, 3), np.uint8)], None) as loader:
                 for batch in loader:
                     if batch.step == 20:
                         print("running", flush=True)
@@ -287,11 +273,11 @@ def resident_mb() -> float:
 
 
 def test_memory_stays(pictures: list[Pixels], centroids: list[Pixels]) -> None:
-    with DaliLoader(recipe(steps=600, batch=16), pictures, centroids) as loader:
+    with dali_loader(recipe(steps=600, batch=16), pictures, centroids) as loader:
         for batch in loader:
             if batch.step == 100:
                 begin = resident_mb()
-        assert resident_mb() - begin < 10  # each batch has 0.1 MB a kind, the pictures 2 MB
+        assert resident_mb() - begin < 10  # each batch has 0.1 MB a kind, the images 2 MB
 
 
 # --- files that break ---
@@ -305,7 +291,7 @@ def stored(folder: Path, pictures: list[Pixels]) -> Store:
     return Store(folder)
 
 
-@pytest.mark.parametrize("loader", [PlainLoader, DaliLoader])
+@pytest.mark.parametrize("loader", [plain_loader, dali_loader])
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("remove", [False, True])
 def test_a_stored_picture_that_breaks_is_named(
@@ -314,7 +300,7 @@ def test_a_stored_picture_that_breaks_is_named(
     store = stored(tmp_path, pictures)
     broken = tmp_path / store.entries[2].file  # the largest: in every batch, nearly
     config = recipe(objective=Objective(name="vanilla"), steps=1000, prefetch=prefetch)
-    with loader(config, store.images, None) as one:
+    with loader(config, store, None) as one:
         next(one)
         while prefetch and not one._ready.full():
             time.sleep(0.001)
@@ -333,7 +319,7 @@ def test_a_picture_file_that_breaks_is_named(tmp_path: Path, photo: Pixels, suff
     encoded = write_files(tmp_path / "hr", [photo, photo], suffix)
     broken = tmp_path / f"hr/1.{suffix}"
     config = recipe(objective=Objective(name="vanilla"), steps=1000)
-    with DaliLoader(config, encoded, None) as dali:
+    with dali_loader(config, encoded, None) as dali:
         next(dali)
         content = broken.read_bytes()
         if damage == "gone":
@@ -347,7 +333,7 @@ def test_a_picture_file_that_breaks_is_named(tmp_path: Path, photo: Pixels, suff
 @pytest.mark.parametrize("prefetch", [0, 1, 4])
 def test_an_error_reaches_the_consumer_after_the_good_batches(prefetch: int, fails_later: Pixels) -> None:
     config = recipe(objective=Objective(name="vanilla"), prefetch=prefetch, batch=1)
-    with DaliLoader(config, [fails_later], None) as loader:
+    with dali_loader(config, [fails_later], None) as loader:
         assert [next(loader).step for _ in range(3)] == [0, 1, 2]
         with pytest.raises(OSError, match="the disk has gone"):
             next(loader)

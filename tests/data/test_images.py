@@ -1,4 +1,4 @@
-"""Pictures of every kind become 8-bit RGB, or are refused with a sentence that names the file."""
+"""Images of every kind become 8-bit RGB, or are refused with a sentence that names the file."""
 
 import io
 import struct
@@ -182,7 +182,7 @@ def test_a_truncated_picture_is_refused_wherever_it_ends(tmp_path: Path, photo: 
     content = encoded(photo[:40, :40], kind)
     for length in (*range(1, 40), *range(40, len(content) * 9 // 10, len(content) // 20)):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"cut\.\w+: (not a picture|damaged picture \(.+\))"):
+        with pytest.raises(ValueError, match=r"cut\.\w+: (not an image|damaged image \(.+\))"):
             read_image(path)
 
 
@@ -190,7 +190,7 @@ def test_a_flipped_byte_in_a_png_is_noticed(tmp_path: Path) -> None:
     content = bytearray(png_bytes(RGB))
     content[-20] ^= 255
     (tmp_path / "flipped.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"flipped\.png: damaged picture"):
+    with pytest.raises(ValueError, match=r"flipped\.png: damaged image"):
         read_image(tmp_path / "flipped.png")
 
 
@@ -198,7 +198,7 @@ def test_a_flipped_byte_in_a_png_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text\n", b"\x89PNG\r\n\x1a\n\0\0\0\x05IHDR\0"])
 def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes, read: Callable[[Path], object]) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.png: (not a|damaged) picture"):
+    with pytest.raises(ValueError, match=r"a\.png: (not a|damaged) image"):
         read(tmp_path / "a.png")
 
 
@@ -228,7 +228,7 @@ def place(*paths: Path) -> None:
 def test_find_images_is_ordered_nested_and_blind_to_the_rest(tmp_path: Path) -> None:
     root = tmp_path / "set"
     place(*(root / name for name in ("b.png", "a.JPG", "sub/deep/c.webp", "sub/a.tif", ".hidden.png", ".cache/d.png")))
-    (root / "notes.txt").write_text("no picture", encoding="utf-8")
+    (root / "notes.txt").write_text("no image", encoding="utf-8")
     (root / "folder.png").mkdir()
     found = find_images([root])
     assert list(found) == ["set/a.JPG", "set/b.png", "set/sub/a.tif", "set/sub/deep/c.webp"]
@@ -254,7 +254,7 @@ def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: holds no pictures \(.*\.png"):
+    with pytest.raises(ValueError, match=r"empty: holds no images \(.*\.png"):
         find_images([tmp_path / "empty"])
     with pytest.raises(ValueError, match="gone: there is no such file or folder"):
         find_images([tmp_path / "gone"])

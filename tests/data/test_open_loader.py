@@ -1,4 +1,4 @@
-"""Which loader a run takes, what it says, and what happens to a run when its pictures break."""
+"""Which loader a run takes, what it says, and what happens to a run when its images break."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from eco_fast.data.store import Store
 from eco_fast.training.checkpoints import Checkpoints
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.state import TrainingState
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils import device
 
@@ -79,7 +80,7 @@ def test_a_recipe_that_needs_dali_is_refused_before_any_work(
 @pytest.mark.parametrize("data", [{"source": "encoded"}, {"downsample": "dali"}])
 def test_the_plain_loader_refuses_what_dali_does(hr: Path, data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"is done by DALI, but data\.loader=plain"):
-        choose_loader(recipe(hr, loader="plain", **data), "cpu")
+        choose_loader(recipe(hr, loader="plain", **data).data, "cpu")
 
 
 # --- with it ---
@@ -93,14 +94,14 @@ def dali() -> Any:
 def test_an_old_driver_is_named(dali: Any, hr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = dali.__cuda_version__ // 1000
     monkeypatch.setattr(device, "cuda_of_driver", lambda: (built - 1) * 1000 + 80)
-    name, reason = choose_loader(recipe(hr), "cuda")
+    name, reason = choose_loader(recipe(hr).data, "cuda")
     assert name == "plain"
     assert f"the GPU's driver is for CUDA {built - 1}, this DALI for CUDA {built}" in reason
     with pytest.raises(ValueError, match=r"eco-fast\[dali-cuda12\]"):
-        choose_loader(recipe(hr, loader="dali"), "cuda:1")
-    assert choose_loader(recipe(hr), "cpu")[0] == "dali"  # which needs no driver
+        choose_loader(recipe(hr, loader="dali").data, "cuda:1")
+    assert choose_loader(recipe(hr).data, "cpu")[0] == "dali"  # which needs no driver
     monkeypatch.setattr(device, "cuda_of_driver", lambda: built * 1000)
-    assert choose_loader(recipe(hr), "cuda")[0] == "dali"
+    assert choose_loader(recipe(hr).data, "cuda")[0] == "dali"
 
 
 @pytest.mark.usefixtures("dali")
@@ -205,10 +206,11 @@ def test_waiting_is_warned_of(tmp_path: Path, hr: Path, capsys: pytest.CaptureFi
     for source, advice in (("packed", "raise data.prefetch"), ("encoded", "with data.source=packed")):
         loader: Any = Slow()
         run = RunFolder(tmp_path / source, recipe(hr, source=source), resume=False)
-        with Telemetry(run, loader, [], "cpu", 0, "student") as telemetry:
+        state = TrainingState(run.config, "cpu", None, "student")
+        with Telemetry(run, loader, [], state, "student") as telemetry:
             loader.waited += 1000.0  # far more than has passed
-            telemetry.report(1, alpha=1.0, learning_rate=0.1, skipped=torch.zeros(()))
+            telemetry.report(1, alpha=1.0, learning_rate=0.1)
             assert advice in capsys.readouterr().out
-            telemetry.report(2, alpha=1.0, learning_rate=0.1, skipped=torch.zeros(()))
+            telemetry.report(2, alpha=1.0, learning_rate=0.1)
             assert "warning" not in capsys.readouterr().out
         assert json.loads(run.metrics.read_text(encoding="utf-8").splitlines()[0])["step"] == 1

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.images import Pixels, read_image
-from eco_fast.data.loader import PlainLoader, cut_window
+from eco_fast.data.loader import cut_crop
 from eco_fast.data.resize import downsample_image, modcrop, upsample_image
 from eco_fast.evaluation.metrics import luma, psnr
+from tests.loaders import plain_loader
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 
@@ -116,7 +117,7 @@ def test_window_equals_crop_of_whole_image(data: st.DataObject, scale: int, roun
     image = random_image(height, width, seed)
 
     margin = margin_of(scale)
-    window = cut_window(image, scale * top, scale * left, scale * patch, margin, scale)
+    window = cut_crop(image, scale * top, scale * left, scale * patch, margin, scale)
     assert window.shape == (scale * patch + 2 * margin, scale * patch + 2 * margin, 3)
     whole = definition(modcrop(image, scale), scale, rounding)
     expected = whole[top : top + patch, left : left + patch]
@@ -131,13 +132,13 @@ def test_windows_at_every_edge_and_corner(photo: Pixels, scale: int, rounding: R
     patch = 4
     for top in (0, 3, whole.shape[0] - patch):
         for left in (0, 3, whole.shape[1] - patch):
-            window = cut_window(image, scale * top, scale * left, scale * patch, margin_of(scale), scale)
+            window = cut_crop(image, scale * top, scale * left, scale * patch, margin_of(scale), scale)
             expected = whole[top : top + patch, left : left + patch]
             np.testing.assert_array_equal(downsample_one(window, scale, rounding), expected)
 
 
 def test_window_inside_the_image_is_not_copied(photo: Pixels) -> None:
-    assert np.shares_memory(cut_window(photo, 40, 60, 48, 4, 2), photo)
+    assert np.shares_memory(cut_crop(photo, 40, 60, 48, 4, 2), photo)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -149,10 +150,10 @@ def test_all_orientations_equal_the_crop_of_the_whole_image(photo: Pixels, scale
     config = Config(
         scale=scale, data=Data(patch=patch), objective=Objective(name="vanilla"), train=Train(batch=64, steps=1)
     )
-    loader = PlainLoader(config, [image], None)
-    plan, batch = loader.planner.plan(0), loader.batch_at(0)
-    assert batch.hr is not None
-    made = downsample(batch.hr, scale, rounding, batch.transposed).numpy()
+    loader = plain_loader(config, [image], None)
+    plan, batch = loader.planner.plan(0).crops, loader.batch_at(0)
+    assert batch.samples.hr is not None
+    made = downsample(batch.samples.hr, scale, rounding, batch.samples.transposed).numpy()
 
     orientations = set()
     for index in range(64):
@@ -168,7 +169,7 @@ def test_all_orientations_equal_the_crop_of_the_whole_image(photo: Pixels, scale
         orientations.add((plan.flip_rows[index], plan.flip_columns[index], plan.transpose[index]))
     assert len(orientations) == 8
 
-    unaware = downsample(batch.hr, scale, rounding).numpy()
+    unaware = downsample(batch.samples.hr, scale, rounding).numpy()
     differs = (unaware != made).any(axis=(1, 2, 3))
     assert not differs[~plan.transpose].any()
     if rounding == "uint8":  # rounding between the passes makes their order matter

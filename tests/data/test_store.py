@@ -1,4 +1,4 @@
-"""The store of decoded pictures: what `prepare` writes, when it decodes again, and what it survives."""
+"""The store of decoded images: what `prepare` writes, when it decodes again, and what it survives."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def draw(path: Path, seed: int, size: tuple[int, int]) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Four small pictures, NAMES of SIZES."""
+    """Four small images, NAMES of SIZES."""
     for seed, (name, size) in enumerate(zip(NAMES, SIZES, strict=True)):
         draw(tmp_path / name, seed, size)
     return tmp_path / "set"
@@ -38,7 +39,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the pictures that `prepare` decodes, as it decodes them."""
+    """Names of the images that `prepare` decodes, as it decodes them."""
     names: list[str] = []
 
     def count(path: Path, *, convert_16bit: bool = False) -> Pixels:
@@ -51,7 +52,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path, int], None]:
-    """Runs `prepare` and presses Ctrl-C at the picture after the first `count`."""
+    """Runs `prepare` and presses Ctrl-C at the image after the first `count`."""
 
     def run(source: Path, store: Path, count: int) -> None:
         left = iter(range(count))
@@ -76,7 +77,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def check(store: Path, source: Path) -> None:
-    """Assert that the store holds exactly the pictures of the source, and nothing else."""
+    """Assert that the store holds exactly the images of the source, and nothing else."""
     opened = Store(store)
     assert [entry.name for entry in opened.entries] == NAMES
     for entry, pixels in zip(opened.entries, opened.images, strict=True):
@@ -231,10 +232,68 @@ def test_a_touched_picture_is_hashed_once_and_not_decoded(
     check(tmp_path / "store", pictures)
 
 
+def count_hashes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for every SHA-256 that is begun."""
+    begun: list[int] = []
+    sha256 = hashlib.sha256
+
+    def counted(*data: bytes) -> Any:
+        begun.append(len(begun))
+        return sha256(*data)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    return begun
+
+
+def test_a_store_of_800_images_is_opened_and_prepared_again_without_hashing(
+    tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many").mkdir()
+    for index in range(800):
+        Image.new("RGB", (4, 4), (index % 256, index // 256, 7)).save(tmp_path / "many" / f"{index}.bmp")
+    prepare([str(tmp_path / "many")], tmp_path / "store")
+    decoded.clear()
+    begun = count_hashes(monkeypatch)
+    assert len(Store(tmp_path / "store")) == 800
+    assert len(prepare([str(tmp_path / "many")], tmp_path / "store")) == 800
+    assert (begun, decoded) == ([], [])
+    prepare([str(tmp_path / "many")], tmp_path / "store", verify=True)
+    assert (len(begun), decoded) == (800, [])
+
+
+def test_a_copied_store_is_hashed_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy has other modification times: all are hashed, found intact, and trusted from then on."""
+    prepare([str(pictures)], tmp_path / "store")
+    shutil.copytree(tmp_path / "store", tmp_path / "copy", copy_function=shutil.copyfile)
+    begun = count_hashes(monkeypatch)
+    prepare([str(pictures)], tmp_path / "copy")
+    assert len(begun) == len(NAMES)
+    prepare([str(pictures)], tmp_path / "copy")
+    assert len(begun) == len(NAMES)
+
+
+def test_damage_that_keeps_size_and_time_is_found_by_verify_alone(
+    pictures: Path, tmp_path: Path, decoded: list[str]
+) -> None:
+    made = prepare([str(pictures)], tmp_path / "store")
+    file = tmp_path / "store" / made.entries[1].file
+    status = file.stat()
+    flip(file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    decoded.clear()
+    prepare([str(pictures)], tmp_path / "store")
+    assert decoded == []
+    prepare([str(pictures)], tmp_path / "store", verify=True)
+    assert decoded == ["b.png"]
+    check(tmp_path / "store", pictures)
+
+
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
+    written = file.stat().st_mtime_ns
     file.write_bytes(content)
+    os.utime(file, ns=(written, written + 10**9))  # a file system's clock may tick only every few milliseconds
 
 
 def truncate(file: Path) -> None:
@@ -273,7 +332,7 @@ def test_a_picture_that_left_the_sources_is_refused(pictures: Path, tmp_path: Pa
     prepare([str(pictures)], tmp_path / "store")
     before = contents(tmp_path / "store")
     (pictures / "b.png").unlink()
-    with pytest.raises(ValueError, match=r"already holds set/b\.png, which is not among the sources \(1 such pictures"):
+    with pytest.raises(ValueError, match=r"already holds set/b\.png, which is not among the sources \(1 such images"):
         prepare([str(pictures)], tmp_path / "store")
     assert contents(tmp_path / "store") == before
 
@@ -300,7 +359,7 @@ def test_the_size_is_announced_and_too_small_a_disk_is_refused_before_the_first_
     assert not list(store.rglob("*.npy"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=bytes_needed))
     prepare([str(pictures)], store)
-    assert f"decoded pictures: {bytes_needed} bytes needed, {bytes_needed} bytes free in {store}" in (
+    assert f"decoded images: {bytes_needed} bytes needed, {bytes_needed} bytes free in {store}" in (
         capsys.readouterr().out
     )
     check(store, pictures)

@@ -1,6 +1,8 @@
 """Centroids: what `teach` makes, when it makes them again, and that they belong to the store as it is."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image, modcrop
 from eco_fast.data.store import MANIFEST, Store, open_centroids
-from eco_fast.inference.centroids import teach
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
-from eco_fast.utils.files import sha256_of
+from eco_fast.utils.files import file_stamp, sha256_of
+from tests.loaders import centroids_of
 
 NAMES = ["set/a.png", "set/b.png", "set/c.png"]
 SIZES = [(21, 26), (24, 24), (17, 33)]
@@ -70,7 +72,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
 def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
     hr: Store, teacher: Path, rounding: Rounding
 ) -> None:
-    out = teach(hr.folder, teacher, 2, rounding=rounding, device="cpu")
+    out = centroids_of(hr.folder, teacher, 2, rounding=rounding, device="cpu")
     centroids = open_centroids(hr, out, 2)
     network = load_network(teacher)
     assert [entry.name for entry in centroids.entries] == NAMES
@@ -85,21 +87,22 @@ def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
 
 
 def test_the_manifest_tells_what_the_centroids_are(hr: Store, teacher: Path) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = centroids_of(hr.folder, teacher, 2, device="cpu")
     manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["attributes"] == {
         "kind": "centroids",
         "scale": 2,
         "rounding": "uint8",
         "teacher_sha256": sha256_of(teacher),
+        "teacher_stamp": file_stamp(teacher),
     }
     assert [entry["origin"] for entry in manifest["entries"]] == [entry.sha256 for entry in hr.entries]
 
 
 def test_small_tiles_give_the_same_centroids(hr: Store, teacher: Path, tmp_path: Path) -> None:
-    whole = Store(teach(hr.folder, teacher, 2, device="cpu"))
+    whole = Store(centroids_of(hr.folder, teacher, 2, device="cpu"))
     again = prepare([str(tmp_path / "set")], tmp_path / "again")
-    tiled = Store(teach(again.folder, teacher, 2, tile=6, device="cpu"))
+    tiled = Store(centroids_of(again.folder, teacher, 2, tile=6, device="cpu"))
     for one, other in zip(whole.images, tiled.images, strict=True):
         difference = np.abs(one.astype(int) - other)
         assert difference.max() <= 1  # the order of the sums may differ
@@ -107,10 +110,10 @@ def test_small_tiles_give_the_same_centroids(hr: Store, teacher: Path, tmp_path:
 
 
 def test_a_second_run_changes_nothing(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
-    teach(hr.folder, teacher, 2, device="cpu")
+    centroids_of(hr.folder, teacher, 2, device="cpu")
     before = snapshot(hr.folder)
     taught.clear()
-    teach(hr.folder, teacher, 2, device="cpu")
+    centroids_of(hr.folder, teacher, 2, device="cpu")
     assert snapshot(hr.folder) == before
     assert taught == []
 
@@ -128,62 +131,63 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr("eco_fast.inference.centroids.super_resolve", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            teach(hr.folder, teacher, 2, device="cpu")
+            centroids_of(hr.folder, teacher, 2, device="cpu")
     (half,) = (hr.folder / "centroids").iterdir()
     with pytest.raises(ValueError, match="an unfinished store"):
         open_centroids(hr, half, 2)
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = centroids_of(hr.folder, teacher, 2, device="cpu")
     assert out == half
     assert taught == [(height // 2, width // 2) for height, width in SIZES[1:]]
     again = prepare([str(tmp_path / "set")], tmp_path / "again")
-    straight = teach(again.folder, teacher, 2, device="cpu")
-    resumed, unbroken = (
-        {file.relative_to(folder): content for file, (_, content) in snapshot(folder).items()}
-        for folder in (out, straight)
-    )
-    assert len(resumed) == len(NAMES) + 1
-    assert resumed == unbroken
+    straight = centroids_of(again.folder, teacher, 2, device="cpu")
+    resumed, unbroken = (Store(folder) for folder in (out, straight))
+    assert len(list(out.glob("images/*"))) == len(NAMES)
+    for first, second in zip(resumed.entries, unbroken.entries, strict=True):
+        assert replace(first, written="") == replace(second, written="")
+        assert (out / first.file).read_bytes() == (straight / second.file).read_bytes()
 
 
 def test_a_changed_picture_is_noticed_and_it_alone_taught_again(
     hr: Store, teacher: Path, taught: list[tuple[int, ...]], photo: Pixels, tmp_path: Path
 ) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = centroids_of(hr.folder, teacher, 2, device="cpu")
     draw(tmp_path / NAMES[1], photo[:30, :40])
     changed = prepare([str(tmp_path / "set")], hr.folder)
-    with pytest.raises(ValueError, match=r"set/b\.png has changed since the centroids were made; run `eco-fast teach`"):
+    with pytest.raises(
+        ValueError, match=r"set/b\.png has changed since its centroid was made; run `eco-fast centroids`"
+    ):
         open_centroids(changed, out, 2)
     taught.clear()
-    assert teach(hr.folder, teacher, 2, device="cpu") == out
+    assert centroids_of(hr.folder, teacher, 2, device="cpu") == out
     assert taught == [(15, 20)]
     assert open_centroids(changed, out, 2).images[1].shape == (30, 40, 3)
 
 
 def test_a_new_picture_is_noticed(hr: Store, teacher: Path, photo: Pixels, tmp_path: Path) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = centroids_of(hr.folder, teacher, 2, device="cpu")
     draw(tmp_path / "set" / "d.png", photo[:20, :20])
-    with pytest.raises(ValueError, match=r"set/d\.png has changed since the centroids were made"):
+    with pytest.raises(ValueError, match=r"set/d\.png has changed since its centroid was made"):
         open_centroids(prepare([str(tmp_path / "set")], hr.folder), out, 2)
 
 
 def test_centroids_of_another_scale_are_noticed(hr: Store, tmp_path: Path) -> None:
-    out = teach(hr.folder, save_teacher(tmp_path / "x3.safetensors", 1, scale=3), 3, device="cpu")
-    with pytest.raises(ValueError, match=r"the centroid of set/a\.png does not have the size of its HR picture"):
+    out = centroids_of(hr.folder, save_teacher(tmp_path / "x3.safetensors", 1, scale=3), 3, device="cpu")
+    with pytest.raises(ValueError, match=r"the centroid of set/a\.png does not have the size of its HR image"):
         open_centroids(hr, out, 2)
 
 
 def test_a_teacher_of_another_scale_is_refused(hr: Store, teacher: Path) -> None:
     with pytest.raises(ValueError, match=r"teacher\.safetensors: a network for x2, but x3 is asked for"):
-        teach(hr.folder, teacher, 3, device="cpu")
+        centroids_of(hr.folder, teacher, 3, device="cpu")
     assert not (hr.folder / "centroids").exists()
 
 
 def test_every_teacher_and_rounding_has_a_folder_of_its_own(hr: Store, teacher: Path, tmp_path: Path) -> None:
     other_teacher = save_teacher(tmp_path / "other.safetensors", 2)
     kinds: list[tuple[Path, Rounding]] = [(teacher, "uint8"), (teacher, "im2double"), (other_teacher, "uint8")]
-    first = [teach(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds]
+    first = [centroids_of(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds]
     before = snapshot(hr.folder)
-    assert [teach(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds] == first
+    assert [centroids_of(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds] == first
     assert len(set(first)) == 3
     assert snapshot(hr.folder) == before
     mine, _, other = (Store(folder).images[0] for folder in first)
@@ -191,13 +195,15 @@ def test_every_teacher_and_rounding_has_a_folder_of_its_own(hr: Store, teacher: 
 
 
 def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = centroids_of(hr.folder, teacher, 2, device="cpu")
     entry, pixels = Store(out).entries[2], np.array(Store(out).images[2])
     content = bytearray((out / entry.file).read_bytes())
     content[-1] ^= 1
+    written = (out / entry.file).stat().st_mtime_ns
     (out / entry.file).write_bytes(content)
+    os.utime(out / entry.file, ns=(written, written + 10**9))  # a file system's clock may tick every few milliseconds
     taught.clear()
-    teach(hr.folder, teacher, 2, device="cpu")
+    centroids_of(hr.folder, teacher, 2, device="cpu")
     assert taught == [(SIZES[2][0] // 2, SIZES[2][1] // 2)]
     assert np.array_equal(Store(out).images[2], pixels)
 
@@ -206,12 +212,12 @@ def test_a_picture_smaller_than_the_scale_is_named(teacher: Path, photo: Pixels,
     draw(tmp_path / "tiny" / "dot.png", photo[:1, :9])
     prepare([str(tmp_path / "tiny")], tmp_path / "store")
     with pytest.raises(ValueError, match=r"tiny/dot\.png: an image of 9x1 pixels is smaller than the scale 2"):
-        teach(tmp_path / "store", teacher, 2, device="cpu")
+        centroids_of(tmp_path / "store", teacher, 2, device="cpu")
 
 
 def test_self_ensemble_makes_centroids_of_its_own(hr: Store, teacher: Path) -> None:
-    plain = teach(hr.folder, teacher, 2, device="cpu")
-    ensemble = teach(hr.folder, teacher, 2, device="cpu", self_ensemble=True)
+    plain = centroids_of(hr.folder, teacher, 2, device="cpu")
+    ensemble = centroids_of(hr.folder, teacher, 2, device="cpu", self_ensemble=True)
     assert plain != ensemble
     network = load_network(teacher)
     for folder, option in ((plain, False), (ensemble, True)):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
-from eco_fast.inference.upscale import outputs, upscale
+from eco_fast.data.output_paths import output_paths
+from eco_fast.inference.upscale import upscale
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
 
@@ -95,4 +96,4 @@ def test_two_pictures_for_one_file_are_refused(photo: Pixels, tmp_path: Path) ->
     for name in ("a.png", "a.bmp"):
         Image.fromarray(photo[:8, :8]).save(tmp_path / name)
     with pytest.raises(ValueError, match=r"a\.png and .*a\.bmp would both become .*out/a\.png"):
-        outputs(tmp_path, tmp_path / "out")
+        output_paths(tmp_path, tmp_path / "out")

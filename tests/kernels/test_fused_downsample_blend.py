@@ -13,7 +13,7 @@ from eco_fast_kernels.fused import downsample_blend as fused
 from torch import Tensor
 
 from eco_fast.data.images import read_image
-from eco_fast.data.loader import cut_window
+from eco_fast.data.loader import cut_crop
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -284,7 +284,7 @@ def test_regions_of_real_images_equal_matlabs_files(device: str, shared_data: Pa
     patch = 3
     last = tuple(size - patch for size in matlab.shape[:2])
     top, left = {"interior": (last[0] // 2, last[1] // 3), "first corner": (0, 0), "last corner": last}[where]
-    cut = cut_window(image, scale * top, scale * left, scale * patch, margin_of(scale), scale)
+    cut = cut_crop(image, scale * top, scale * left, scale * patch, margin_of(scale), scale)
     crop = torch.from_numpy(np.ascontiguousarray(cut))
     crops, flags = torch.stack([crop, crop.transpose(0, 1)]), torch.tensor([False, True])
     made = launch(crops, None, THIRD, scale, rounding, device=device, transposed=flags, dtype=torch.uint8)

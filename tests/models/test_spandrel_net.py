@@ -13,10 +13,10 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.data.store import Store
-from eco_fast.inference.centroids import teach
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, load_network_of_scale, spandrel_net
 from eco_fast.models.spandrel_net import Foreign
+from tests.loaders import centroids_of
 
 pytestmark = [
     pytest.mark.usefixtures("spandrel"),
@@ -108,7 +108,7 @@ def test_it_teaches(compact: Path, tmp_path: Path, photo: Pixels) -> None:
     """And evaluates and upscales."""
     write_png(tmp_path / "hr" / "a.png", photo[:60, :84])
     assert main(["prepare", str(tmp_path / "hr"), "--store", str(tmp_path / "store")]) == 0
-    out = teach(tmp_path / "store", compact, 2, device="cpu")
+    out = centroids_of(tmp_path / "store", compact, 2, device="cpu")
     centroid = Store(out).images[0]
     assert centroid.shape == (60, 84, 3)
     assert np.abs(centroid.astype(int) - photo[:60, :84]).mean() < 12  # not far from what it upscales
@@ -130,14 +130,14 @@ def test_a_teacher_that_does_not_upscale_is_warned_of(
     torch.save(state, compact)
     write_png(tmp_path / "hr" / "a.png", photo[:60, :84])
     prepare([str(tmp_path / "hr")], tmp_path / "store")
-    teach(tmp_path / "store", compact, 2, device="cpu")
+    centroids_of(tmp_path / "store", compact, 2, device="cpu")
     assert "warning" not in capsys.readouterr().out
     state[f"body.{last}.bias"] += 0.06
     torch.save(state, compact)
-    teach(tmp_path / "store", compact, 2, device="cpu")
+    centroids_of(tmp_path / "store", compact, 2, device="cpu")
     said = capsys.readouterr().out
     assert "compact.pth: its output, downsampled again, differs from its input by 15." in said
-    teach(tmp_path / "store", compact, 2, device="cpu")
+    centroids_of(tmp_path / "store", compact, 2, device="cpu")
     assert "warning" not in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eco_fast.config import Config, SwinirModel, Train, validate
-from eco_fast.data.batch import Planner
+from eco_fast.data.batch import BatchPlanner
 from eco_fast.models import build, compile_blocks, load_network, save_network, warm_start
 from eco_fast.models.cpu import build as cpu_build
 from eco_fast.models.cpu import window_attention as attention
@@ -246,23 +246,27 @@ def test_stochastic_depth_leaves_out_branches_and_keeps_the_mean() -> None:
     torch.testing.assert_close(network(lr, all_out), amplified(lr))
 
 
+def drop_path(planner: BatchPlanner, step: int) -> Any:
+    return planner.conditions(planner.plan(step)).drop_path_uniforms
+
+
 def test_draws_are_a_function_of_the_seed_the_step_and_the_sample() -> None:
     config = Config(model=SwinirModel(**TINY), train=Train(batch=6))
     sizes = [(200, 200)]
-    whole = Planner(config, sizes).batch(5, None, None).draws
+    whole = drop_path(BatchPlanner(config, sizes), 5)
     assert whole is not None
     assert whole.shape == (6, 8)
-    parts = [Planner(config, sizes, rank, 2).batch(5, None, None).draws for rank in (0, 1)]
+    parts = [drop_path(BatchPlanner(config, sizes, rank, 2), 5) for rank in (0, 1)]
     assert torch.equal(torch.cat([part for part in parts if part is not None]), whole)
-    other = Planner(config, sizes).batch(6, None, None).draws
+    other = drop_path(BatchPlanner(config, sizes), 6)
     assert other is not None
     assert not torch.equal(whole, other)
-    sampler = Planner(config, sizes).sampler
-    many = np.concatenate([sampler.draws(step, 0, 1000) for step in range(100)])
+    sampler = BatchPlanner(config, sizes).sampler
+    many = np.concatenate([sampler.drop_path_uniforms(step, 0, 1000) for step in range(100)])
     assert many.min() >= 0
     assert many.max() < 1
     assert abs(many.mean() - 0.5) < 0.005  # five standard errors
-    assert Planner(Config(model=SwinirModel(**TINY, drop_path=0)), sizes).batch(0, None, None).draws is None
+    assert drop_path(BatchPlanner(Config(model=SwinirModel(**TINY, drop_path=0)), sizes), 0) is None
 
 
 def test_work_is_counted_without_memory() -> None:
@@ -280,7 +284,7 @@ def test_a_recipe_names_its_keys() -> None:
     values = {"model": {"name": "swinir", "features": 60, "depths": [2, 2], "heads": [6, 6]}}
     model = validate(values, "recipe").model
     assert isinstance(model, SwinirModel)
-    assert (model.draws, model.window, model.patch) == (8, 8, 48)
+    assert (model.drop_path_branches, model.window, model.patch) == (8, 8, 48)
     with pytest.raises(ValueError, match=r"unknown key model\.head \(did you mean model\.heads\?\)"):
         validate({"model": {"name": "swinir", "head": [6]}}, "recipe")
 

@@ -18,8 +18,8 @@ from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.store import Store
 from eco_fast.study.compare import compare
-from eco_fast.training.loop import TrainingState
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.state import TrainingState
 from eco_fast.utils.files import claimed, write_json
 
 ARMS = [("vanilla",), ("eco",)]
@@ -95,9 +95,10 @@ def test_arms_of_a_seed_share_initial_weights_and_samples(finished: Path) -> Non
         samples = []
         with open_loader(recipe, hr, hr, 0, device="cpu", label="test") as loader:
             for batch in loader:
-                windows = batch.hr if batch.hr is not None else batch.sr  # of the same pictures here
-                assert windows is not None
-                samples.append([windows.clone(), batch.transposed.clone()])
+                one = batch.samples
+                crops = one.hr if one.hr is not None else one.sr  # of the same images here
+                assert crops is not None
+                samples.append([crops.clone(), one.transposed.clone()])
         return list(weights.values()), samples, json.loads((run / "scores.json").read_text())["fingerprint"]
 
     eco2, eco3, vanilla2, vanilla3 = (begins(run) for run in runs_of(finished))

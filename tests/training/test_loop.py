@@ -1,5 +1,6 @@
 """Training against losses computed by hand, and what a recipe leaves in its folder."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ from eco_fast_kernels import Rounding
 from PIL import Image
 from torch import Tensor
 
-from eco_fast import config
+from eco_fast import config, models
 from eco_fast.config import Config, EdsrModel, Scale
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
@@ -22,14 +23,14 @@ from eco_fast.data.store import Store
 from eco_fast.evaluation import evaluate
 from eco_fast.evaluation.benchmarks import read_pictures
 from eco_fast.evaluation.evaluate import evaluate_checkpoint
-from eco_fast.inference.centroids import teach
 from eco_fast.models import Network, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
-from eco_fast.objective import mix_at
-from eco_fast.training.loop import train_network
+from eco_fast.objective import blend_weights_at
+from eco_fast.training.loop import ValidationSets, train_network
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.utils.files import sha256_of
+from tests.loaders import centroids_of
 
 PATCH, BATCH = 6, 3
 STILL = 1e-30  # a learning rate below every weight's last bit
@@ -37,8 +38,8 @@ STILL = 1e-30  # a learning rate below every weight's last bit
 
 @pytest.fixture(scope="module")
 def pictures(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Training pictures that a patch of every scale fits into; their sizes are no multiples of any."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Training images that a patch of every scale fits into; their sizes are no multiples of any."""
+    folder = tmp_path_factory.mktemp("images")
     for index, (top, left, height, width) in enumerate([(60, 120, 53, 59), (150, 200, 71, 49), (20, 300, 55, 83)]):
         write_png(folder / "train" / f"{index}.png", photo[top : top + height, left : left + width])
     write_png(folder / "validation" / "eye.png", photo[70:111, 150:199])
@@ -65,7 +66,7 @@ def recipe(pictures: Path, *, scale: int = 2, seed: int = 3, **changes: Any) -> 
 def train(recipe: Config, folder: Path) -> list[dict[str, Any]]:
     """Train the one network of a vanilla recipe; its rows."""
     run = RunFolder(folder / "run", recipe, resume=False)
-    train_network(run, prepare(list(recipe.data.train), folder / "store"), None, {})
+    train_network(run, prepare(list(recipe.data.train), folder / "store"), None, ValidationSets())
     return run.rows()
 
 
@@ -76,7 +77,7 @@ def initial(recipe: Config) -> EDSR:
 
 
 def decoded(recipe: Config) -> list[Pixels]:
-    """The training pictures as Pillow reads them, cropped to multiples of the scale."""
+    """The training images as Pillow reads them, cropped to multiples of the scale."""
     images = [np.array(Image.open(path)) for path in sorted(Path(recipe.data.train[0]).iterdir())]
     return [
         image[: len(image) // recipe.scale * recipe.scale, : image.shape[1] // recipe.scale * recipe.scale]
@@ -85,7 +86,7 @@ def decoded(recipe: Config) -> list[Pixels]:
 
 
 def centroids(recipe: Config, teacher: Network) -> list[Pixels]:
-    """The teacher's output over the LR image of every picture, each in one piece."""
+    """The teacher's output over the LR image of every image, each in one piece."""
     made = []
     for image in decoded(recipe):
         lr = torch.from_numpy(downsample_image(image, recipe.scale, recipe.data.rounding)).permute(2, 0, 1)[None] / 255
@@ -96,11 +97,11 @@ def centroids(recipe: Config, teacher: Network) -> list[Pixels]:
 
 
 def loss_by_hand(recipe: Config, network: EDSR, hr: list[Pixels], sr: list[Pixels], step: int) -> float:
-    """The loss of a step in float64: patches of whole downsampled pictures, blended as the paper's equations say."""
+    """The loss of a step in float64: patches of whole downsampled images, blended as the paper's equations say."""
     scale, patch = recipe.scale, recipe.data.patch
     sizes = [(image.shape[0], image.shape[1]) for image in hr]
-    plan = Sampler(sizes, scale=scale, patch=patch, batch=recipe.train.batch, seed=recipe.seed).plan(step)
-    mix = mix_at(recipe.objective, step, recipe.train.steps)
+    plan = Sampler(sizes, scale=scale, patch=patch, batch_size=recipe.train.batch, seed=recipe.seed).plan(step)
+    mix = blend_weights_at(recipe.objective, step, recipe.train.steps)
 
     def cut(image: Pixels, index: int, spacing: int) -> Tensor:
         top, left, side = plan.top[index] // spacing, plan.left[index] // spacing, scale * patch // spacing
@@ -116,7 +117,7 @@ def loss_by_hand(recipe: Config, network: EDSR, hr: list[Pixels], sr: list[Pixel
         lr = [downsample_image(one, scale, recipe.data.rounding) for one in (real, centroid)]
         alpha, beta = mix.input, mix.target
         if recipe.objective.alpha_sample:
-            alpha, beta = float(plan.chance[index] < alpha), float(plan.chance[index] < beta)
+            alpha, beta = float(plan.uniform[index] < alpha), float(plan.uniform[index] < beta)
         inputs = alpha * cut(lr[0], index, scale) + (1 - alpha) * cut(lr[1], index, scale)
         target = beta * cut(real, index, 1) + (1 - beta) * cut(centroid, index, 1)
         with torch.no_grad():
@@ -151,14 +152,16 @@ def test_every_loss_equals_a_computation_by_hand(
     teacher.add_mean.bias.mul_(1.1)
     save_network(tmp_path / "teacher.safetensors", teacher)
     if made.needs_centroids:
-        sr = Store(teach(store.folder, tmp_path / "teacher.safetensors", scale, rounding=rounding, device="cpu"))
+        sr = Store(centroids_of(store.folder, tmp_path / "teacher.safetensors", scale, rounding=rounding, device="cpu"))
     run = RunFolder(tmp_path / "run", made, resume=False)
-    network = train_network(run, store, sr, {})
+    network = train_network(run, store, sr, ValidationSets())
     start = initial(made)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in start.state_dict().items())
     expected = [loss_by_hand(made, start, decoded(made), centroids(made, teacher), step) for step in range(4)]
     assert [row["loss"] for row in run.rows()] == pytest.approx(expected, rel=1e-6)
-    assert [row["alpha"] for row in run.rows()] == [mix_at(made.objective, step, 4).target for step in range(4)]
+    assert [row["alpha"] for row in run.rows()] == [
+        blend_weights_at(made.objective, step, 4).target for step in range(4)
+    ]
     assert len(set(expected)) == 4
 
 
@@ -186,9 +189,39 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return made, folder
 
 
+def test_a_run_opens_store_and_teacher_once_and_a_resumed_one_hashes_nothing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed: DIV2K with its centroids would be 13 GB to hash."""
+    made = recipe(pictures, data__validation=(str(pictures / "validation"),), train__vanilla_twin=True)
+    opened: list[str] = []
+    whole_store, whole_load, sha256 = Store.__init__, models.load_network, hashlib.sha256
+
+    def open_store(store: Store, folder: Path) -> None:
+        opened.append("centroids" if "centroids" in str(folder) else "store")
+        whole_store(store, folder)
+
+    def load(path: Path) -> models.Network:
+        opened.append("teacher" if "teacher" in str(path) else "network")
+        return whole_load(path)
+
+    def hashed(*data: bytes) -> Any:
+        opened.append("hash")
+        return sha256(*data)
+
+    monkeypatch.setattr(Store, "__init__", open_store)
+    monkeypatch.setattr(models, "load_network", load)
+    run_recipe(made, tmp_path / "run")
+    assert sorted(opened) == ["centroids", "store", "teacher"]
+    opened.clear()
+    monkeypatch.setattr(hashlib, "sha256", hashed)
+    run_recipe(made, tmp_path / "run", resume=True)
+    assert sorted(opened) == ["centroids", "store", "teacher"]
+
+
 def test_a_run_leaves_everything_that_its_folder_promises(finished: tuple[Config, Path]) -> None:
     made, folder = finished
-    for run in (folder, folder / "teacher", folder / "vanilla"):
+    for run in (folder, folder / "teacher", folder / "baseline"):
         for name in ("last", "best"):
             assert load_network(run / "checkpoints" / f"{name}.safetensors").scale == 2
             state = torch.load(run / "checkpoints" / f"{name}.state.pt", weights_only=True)
@@ -212,12 +245,12 @@ def test_the_summary_scores_all_networks_on_the_test_pictures(finished: tuple[Co
     _, folder = finished
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["scale"], summary["steps"], summary["images"]) == (2, 8, ["validation/eye.png"])
-    assert list(summary["seconds"]) == ["prepare", "teacher", "teach", "train", "vanilla", "evaluate"]
-    for name, run in {"teacher": folder / "teacher", "vanilla": folder / "vanilla", "student": folder}.items():
+    assert list(summary["seconds"]) == ["prepare", "teacher", "centroids", "train", "baseline", "evaluate"]
+    for name, run in {"teacher": folder / "teacher", "baseline": folder / "baseline", "student": folder}.items():
         source = str(pictures / "validation")
         scores = evaluate_checkpoint(run / "checkpoints" / "last.safetensors", [source], 2, device="cpu")
         assert summary[name] == pytest.approx(scores[source]["validation/eye.png"].as_dict(), rel=1e-12)
-    assert summary["teacher"] != summary["student"] == summary["vanilla"]
+    assert summary["teacher"] != summary["student"] == summary["baseline"]
     assert summary["bicubic"].keys() == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
     assert summary["bicubic"]["psnr_y"] > 25
 
@@ -231,7 +264,7 @@ def test_teacher_student_and_twin_see_the_promised_samples(finished: tuple[Confi
     vanilla = made.objective.model_copy(update={"name": "vanilla"})
     runs = {
         folder: made,
-        folder / "vanilla": made.model_copy(update={"objective": vanilla}),
+        folder / "baseline": made.model_copy(update={"objective": vanilla}),
         folder / "teacher": made.model_copy(
             update={"objective": vanilla, "seed": 4, "train": made.train.model_copy(update={"steps": 6})}
         ),
@@ -273,11 +306,11 @@ def test_a_student_that_passes_its_teacher_says_so_once(
     store = prepare(list(made.data.train), tmp_path / "store")
     validation = read_pictures([str(pictures / "validation")], 2)
     run = RunFolder(tmp_path / "alone", made, resume=False)
-    train_network(run, store, None, validation)
+    train_network(run, store, None, ValidationSets(validation))
     best = max(row["psnr_y"] for row in run.rows() if "psnr_y" in row)
     assert "the teacher" not in capsys.readouterr().out
     run = RunFolder(tmp_path / "taught", made, resume=False)
-    train_network(run, store, None, validation, teacher_psnr=best + above)
+    train_network(run, store, None, ValidationSets(validation, teacher_psnr=best + above))
     assert capsys.readouterr().out.count(f"warning: passed the teacher's {best + above:.3f} dB; a teacher") == warned
 
 
@@ -291,7 +324,7 @@ def test_the_teachers_score_is_said_before_the_training(
     run_recipe(made, tmp_path / "run")
     scores = evaluate_checkpoint(path, [source], 2, device="cpu")[source]["validation/eye.png"]
     said = capsys.readouterr().out
-    assert f"teacher: {scores.psnr_y:.3f} dB on the validation pictures" in said
+    assert f"teacher: {scores.psnr_y:.3f} dB on the validation images" in said
     assert f"warning: passed the teacher's {scores.psnr_y:.3f} dB" in said, "an untrained network teaches nothing"
 
 

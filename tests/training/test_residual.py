@@ -1,7 +1,6 @@
 """Objective `residual` against its formula, and the runs that it refuses."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.data.images import Pixels, write_png
-from eco_fast.data.loader import PlainLoader
-from eco_fast.objective import mix_at
-from eco_fast.training.loop import TrainingState
+from eco_fast.objective import blend_weights_at
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.precision import set_precision
-from eco_fast.training.step import Step, TrainingLoss
+from eco_fast.training.state import TrainingState
+from eco_fast.training.step import TrainingLoss, TrainStep
+from tests.loaders import plain_loader
 
 PATCH, BATCH = 8, 3
 
@@ -59,19 +58,19 @@ def test_the_loss_is_the_distance_from_what_the_centroid_lacks(
     kind: str, compiled: bool, hr: list[Pixels], sr: list[Pixels]
 ) -> None:
     made = recipe(objective__loss=kind)
-    batch = PlainLoader(made, hr, sr).batch_at(5)
+    batch = plain_loader(made, hr, sr).batch_at(5)
     network = TrainingState(made, "cpu", None, "test").network
-    loss = TrainingLoss(network, made, set_precision(made.train, "cpu"))
+    loss = TrainingLoss(network, made.data, made.objective, set_precision(made.train, "cpu"))
     if compiled:
         torch.compiler.reset()
         loss.compile(fullgraph=True, dynamic=False)
     seen: list[Tensor] = []
     network.register_forward_hook(lambda _, __, output: seen.append(output))
-    value = loss(**batch.tensors(), gradient_scale=torch.ones(()))
+    value = loss(batch.samples, torch.ones(()))
     residual = seen[0].detach().double().requires_grad_()
-    assert batch.hr is not None
-    assert batch.sr is not None
-    expected = by_the_formula(residual, batch.hr, batch.sr, kind)
+    assert batch.samples.hr is not None
+    assert batch.samples.sr is not None
+    expected = by_the_formula(residual, batch.samples.hr, batch.samples.sr, kind)
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
     if not compiled:
         (ours,) = torch.autograd.grad(value, seen[0])
@@ -80,10 +79,11 @@ def test_the_loss_is_the_distance_from_what_the_centroid_lacks(
 
 
 class Constant(nn.Module):
-    """Makes the same picture of every LR."""
+    """Makes the same image of every LR."""
 
     def __init__(self, level: float) -> None:
         super().__init__()
+        self.scale = 2
         self.picture = nn.Parameter(torch.full((1, 3, 2 * PATCH, 2 * PATCH), level))
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -93,24 +93,24 @@ class Constant(nn.Module):
 def test_of_two_pictures_that_are_as_far_from_their_centroid_mid_grey_is_learnt(
     hr: list[Pixels], sr: list[Pixels]
 ) -> None:
-    """The least squares over all pictures of an LR are at their mean residual, which is none (paper, Appendix B)."""
+    """The least squares over all images of an LR are at their mean residual, which is none (paper, Appendix B)."""
     made = recipe(objective__loss="l2", train__batch=2)
     side = 2 * (PATCH + 4)
     pattern = 20 * (1 - 2 * ((torch.arange(side)[:, None, None] + torch.arange(side)[None, :, None]) % 2))
     centroid = torch.full((2, side, side, 3), 120)
     pictures = torch.stack([centroid[0] + pattern, centroid[1] - pattern])
-    batch = replace(PlainLoader(made, hr, sr).batch_at(0), hr=pictures.byte(), sr=centroid.byte())
+    batch = plain_loader(made, hr, sr).batch_at(0).samples._replace(hr=pictures.byte(), sr=centroid.byte())
 
     def gradient(level: float, samples: slice) -> Tensor:
         network: Any = Constant(level)
-        loss = TrainingLoss(network, made, set_precision(made.train, "cpu"))
-        loss(**batch.part(samples).tensors(), gradient_scale=torch.ones(())).backward()
+        loss = TrainingLoss(network, made.data, made.objective, set_precision(made.train, "cpu"))
+        loss(batch.part(samples), torch.ones(())).backward()
         (parameter,) = loss.parameters()
         assert parameter.grad is not None
         return parameter.grad
 
     each = gradient(0.5, slice(0, 1)).abs().min()
-    assert gradient(0.5, slice(0, 2)).abs().max() < 1e-6 * each, "no picture alone is content with mid-grey"
+    assert gradient(0.5, slice(0, 2)).abs().max() < 1e-6 * each, "no image alone is content with mid-grey"
     assert gradient(0.49, slice(0, 2)).max() < -each / 100
     assert gradient(0.51, slice(0, 2)).min() > each / 100
 
@@ -120,8 +120,8 @@ def test_parts_of_a_batch_give_the_same_update(hr: list[Pixels], sr: list[Pixels
     for parts in (0, 1):
         made = recipe(train__micro_batch=parts)
         state = TrainingState(made, "cpu", None, "test")
-        step = Step(state.network, state.updater, made, state.precision, "cpu", BATCH)
-        step(PlainLoader(made, hr, sr).batch_at(0), 1e-4)
+        step = TrainStep(state, BATCH)
+        step(plain_loader(made, hr, sr).batch_at(0), 1e-4)
         weights.append(torch.cat([weight.flatten() for weight in state.network.parameters()]))
     assert torch.equal(weights[0].sign(), weights[1].sign())
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-6)
@@ -130,9 +130,9 @@ def test_parts_of_a_batch_give_the_same_update(hr: list[Pixels], sr: list[Pixels
 def test_the_input_is_the_real_lr_at_every_step(hr: list[Pixels], sr: list[Pixels]) -> None:
     made = recipe()
     for step in (0, 7):
-        mix = mix_at(made.objective, step, 8)
+        mix = blend_weights_at(made.objective, step, 8)
         assert (mix.input, mix.reads_hr, mix.reads_sr) == (1, True, True)
-        assert PlainLoader(made, hr, sr).batch_at(step).input_alpha == 1
+        assert plain_loader(made, hr, sr).batch_at(step).samples.input_alpha == 1
 
 
 @pytest.mark.parametrize(

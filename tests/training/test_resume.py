@@ -25,7 +25,7 @@ from eco_fast.data.prepare import prepare
 from eco_fast.data.store import Store
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
-from eco_fast.training.loop import train_network
+from eco_fast.training.loop import ValidationSets, train_network
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
 
@@ -36,7 +36,7 @@ class Stopped(BaseException):
 
 @pytest.fixture(scope="module")
 def pictures(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_png(folder / "train" / "eyes.png", photo[60:113, 120:179])
     write_png(folder / "train" / "fur.png", photo[150:191, 200:249])
     write_png(folder / "validation" / "eye.png", photo[70:98, 150:180])
@@ -101,9 +101,9 @@ class Events:
         modules = ("training.checkpoints", "utils.files", "models", "training.figures", "data.store")
         writes = [f"eco_fast.{module}.write_atomically" for module in modules]
         others = [
-            "training.telemetry.Telemetry.add",
-            "training.run_folder.RunFolder.append",
-            "training.loop.score_network",
+            "telemetry.Telemetry.add",
+            "run_folder.RunFolder.append",
+            "loop.score_network",
         ]
         for target in [*writes, *(f"eco_fast.training.{name}" for name in others)]:
             self._watch(monkeypatch, target)
@@ -168,7 +168,7 @@ def assert_equal_runs(run: Path, unbroken: Path, names: tuple[str, ...] = ("last
 
 
 def train(made: Config, store: Store, folder: Path, validation: dict[str, Pixels], *, resume: bool = False) -> None:
-    train_network(RunFolder(folder, made, resume=resume), store, None, validation)
+    train_network(RunFolder(folder, made, resume=resume), store, None, ValidationSets(validation))
 
 
 @pytest.mark.parametrize(("optimizer", "stride", "improvements"), [("adam", 1, 1), ("lamb", 5, 2)])
@@ -295,7 +295,7 @@ def test_every_stage_of_a_recipe_resumes(pictures: Path, events: Events, tmp_pat
         shutil.rmtree(folder, ignore_errors=True)
         assert events.run(lambda: run_recipe(made, folder), stop_at=moment), stage
         assert not events.run(lambda: run_recipe(made, folder, resume=True)), stage
-        for run in ("", "teacher", "vanilla"):
+        for run in ("", "teacher", "baseline"):
             assert_equal_runs(folder / run, tmp_path / "unbroken" / run)
         assert summary(folder) == summary(tmp_path / "unbroken"), stage
 

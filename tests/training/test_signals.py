@@ -56,7 +56,7 @@ WORK = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder holds pictures, a teacher and a recipe."""
+    """The current folder holds images, a teacher and a recipe."""
     monkeypatch.chdir(tmp_path)
     Path("hr").mkdir()
     for index, side in enumerate((20, 24, 90)):
@@ -137,12 +137,12 @@ import sys, time
 from eco_fast.cli.main import main
 from eco_fast.training import loop
 
-class Slow(loop.Step):
+class Slow(loop.TrainStep):
     def __call__(self, batch, rate):
         time.sleep(SECONDS if batch.step == 5 else 0)
         return super().__call__(batch, rate)
 
-loop.Step = Slow
+loop.TrainStep = Slow
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -188,7 +188,7 @@ def test_a_full_disk_while_a_picture_is_stored(
 ) -> None:
     if command == "teach":
         main(COMMANDS["prepare"])
-    file_size_limit(10_000)  # the first two pictures fit, the third does not
+    file_size_limit(10_000)  # the first two images fit, the third does not
     said = complaint(capsys, COMMANDS[command])
     file_size_limit(resource.RLIM_INFINITY)
     (journal,) = Path(store).rglob("journal.jsonl")

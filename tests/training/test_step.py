@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,14 @@ from eco_fast.cli.main import main
 from eco_fast.config import Config, Optimizer, Train
 from eco_fast.data.batch import Batch
 from eco_fast.data.images import Pixels, write_png
-from eco_fast.data.loader import PlainLoader
 from eco_fast.models import build, load_network
-from eco_fast.training.loop import TrainingState
 from eco_fast.training.memory import explain_oom
 from eco_fast.training.optim.optimizer_step import Updater
 from eco_fast.training.precision import FIRST_SCALE, GROWTH_INTERVAL, GradientScale, Precision, set_precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
-from eco_fast.training.step import Step, split
+from eco_fast.training.state import TrainingState
+from eco_fast.training.step import TrainStep, split
+from tests.loaders import plain_loader
 
 OPTIMIZERS = ["adam", "adamw", "lamb"]
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
@@ -57,13 +56,13 @@ def pictures(photo: Pixels) -> list[Pixels]:
 
 
 def batches(made: Config, pictures: list[Pixels], steps: range) -> list[Batch]:
-    loader = PlainLoader(made, pictures[:2], pictures[2:])
+    loader = plain_loader(made, pictures[:2], pictures[2:])
     return [loader.batch_at(step) for step in steps]
 
 
-def step_of(made: Config, device: str = "cpu") -> tuple[Step, TrainingState]:
+def step_of(made: Config, device: str = "cpu") -> tuple[TrainStep, TrainingState]:
     state = TrainingState(made, device, None, "test")
-    return Step(state.network, state.updater, made, state.precision, device, made.train.batch), state
+    return TrainStep(state, made.train.batch), state
 
 
 class NoReading(TorchDispatchMode):
@@ -152,8 +151,8 @@ def test_one_graph_serves_the_whole_course(pictures: list[Pixels], compiled_grap
     step, _ = step_of(made)
     course = batches(made, pictures, range(5, 100, 10))
     losses = [float(step(batch, 1e-4 * 0.9**batch.step)[0]) for batch in course]
-    assert {batch.mix.reads_hr for batch in course} == {True, False}
-    assert {batch.mix.reads_sr for batch in course} == {True, False}
+    assert {batch.samples.hr is not None for batch in course} == {True, False}
+    assert {batch.samples.sr is not None for batch in course} == {True, False}
     assert compiled_graphs() == 1
     assert not counters["graph_break"]
     eager, _ = step_of(recipe())
@@ -318,21 +317,21 @@ def train(*settings: str, run: str = "run", resume: bool = False) -> int:
 def test_one_bad_batch_is_skipped_and_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its loss is NaN; the run goes on as if it had not been there, and says which pictures it held."""
-    whole = Step.__call__
+    """Its loss is NaN; the run goes on as if it had not been there, and says which images it held."""
+    whole = TrainStep.__call__
 
-    def with_a_bad_batch(step: Step, batch: Batch, rate: float) -> Any:
+    def with_a_bad_batch(step: TrainStep, batch: Batch, rate: float) -> Any:
         if batch.step == 5:
-            assert batch.noise is None
-            side = step.config.data.patch
-            batch = replace(batch, noise=torch.full((2, 3, side, side), float("nan")))
+            assert batch.samples.noise is None
+            noise = torch.full((2, 3, 8, 8), float("nan"))
+            batch = batch._replace(samples=batch.samples._replace(noise=noise))
         return whole(step, batch, rate)
 
-    monkeypatch.setattr(Step, "__call__", with_a_bad_batch)
+    monkeypatch.setattr(TrainStep, "__call__", with_a_bad_batch)
     assert train() == 0
     said = capsys.readouterr().out
     assert said.count("skipped step") == 1
-    assert "student skipped step 6: loss nan; pictures hr/" in said
+    assert "student skipped step 6: loss nan; images hr/" in said
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["skipped"] for row in rows if "skipped" in row] == [0, 1, 1]
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
@@ -359,15 +358,15 @@ def test_the_averaged_weights_are_what_is_kept(capsys: pytest.CaptureFixture[str
 def test_every_state_survives_a_resume(settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient scale, the averages and the parts: what was interrupted ends in the same bits."""
     assert train(*settings, run="unbroken") == 0
-    whole = Step.__call__
+    whole = TrainStep.__call__
 
-    def stopped(step: Step, batch: Batch, rate: float) -> Any:
+    def stopped(step: TrainStep, batch: Batch, rate: float) -> Any:
         if batch.step == 7:
             raise KeyboardInterrupt
         return whole(step, batch, rate)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "__call__", stopped)
+        patch.setattr(TrainStep, "__call__", stopped)
         assert train(*settings, run="broken") == 130
     assert train(*settings, run="broken", resume=True) == 0
     for part in ("metrics.jsonl", "checkpoints/last.safetensors", "checkpoints/best.safetensors"):

@@ -56,7 +56,7 @@ torch.set_num_threads(1)
 rank, fault = int(os.environ.get("RANK", "0")), os.environ.get("FAULT", "")
 first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
-class Step(loop.Step):
+class Step(loop.TrainStep):
     def __call__(self, batch, rate):
         if batch.step == 25 and rank == 1 and first:
             if fault == "killed":
@@ -69,7 +69,7 @@ class Step(loop.Step):
             time.sleep(0.2)
         return super().__call__(batch, rate)
 
-loop.Step = Step
+loop.TrainStep = Step
 code = main(sys.argv[1:])
 if code == 0:  # the group is gone, with its threads: they would disturb the end of the process
     names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]

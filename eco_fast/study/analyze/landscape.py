@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 from eco_fast.config import Config
-from eco_fast.data.batch import Batch
+from eco_fast.data.batch import Samples
 from eco_fast.models import Network
 from eco_fast.study.analyze.gradient_walk import measure, norm_of
 from eco_fast.study.analyze.landscape_report import Found, show_landscape, write_landscape
@@ -49,9 +49,9 @@ class BatchLoss:
         batches: on the network's device, each of `train.batch` samples.
     """
 
-    def __init__(self, network: Network, recipe: Config, batches: Sequence[Batch]) -> None:
+    def __init__(self, network: Network, recipe: Config, batches: Sequence[Samples]) -> None:
         device = str(batches[0].target_alpha.device)
-        self.loss = TrainingLoss(network, recipe, set_precision(recipe.train, device))
+        self.loss = TrainingLoss(network, recipe.data, recipe.objective, set_precision(recipe.train, device))
         self.weights = [weight for weight in network.parameters() if weight.requires_grad]
         samples = recipe.train.batch
         cuts = split(samples, recipe.train.micro_batch or samples)
@@ -74,7 +74,7 @@ class BatchLoss:
         self.move(point)
         loss, gradient = 0.0, torch.zeros_like(point)
         for part, share in self.parts:
-            value = self.loss(**part.tensors(), gradient_scale=point.new_ones(()))
+            value = self.loss(part, point.new_ones(()))
             gradient += _flat(torch.autograd.grad(value, self.weights)) * (share / self.batches)
             loss += value.item() * (share / self.batches)
         return loss, gradient

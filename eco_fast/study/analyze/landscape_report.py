@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from eco_fast.objective import mix_at
+from eco_fast.objective import blend_weights_at
 from eco_fast.study.analyze.gradient_walk import FIGURES, Measures
 from eco_fast.study.analyze.runs import Run
 from eco_fast.study.confidence import interval
@@ -163,7 +163,7 @@ def _rows(found: Found) -> list[dict[str, Any]]:
         "objective": found.run.objective,
         "seed": config.seed,
         "step": found.step,
-        "alpha": mix_at(config.objective, found.step, config.train.steps).target,
+        "alpha": blend_weights_at(config.objective, found.step, config.train.steps).target,
         "loss": measures.loss,
         "gradient_norm": measures.gradient_norm,
         "step_distance": found.unit,

@@ -14,16 +14,16 @@ import torch
 
 from eco_fast import config as recipes
 from eco_fast.config import Config
-from eco_fast.data.batch import Batch
+from eco_fast.data.batch import Samples
 from eco_fast.data.loader import PlainLoader
+from eco_fast.data.sources import without_small
 from eco_fast.data.store import Store, centroid_folder, open_centroids
 from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
-from eco_fast.objective import OBJECTIVES, mix_at
+from eco_fast.objective import OBJECTIVES, blend_weights_at
 from eco_fast.training.checkpoints import STEP, state_path, weights_path
-from eco_fast.training.loop import initial_network
 from eco_fast.training.optim.optimizer_step import Updater
-from eco_fast.training.pipeline import usable
 from eco_fast.training.run_folder import CHECKPOINTS, RECIPE
+from eco_fast.training.state import initial_network
 from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import sha256_of
 
@@ -113,7 +113,7 @@ class Run:
             updater.load_state_dict(state["updater"])
         return network, updater
 
-    def batches(self, recipe: Config, step: int, count: int) -> list[Batch]:
+    def batches(self, recipe: Config, step: int, count: int) -> list[Samples]:
         """The samples of `count` steps from this one on, under the recipe's objective, on the run's device.
 
         Args:
@@ -124,9 +124,9 @@ class Run:
         Raises:
             ValueError: the objective needs centroids, and they or their teacher are missing.
         """
-        sr = self.centroids.images if recipe.needs_centroids else None
-        loader = PlainLoader(recipe, self.hr.images, sr)
-        return [loader.batch_at(step + ahead).to(self.device) for ahead in range(count)]
+        sr = self.centroids if recipe.needs_centroids else None
+        loader = PlainLoader(recipe, self.hr, sr)
+        return [loader.batch_at(step + ahead).samples.to(self.device) for ahead in range(count)]
 
     @property
     def teacher(self) -> Path:
@@ -157,7 +157,7 @@ class Run:
         folder = centroid_folder(self.hr.folder, scale, rounding, sha256_of(teacher), self_ensemble=ensemble)
         if not folder.is_dir():
             raise ValueError(
-                f"{folder}: the centroids are missing; make them with `eco-fast teach --store {self.hr.folder} "
+                f"{folder}: the centroids are missing; make them with `eco-fast centroids --store {self.hr.folder} "
                 f"--teacher {teacher} --scale {scale} --rounding {rounding}{' --self-ensemble' if ensemble else ''}`"
             )
         return open_centroids(self.hr, folder, scale)
@@ -186,7 +186,8 @@ def open_run(folder: Path) -> Run:
         )
     places = [Path(config.data.store)] if config.data.store else [folder / "store", folder.parent / "store"]
     store = next((place for place in places if place.is_dir()), places[0])
-    return Run(folder, config, usable(Store(store), config))
+    hr = without_small(Store(store), config.scale, config.data.patch, skip=config.data.small_images == "skip")
+    return Run(folder, config, hr)
 
 
 def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
@@ -238,7 +239,7 @@ def recipe_at(config: Config, step: int, objective: str | None = None) -> Config
         objective: vanilla, kd, noise_free or eco; None for the recipe's own.
     """
     named = config.objective.model_copy(update={"name": objective or config.objective.name})
-    alpha = mix_at(named, step, config.train.steps).target
+    alpha = blend_weights_at(named, step, config.train.steps).target
     fixed = named.model_copy(update={"alpha": "constant", "alpha_value": alpha})
     train = config.train.model_copy(update={"precision": "fp32"})
     return config.model_copy(update={"objective": fixed, "train": train})

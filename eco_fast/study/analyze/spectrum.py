@@ -29,11 +29,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from eco_fast.config import Config
-from eco_fast.data.batch import Batch
+from eco_fast.data.batch import Samples
 from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
 from eco_fast.study.analyze.spectrum_report import NAMES, Spectra, write_spectra
 from eco_fast.training.precision import set_precision
-from eco_fast.training.step import input_of
+from eco_fast.training.step import network_input
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """From inputs [N, 3, h, w] and targets [N, 3, H, W], both 0..1, to the sum of the patches' mean losses, []."""
@@ -98,7 +98,7 @@ def cases(runs: Sequence[Run], objectives: Sequence[str] | None) -> list[Case]:
 
 
 def mean_spectra(
-    network: nn.Module, recipe: Config, batches: Sequence[Batch]
+    network: nn.Module, recipe: Config, batches: Sequence[Samples]
 ) -> tuple[dict[str, npt.NDArray[np.float64]], float]:
     """Mean magnitudes over patches and colours.
 
@@ -115,7 +115,7 @@ def mean_spectra(
     sums = {name: torch.zeros(()) for name in NAMES}
     total = 0.0
     for batch in batches:
-        inputs, targets = input_of(batch, recipe), target_of(batch, recipe.scale)
+        inputs, targets = network_input(batch, recipe.scale, recipe.data), target_of(batch, recipe.scale)
         loss, found = spectra(loss_of(network, recipe, batch), inputs, targets)
         sums = {name: sums[name] + mean_magnitude(one) for name, one in zip(NAMES, found, strict=True)}
         total += loss / len(inputs)
@@ -148,7 +148,7 @@ def through_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
     return found, torch.fft.ifft2(found, norm="ortho").real
 
 
-def loss_of(network: nn.Module, recipe: Config, batch: Batch) -> LossOf:
+def loss_of(network: nn.Module, recipe: Config, batch: Samples) -> LossOf:
     """The training's own loss of a batch, as a function of its images.
 
     The target enters as its difference from the batch's own, for the loss depends on prediction - target alone.
@@ -165,7 +165,7 @@ def loss_of(network: nn.Module, recipe: Config, batch: Batch) -> LossOf:
     return of
 
 
-def target_of(batch: Batch, scale: int) -> Tensor:
+def target_of(batch: Samples, scale: int) -> Tensor:
     """What the prediction is compared with: float32 [N, 3, H, W], 0..1."""
     inner = slice(margin_of(scale), -margin_of(scale))
     hr, sr = (None if windows is None else windows[:, inner, inner] for windows in (batch.hr, batch.sr))

@@ -20,8 +20,8 @@ from eco_fast.data.prepare import prepare
 from eco_fast.study.analyze.gradient_walk import measure
 from eco_fast.study.analyze.landscape import BatchLoss, begin, distance_of_step, landscape
 from eco_fast.study.analyze.runs import open_run, recipe_at
-from eco_fast.training.loop import TrainingState
 from eco_fast.training.run_folder import RECIPE, read_rows
+from eco_fast.training.state import TrainingState
 
 Array = npt.NDArray[np.float64]
 LENGTHS = [0.1, 0.4, 0.7]
@@ -195,7 +195,7 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
         "other pictures than": [run, changed(other, tmp_path / "pictures", data__store=fewer.folder)],
         "its objective is residual": [run, changed(other, tmp_path / "residual", objective__name="residual")],
         "the same objective vanilla and seed 1": [run, changed(run, tmp_path / "twice")],
-        "eco-fast teach --store": [changed(other, tmp_path / "untaught", teacher__self_ensemble="true")],
+        "eco-fast centroids --store": [changed(other, tmp_path / "untaught", teacher__self_ensemble="true")],
         "named after their teacher": [changed(other, tmp_path / "teacherless", teacher__checkpoint="self")],
         "data.downsample=dali": [changed(other, tmp_path / "dali", data__downsample="dali")],
     }

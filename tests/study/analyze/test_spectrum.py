@@ -15,7 +15,7 @@ from eco_fast.study.analyze.runs import open_run, recipe_at
 from eco_fast.study.analyze.spectrum import loss_of, mean_magnitude, mean_spectra, spectra, target_of, through_spectrum
 from eco_fast.study.analyze.spectrum_report import NAMES, radial_profile
 from eco_fast.training.run_folder import read_rows
-from eco_fast.training.step import input_of
+from eco_fast.training.step import network_input
 
 Array = npt.NDArray[np.float64]
 PATCH, BATCH = 8, 3
@@ -42,7 +42,7 @@ def test_losses_are_those_of_the_training_and_gradients_keep_their_energy(name: 
     recipe = recipe_at(run.config, step)
     (batch,) = run.batches(recipe, step, 1)
     loss = loss_of(network, recipe, batch)
-    inputs, targets = input_of(batch, recipe), target_of(batch, 2)
+    inputs, targets = network_input(batch, recipe.scale, recipe.data), target_of(batch, 2)
     value, (x, t, of_x, of_t) = spectra(loss, inputs, targets)
     assert value == pytest.approx(loss(inputs, targets).item(), rel=1e-6)
     assert value / BATCH == pytest.approx(read_rows(run.folder)[2]["loss"], rel=1e-5)
@@ -98,7 +98,10 @@ def test_a_linear_filter_has_the_gradient_of_its_formula(kept_runs: Path) -> Non
 
     x, t = (
         np.concatenate([images.numpy().astype(np.float64) for images in some])
-        for some in ([input_of(batch, recipe) for batch in batches], [target_of(batch, 2) for batch in batches])
+        for some in (
+            [network_input(batch, recipe.scale, recipe.data) for batch in batches],
+            [target_of(batch, 2) for batch in batches],
+        )
     )
     error = np.fft.ifft2(np.fft.fft2(x) * low_pass).real.repeat(2, axis=2).repeat(2, axis=3) - t
     assert loss == pytest.approx(np.mean((255 * error) ** 2), rel=1e-5)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Objective, Optimizer
-from eco_fast.objective import Mix, alpha_at, mix_at
+from eco_fast.objective import BlendWeights, alpha_at, blend_weights_at
 from eco_fast.training.optim.optimizer_step import Updater, learning_rate_at
 
 Name = Literal["adam", "adamw", "lamb"]
@@ -57,31 +57,31 @@ def test_linear_and_constant() -> None:
 @pytest.mark.parametrize("alpha", ["sigmoid", "linear", "constant"])
 def test_mix_of_each_objective(alpha: Literal["sigmoid", "linear", "constant"]) -> None:
     for step in range(0, 1000, 10):
-        assert mix_at(Objective(name="vanilla", alpha=alpha), step, 1000) == Mix(1.0, 1.0)
-        assert mix_at(Objective(name="kd", alpha=alpha), step, 1000) == Mix(1.0, 0.0)
-        assert mix_at(Objective(name="noise_free", alpha=alpha), step, 1000) == Mix(0.0, 0.0)
+        assert blend_weights_at(Objective(name="vanilla", alpha=alpha), step, 1000) == BlendWeights(1.0, 1.0)
+        assert blend_weights_at(Objective(name="kd", alpha=alpha), step, 1000) == BlendWeights(1.0, 0.0)
+        assert blend_weights_at(Objective(name="noise_free", alpha=alpha), step, 1000) == BlendWeights(0.0, 0.0)
         eco = Objective(name="eco", alpha=alpha)
         expected = alpha_at(eco, step / 1000)
-        assert mix_at(eco, step, 1000) == Mix(expected, expected)
+        assert blend_weights_at(eco, step, 1000) == BlendWeights(expected, expected)
 
 
 def test_eco_depends_on_the_share_of_the_training() -> None:
-    assert mix_at(Objective(), 300, 1000).target == pytest.approx(0.043, abs=5e-4)
-    assert mix_at(Objective(), 37_500, 125_000).target == pytest.approx(0.043, abs=5e-4)
+    assert blend_weights_at(Objective(), 300, 1000).target == pytest.approx(0.043, abs=5e-4)
+    assert blend_weights_at(Objective(), 37_500, 125_000).target == pytest.approx(0.043, abs=5e-4)
 
 
 @pytest.mark.parametrize(
     ("mix", "reads_hr", "reads_sr"),
     [
-        (Mix(1, 1), True, False),
-        (Mix(0, 0), False, True),
-        (Mix(1, 0), True, True),
-        (Mix(0.5, 0.5), True, True),
-        (Mix(1e-9, 1e-9), True, True),
-        (Mix(1 - 1e-9, 1 - 1e-9), True, True),
+        (BlendWeights(1, 1), True, False),
+        (BlendWeights(0, 0), False, True),
+        (BlendWeights(1, 0), True, True),
+        (BlendWeights(0.5, 0.5), True, True),
+        (BlendWeights(1e-9, 1e-9), True, True),
+        (BlendWeights(1 - 1e-9, 1 - 1e-9), True, True),
     ],
 )
-def test_what_a_mix_reads(mix: Mix, reads_hr: bool, reads_sr: bool) -> None:
+def test_what_a_mix_reads(mix: BlendWeights, reads_hr: bool, reads_sr: bool) -> None:
     assert mix.reads_hr is reads_hr
     assert mix.reads_sr is reads_sr
 

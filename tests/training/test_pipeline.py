@@ -9,14 +9,14 @@ from eco_fast import config
 from eco_fast.cli import main as cli
 from eco_fast.config.recipe_files import recipe_names
 from eco_fast.data.images import Pixels, write_png
-from eco_fast.data.loader import PlainLoader
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
-from eco_fast.training.dry_run import Cost, estimate
-from eco_fast.training.loop import TrainingState
+from eco_fast.training.cost import Cost, estimate
 from eco_fast.training.precision import Precision
 from eco_fast.training.profiling import saved_bytes
-from eco_fast.training.step import Step
+from eco_fast.training.state import TrainingState
+from eco_fast.training.step import TrainStep
+from tests.loaders import plain_loader
 
 PARAMETERS = {  # as published: architecture, features, scale
     ("edsr", 64, 2): 1_369_859,
@@ -52,7 +52,7 @@ vanilla_twin = true
 
 @pytest.fixture
 def here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with three pictures and a recipe."""
+    """A folder with three images and a recipe."""
     monkeypatch.chdir(tmp_path)
     for index in range(3):
         write_png(tmp_path / "hr" / f"{index}.png", photo[40 * index : 40 * index + 40, :50])
@@ -125,9 +125,9 @@ def test_the_estimate_is_what_a_real_step_keeps(model: str, changes: list[str], 
     small = [f'model={{name = "{model}", features = 16, blocks = 2}}', "train.steps=3", "train.vanilla_twin=false"]
     recipe = config.load(str(here / "tiny.toml"), [*small, *changes])
     state = TrainingState(recipe, "cpu", None, "test")
-    step = Step(state.network, state.updater, recipe, state.precision, "cpu", 2)
-    inputs = step._inputs(PlainLoader(recipe, [photo], [photo] if recipe.needs_centroids else None).batch_at(1))
-    real = saved_bytes(state.network.parameters(), lambda: step.loss(**inputs, gradient_scale=torch.ones(())))
+    step = TrainStep(state, 2)
+    samples = plain_loader(recipe, [photo], [photo] if recipe.needs_centroids else None).batch_at(1).samples
+    real = saved_bytes(state.network.parameters(), lambda: step.loss(samples.complete(), torch.ones(())))
     assert estimate(recipe, "cpu", state.precision).activations == pytest.approx(real, abs=16)
 
 
@@ -141,19 +141,19 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 def test_stages_before_during_and_after_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ("tiny.toml", "--run", "run")
     before = said(capsys, *run)
-    assert before["prepare"] == "3 pictures of hr into run/store"
-    assert (before["teacher"], before["teach"]) == ("2 steps from scratch", "after the teacher")
-    assert (before["train"], before["vanilla"]) == ("4 steps from scratch", "4 steps from scratch")
-    assert (before["validate"], before["test"]) == ("1 pictures of hr/0.png", "1 pictures of hr/0.png")
+    assert before["prepare"] == "3 images of hr into run/store"
+    assert (before["teacher"], before["centroids"]) == ("2 steps from scratch", "after the teacher")
+    assert (before["train"], before["baseline"]) == ("4 steps from scratch", "4 steps from scratch")
+    assert (before["validate"], before["evaluate"]) == ("1 images of hr/0.png", "1 images of hr/0.png")
     assert not Path("run").exists()
 
     assert cli.main(["train", *run]) == 0
     files = tree(here)
     after = said(capsys, *run, "--resume")
-    assert after["prepare"] == "3 pictures in run/store, to be compared with 3 pictures of hr"
-    assert after["teach"].startswith("reused: 3 centroids in run/store/centroids/x2-uint8-")
+    assert after["prepare"] == "3 images in run/store, to be compared with 3 images of hr"
+    assert after["centroids"].startswith("reused: 3 centroids in run/store/centroids/x2-uint8-")
     assert after["teacher"] == "finished, at step 2"
-    assert after["train"] == after["vanilla"] == "finished, at step 4"
+    assert after["train"] == after["baseline"] == "finished, at step 4"
     assert said(capsys, *run)["train"].startswith("finished, at step 4; refused: run: already holds a run; continue")
     other = said(capsys, *run, "--resume", "--set", "train.batch=3")
     assert other["train"].startswith("finished, at step 4; refused: run: holds a run with another train.batch")
@@ -166,11 +166,11 @@ def test_stages_before_during_and_after_a_run(here: Path, capsys: pytest.Capture
         file.unlink()
     during = said(capsys, *run, "--resume")
     assert during["train"] == "goes on at step 2 of 4"
-    assert during["prepare"].endswith("to be compared with 2 pictures of hr")
-    assert during["teach"].startswith("into run/store/centroids/")
+    assert during["prepare"].endswith("to be compared with 2 images of hr")
+    assert during["centroids"].startswith("into run/store/centroids/")
     Path("run/teacher/checkpoints/step-00000001.state.pt").replace("run/teacher/checkpoints/last.state.pt")
     early = said(capsys, *run, "--resume")
-    assert (early["teacher"], early["teach"]) == ("goes on at step 1 of 2", "after the teacher")
+    assert (early["teacher"], early["centroids"]) == ("goes on at step 1 of 2", "after the teacher")
 
 
 def test_what_is_missing_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,8 +186,8 @@ def test_what_is_missing_is_said(here: Path, capsys: pytest.CaptureFixture[str])
     assert said(capsys, "tiny.toml", "--set", "model.start_from=x2.pt")["train"] == "4 steps from x2.pt"
     assert said(capsys, "tiny.toml", "--set", "data.train=[]", "--set", "data.store=s")["prepare"].startswith("s: not ")
     files = said(capsys, "tiny.toml", "--set", "data.source=encoded", "--set", "data.centroids=hr")
-    assert files["prepare"] == "not needed: 3 pictures of hr, decoded at every step"
-    assert files["teach"] == "not needed: centroids are 3 pictures of hr"
+    assert files["prepare"] == "not needed: 3 images of hr, decoded at every step"
+    assert files["centroids"] == "not needed: 3 images of hr"
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

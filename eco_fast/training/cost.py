@@ -1,0 +1,87 @@
+"""What one training takes, counted on tensors that have a shape and no memory."""
+
+from dataclasses import dataclass
+
+import torch
+from eco_fast_kernels import crop_side
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+
+from eco_fast.config import Config
+from eco_fast.data.batch import Samples
+from eco_fast.models import build
+from eco_fast.objective import BlendWeights, blend_weights_at
+from eco_fast.training.precision import Precision
+from eco_fast.training.profiling import saved_bytes, training_flops
+from eco_fast.training.step import TrainingLoss, split
+from eco_fast.utils import distributed
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one training of a recipe takes."""
+
+    parameters: int
+    """That are trained."""
+    multiply_adds: int
+    """Of the forward pass of one LR patch; the backward pass takes twice as many."""
+    at_once: int
+    """Patches that a device has in memory."""
+    weights: int
+    """Bytes; the gradients take as many, the optimizer's moments twice as many, a running average once more."""
+    activations: int
+    """Bytes that the forward pass keeps for the backward pass; torch.compile keeps less."""
+    copies: int
+    """How often the weights' memory is taken: weights, gradients, moments, average."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes on each device."""
+        return self.copies * self.weights + self.activations
+
+
+def estimate(config: Config, device: str, precision: Precision) -> Cost:
+    """The cost of a recipe on each device."""
+    with torch.device("meta"):
+        network = build(config.model, config.scale)
+    parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    samples = -(-config.train.batch // distributed.world_size())
+    at_once = max(part.stop - part.start for part in split(samples, config.train.micro_batch or samples))
+    loss = TrainingLoss(network, config.data, config.objective, precision)
+    halfway = blend_weights_at(config.objective, config.train.steps // 2, config.train.steps)
+    return Cost(
+        parameters=parameters,
+        multiply_adds=training_flops(network, config.data.patch) // 6,  # two operations, forward and twice backward
+        at_once=at_once,
+        weights=4 * parameters,
+        activations=activation_bytes(loss, halfway, config.model.drop_path_branches, device, at_once),
+        copies=4 + (config.train.ema_decay > 0),
+    )
+
+
+def activation_bytes(loss: TrainingLoss, weights: BlendWeights, branches: int, device: str, samples: int) -> int:
+    """What the forward pass of so many patches, blended with these weights, keeps for the backward pass."""
+    data, patch, scale = loss.data, loss.data.patch, loss.network.scale
+    by_dali = data.downsample == "dali"
+    with FakeTensorMode(), torch.device(device):
+
+        def crops(side: int, *, wanted: bool) -> Tensor | None:
+            return torch.empty(samples, side, side, 3, dtype=torch.uint8) if wanted else None
+
+        inputs = Samples(
+            hr=crops(crop_side(scale, patch), wanted=weights.reads_hr),
+            sr=crops(crop_side(scale, patch), wanted=weights.reads_sr),
+            lr_hr=crops(patch, wanted=by_dali and weights.reads_hr),
+            lr_sr=crops(patch, wanted=by_dali and weights.reads_sr),
+            transposed=torch.zeros(samples, dtype=torch.bool),
+            input_alpha=torch.tensor(weights.input),
+            target_alpha=torch.tensor(weights.target),
+            noise=torch.empty(samples, 3, patch, patch) if data.noise_sigma else None,
+            drop_path_uniforms=torch.empty(samples, branches) if branches else None,
+        )
+        tensors = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+            for name, tensor in (*loss.named_parameters(), *loss.named_buffers())
+        }
+        return saved_bytes(tensors.values(), lambda: functional_call(loss, tensors, (inputs, torch.ones(()))))
