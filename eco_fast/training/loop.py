@@ -25,7 +25,7 @@ from eco_fast.evaluation.evaluate import finite, score_network
 from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network, build, warm_start
 from eco_fast.training.checkpoints import Checkpoints, load_state
-from eco_fast.training.optim.optimizer_step import Updater, learning_rate_at
+from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
 from eco_fast.training.precision import GradientScale, Precision, set_precision
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.signals import Interrupted, Interruption
@@ -165,14 +165,13 @@ class TrainingState:
             self.averaged = copy.deepcopy(self.network).requires_grad_(requires_grad=False)
             pairs = zip(self.averaged.parameters(), self.network.parameters(), strict=True)
             averages = [average for average, parameter in pairs if parameter.requires_grad]
-        self.updater = Updater(
+        self.updater = OptimizerStep(
             self.network.parameters(),
             config.optimizer,
             device,
             GradientScale(device) if self.precision.scales_gradients else None,
             averages,
             config.train.ema_decay,
-            compiled=config.train.compile,
         )
         self.start, self.best = 0, float("-inf")
         self.telemetry: dict[str, Any] | None = None
@@ -236,7 +235,7 @@ def describe(step: Step, state: TrainingState, config: Config, label: str) -> No
         print(f"not compiled: {reason}; the run is slower, its results are the same up to rounding", flush=True)
 
 
-def check_progress(updater: Updater) -> None:
+def check_progress(updater: OptimizerStep) -> None:
     """Stop a run that no longer learns.
 
     Raises:

@@ -18,7 +18,7 @@ from eco_fast.config import Config
 from eco_fast.data.batch import Batch
 from eco_fast.models import Network, compile_blocks
 from eco_fast.objective import onto_centroid
-from eco_fast.training.optim.optimizer_step import Updater
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.precision import Precision
 from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_compile
@@ -112,7 +112,7 @@ class Step:
     def __init__(
         self,
         network: Network,
-        updater: Updater,
+        updater: OptimizerStep,
         config: Config,
         precision: Precision,
         device: str,
