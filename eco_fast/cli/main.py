@@ -195,7 +195,7 @@ def _evaluate(arguments: Arguments) -> None:
     tile = checked_tile(arguments)
     with distributed.joined(TIMEOUT):
         if pictures:
-            results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
+            results = evaluate.evaluate_images(arguments.sr, arguments.hr, arguments.scale)
             facts = {"sr": arguments.sr, "hr": arguments.hr}
         else:
             results = evaluate.evaluate_checkpoint(

@@ -1,4 +1,4 @@
-"""`eco-fast teach`: the teacher's output over every picture of a store, the empirical centroids (paper, section 4)."""
+"""`eco-fast teach`: the teacher's output over every image of a store, the empirical centroids (paper, section 4)."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,9 +10,9 @@ from eco_fast.config import Scale
 from eco_fast.data.images import about
 from eco_fast.data.resize import downsample_image, modcrop
 from eco_fast.data.store import Store, Writer, centroid_folder, locked
-from eco_fast.inference.consistency import FAR, inconsistency
+from eco_fast.inference.consistency import MAX_INCONSISTENCY, inconsistency
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.models import Network, compile_for_pictures, load_network_of_scale
+from eco_fast.models import Network, compile_for_images, load_network_of_scale
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device, why_not_compile
 from eco_fast.utils.files import require_space, sha256_of
@@ -30,9 +30,9 @@ def teach(
     self_ensemble: bool = False,
     compiled: bool = True,
 ) -> Path:
-    """Make SR = teacher(D(HR)) for every HR picture, cropped to a multiple of the scale, and store it as 8 bits.
+    """Make SR = teacher(D(HR)) for every HR image, cropped to a multiple of the scale, and store it as 8 bits.
 
-    Continues an interrupted run; makes again only what changed; a no-op where all is there. Ranks share the pictures.
+    Continues an interrupted run; makes again only what changed; a no-op where all is there. Ranks share the images.
     A teacher whose output does not look like super-resolution is warned of, not refused: short runs have such teachers.
 
     Args:
@@ -42,7 +42,7 @@ def teach(
         rounding: MATLAB's convention of D.
         tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
         device: "auto", "cpu", "cuda", ...
-        self_ensemble: centroids are the mean over the 8 orientations of each picture.
+        self_ensemble: centroids are the mean over the 8 orientations of each image.
         compiled: compile the teacher on a GPU.
 
     Returns:
@@ -55,7 +55,7 @@ def teach(
     where = pick_device(device)
     network = load_network_of_scale(checkpoint, scale).to(where)
     if compiled and where.startswith("cuda") and "cuda" in network.compiled_on and why_not_compile(where) is None:
-        compile_for_pictures(network)  # on a CPU it takes longer than it saves
+        compile_for_images(network)  # on a CPU it takes longer than it saves
     teacher_hash = sha256_of(checkpoint)
     out = centroid_folder(folder, scale, rounding, teacher_hash, self_ensemble=self_ensemble)
     with locked(out) if distributed.is_first() else nullcontext():
@@ -89,9 +89,9 @@ def teach(
 def _warn_of(network: Network, checkpoint: Path, store: Store, rounding: Rounding, device: str) -> None:
     with about(store.entries[0].name):
         difference = inconsistency(network, store.images[0], rounding, device=device)
-    if not difference <= FAR:
+    if not difference <= MAX_INCONSISTENCY:
         print(
             f"warning: {checkpoint}: its output, downsampled again, differs from its input by {difference:.1f} grey "
-            f"levels on average; a trained network for x{network.scale} stays below {FAR:.0f}",
+            f"levels on average; a trained network for x{network.scale} stays below {MAX_INCONSISTENCY:.0f}",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""`eco-fast upscale`: apply a checkpoint to pictures of any size."""
+"""`eco-fast upscale`: apply a checkpoint to images of any size."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from eco_fast.utils.progress import progress
 
 
 def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = None, device: str = "auto") -> list[Path]:
-    """Upscale a picture, or all pictures of a folder with its sub-folders, into PNG files.
+    """Upscale an image, or all images of a folder with its sub-folders, into PNG files.
 
     Args:
         checkpoint: the network.
-        source: a picture or a folder.
-        out: the PNG to write for a picture (or a folder to put it in), the folder for a folder.
+        source: an image or a folder.
+        out: the PNG to write for an image (or a folder to put it in), the folder for a folder.
         tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
         device: "auto", "cpu", "cuda", ...
 
@@ -23,7 +23,7 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
         The files written.
 
     Raises:
-        ValueError: a bad checkpoint, picture or output; names it.
+        ValueError: a bad checkpoint, image or output; names it.
     """
     where = pick_device(device)
     network = load_network(checkpoint).to(where)
@@ -34,27 +34,27 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
 
 
 def outputs(source: Path, out: Path) -> dict[Path, Path]:
-    """The PNG file that each picture of the source becomes.
+    """The PNG file that each image of the source becomes.
 
     Raises:
-        ValueError: no pictures, no place for them, or a file that two would become or that is one of them.
+        ValueError: no images, no place for them, or a file that two would become or that is one of them.
     """
     if not source.exists():
         raise ValueError(f"{source}: there is no such file or folder")
     found = list(find_images([source]).values())
     if source.is_file():
         if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
-            raise ValueError(f"{out}: pictures are written as PNG; name a .png file or a folder")
+            raise ValueError(f"{out}: images are written as PNG; name a .png file or a folder")
         targets = {source: out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{source.stem}.png"}
     elif out.is_file():
-        raise ValueError(f"{out}: a file, but the pictures of a folder need a folder to go to")
+        raise ValueError(f"{out}: a file, but the images of a folder need a folder to go to")
     else:
         targets = {path: (out / path.relative_to(source)).with_suffix(".png") for path in found}
     originals = {path.resolve() for path in found}
     seen: dict[Path, Path] = {}
     for path, target in targets.items():
         if target.resolve() in originals:
-            raise ValueError(f"{target} would be overwritten, but it is a picture to read; choose another output")
+            raise ValueError(f"{target} would be overwritten, but it is an image to read; choose another output")
         if target in seen:
             raise ValueError(f"{path} and {seen[target]} would both become {target}; rename one of them")
         seen[target] = path

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from eco_fast.config import Model
 from eco_fast.models.edsr import EDSR
-from eco_fast.models.network import Network, compile_blocks, compile_for_pictures
+from eco_fast.models.network import Network, compile_blocks, compile_for_images
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
 from eco_fast.models.spandrel_net import Foreign, installed
-from eco_fast.models.state_dict_keys import usual_names
+from eco_fast.models.state_dict_keys import canonical_keys
 from eco_fast.models.swinir import SwinIR
 from eco_fast.utils.files import write_atomically
 
@@ -28,7 +28,7 @@ __all__ = [
     "Network",
     "build",
     "compile_blocks",
-    "compile_for_pictures",
+    "compile_for_images",
     "description",
     "load_network",
     "load_network_of_scale",
@@ -78,12 +78,12 @@ def load_network(path: Path) -> Network:
     """
     state, metadata = read_state(path)
     facts = json.loads(metadata.get(METADATA, "{}"))
-    known = (architecture.recognise(state, facts) for architecture in ARCHITECTURES)
+    known = (architecture.from_state_dict(state, facts) for architecture in ARCHITECTURES)
     network = next((one for one in known if one is not None), None)
     if network is None:
         return _load_foreign(path, state)
     _check_mean_shift(path, state, network)
-    state = _without_derived(state, network)
+    state = _without_recomputed(state, network)
     _match(path, state, network)
     network.load_state_dict(state, strict=False)
     return network.eval().requires_grad_(requires_grad=False)
@@ -91,7 +91,7 @@ def load_network(path: Path) -> Network:
 
 def _load_foreign(path: Path, state: dict[str, Tensor]) -> Network:
     try:
-        network = Foreign.recognise(state, {}) if installed() else None
+        network = Foreign.from_state_dict(state, {}) if installed() else None
     except Exception as error:  # spandrel's architectures raise all sorts when sizes do not fit
         raise ValueError(f"{path}: cannot be used: {' '.join(str(error).split())[:300]}") from error
     if network is None:
@@ -119,12 +119,12 @@ def warm_start(network: Network, path: Path) -> list[str]:
     Raises:
         ValueError: a mismatch outside the tail, that is, another network.
     """
-    state = _without_derived(read_state(path)[0], network)
-    own = _without_derived(network.state_dict(), network)
+    state = _without_recomputed(read_state(path)[0], network)
+    own = _without_recomputed(network.state_dict(), network)
     matching = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     kept = sorted(own.keys() - matching.keys())
-    outside = [key for key in kept if not key.startswith(network.tail_keys)]
-    outside += [key for key in state if key not in own and not key.startswith(network.tail_keys)]
+    outside = [key for key in kept if not key.startswith(network.scale_dependent_keys)]
+    outside += [key for key in state if key not in own and not key.startswith(network.scale_dependent_keys)]
     if outside:
         raise ValueError(
             f"{path}: cannot start this network from it, {outside[0]} does not match; "
@@ -159,7 +159,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                     "expected plain weights, as torch.save(network.state_dict(), FILE) writes them"
                 ) from error
             raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights") from error
-    return usual_names(_unwrap(path, content)), metadata
+    return canonical_keys(_unwrap(path, content)), metadata
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
-    own, name = _without_derived(network.state_dict(), network), network.architecture.upper()
+    own, name = _without_recomputed(network.state_dict(), network), network.architecture.upper()
     wrong = [f"not a complete {name} checkpoint, {key} is missing" for key in own if key not in state]
     wrong += [f"more than {name} weights, {key} is unknown" for key in state if key not in own]
     wrong += [
@@ -187,8 +187,8 @@ def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
         raise ValueError(f"{path}: {wrong[0]}")
 
 
-def _without_derived(state: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.endswith(network.derived_keys)}
+def _without_recomputed(state: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.endswith(network.recomputed_buffers)}
 
 
 def _check_mean_shift(path: Path, state: Mapping[str, Tensor], network: Network) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from eco_fast.config import Config, Teacher
 from eco_fast.data.batch import Planner
 from eco_fast.data.open_loader import Pictures, choose_loader
-from eco_fast.evaluation.benchmarks import Sets, read_pictures, read_sets, set_name
-from eco_fast.evaluation.evaluate import finite, score_network
+from eco_fast.evaluation.benchmarks import BenchmarkSets, read_images, read_sets, set_name
+from eco_fast.evaluation.evaluate import json_safe, score_network
 from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.study.comparison import Run, Scored, collect
@@ -132,9 +132,9 @@ class Material:
                 """for example --set data.validation='["Kodak24"]'"""
             )
         self.base = base
-        self.validation = read_pictures(data.validation, scale)
-        self.watched: Sets = read_sets(data.watch, scale)
-        self.sets: Sets = {
+        self.validation = read_images(data.validation, scale)
+        self.watched: BenchmarkSets = read_sets(data.watch, scale)
+        self.sets: BenchmarkSets = {
             "+".join(map(set_name, data.validation)): self.validation,
             **self.watched,
             **read_sets(data.test, scale),
@@ -179,7 +179,7 @@ class Material:
             name: score_network(network, images, rounding, noise_sigma=sigma, device=device)
             for name, images in self.sets.items()
         }
-        return {name: finite(average(list(one.values()))) for name, one in scores.items()}
+        return {name: json_safe(average(list(one.values()))) for name, one in scores.items()}
 
 
 def carry_out(run: Run, material: Material, device: str) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor
 from eco_fast.config import Config
 from eco_fast.data.images import Pixels
 from eco_fast.data.open_loader import Pictures, open_loader
-from eco_fast.evaluation.benchmarks import Sets
-from eco_fast.evaluation.evaluate import finite, score_network
+from eco_fast.evaluation.benchmarks import BenchmarkSets
+from eco_fast.evaluation.evaluate import json_safe, score_network
 from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network, build, warm_start
 from eco_fast.training.checkpoints import Checkpoints, load_state
@@ -45,7 +45,7 @@ def train_network(
     validation: Mapping[str, Pixels],
     label: str = "train",
     *,
-    watched: Sets | None = None,
+    watched: BenchmarkSets | None = None,
     teacher_psnr: float = math.inf,
     profile: bool = False,
 ) -> Network:
@@ -197,7 +197,7 @@ class TrainingState:
 
 
 def validate(
-    state: TrainingState, validation: Mapping[str, Pixels], watched: Sets, telemetry: Telemetry, done: int
+    state: TrainingState, validation: Mapping[str, Pixels], watched: BenchmarkSets, telemetry: Telemetry, done: int
 ) -> bool:
     """Score the validation pictures and the watched sets, and report; whether the former's scores are the best."""
     distributed.at(f"at step {done}, validating")
@@ -210,7 +210,7 @@ def validate(
         )
         scores = average(list(scored.values()))
         suffix = f"/{name}" if name else ""
-        row |= {f"{measure}{suffix}": finite(scores)[measure] for measure in ("psnr_y", "ssim_y")}
+        row |= {f"{measure}{suffix}": json_safe(scores)[measure] for measure in ("psnr_y", "ssim_y")}
         said += f"  {name or 'validation'} {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}"
     state.network.train()
     telemetry.write(done, row)

@@ -24,8 +24,8 @@ from eco_fast.data.noise import facts
 from eco_fast.data.open_loader import Pictures, choose_loader, open_centroid_files, open_encoded
 from eco_fast.data.prepare import prepare
 from eco_fast.data.store import Store, open_centroids
-from eco_fast.evaluation.benchmarks import pictures_by_set, read_pictures, read_sets
-from eco_fast.evaluation.evaluate import means, score_bicubic, score_network
+from eco_fast.evaluation.benchmarks import images_by_set, read_images, read_sets
+from eco_fast.evaluation.evaluate import mean_scores, score_bicubic, score_network
 from eco_fast.inference.centroids import teach
 from eco_fast.models import load_network, load_network_of_scale
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
@@ -52,9 +52,9 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
     """
     device = pick_device(config.train.device)
     watched = read_sets(config.data.watch, config.scale)
-    validation, test = (read_pictures(sources, config.scale) for sources in (config.data.validation, config.data.test))
+    validation, test = (read_images(sources, config.scale) for sources in (config.data.validation, config.data.test))
     test = test or validation
-    sets = pictures_by_set(config.data.test or config.data.validation)
+    sets = images_by_set(config.data.test or config.data.validation)
     if config.teacher.checkpoint != "self" and config.needs_centroids:
         load_network_of_scale(Path(config.teacher.checkpoint), config.scale)  # refuse a bad one before any work
     check_start(config, folder)
@@ -95,8 +95,8 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
             for name, network in networks.items():
                 if network is not None:
                     results[name] = score_network(network.to(device), test, rounding, noise_sigma=sigma, device=device)
-            summary |= means(results, test)
-            summary["sets"] = {one: means(results, pictures) for one, pictures in sets.items()}
+            summary |= mean_scores(results, test)
+            summary["sets"] = {one: mean_scores(results, pictures) for one, pictures in sets.items()}
             if distributed.is_first():
                 draw_samples(folder / "samples", student, test, results["student"], results["bicubic"], rounding, sigma)
         if distributed.is_first():

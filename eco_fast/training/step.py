@@ -125,7 +125,7 @@ class Step:
         compiled = config.train.compile and torch.device(device).type in network.compiled_on
         if compiled and why_not_compile(device) is None:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
-            if network.repeated is None:
+            if network.repeated_block is None:
                 loss.compile(fullgraph=True, dynamic=False)
             else:
                 compile_blocks(network)

@@ -31,7 +31,7 @@ def draw(path: Path, pixels: Pixels) -> None:
 
 @pytest.fixture
 def hr(tmp_path: Path, photo: Pixels) -> Store:
-    """A store of three small pictures, of odd sizes too."""
+    """A store of three small images, of odd sizes too."""
     for place, (name, (height, width)) in enumerate(zip(NAMES, SIZES, strict=True)):
         draw(tmp_path / name, photo[50 * place : 50 * place + height, 100 : 100 + width])
     return prepare([str(tmp_path / "set")], tmp_path / "store")
@@ -50,7 +50,7 @@ def teacher(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Sizes of the LR pictures that `teach` gives to the teacher, as it does."""
+    """Sizes of the LR images that `teach` gives to the teacher, as it does."""
     sizes: list[tuple[int, ...]] = []
 
     def count(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
@@ -74,10 +74,10 @@ def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
     centroids = open_centroids(hr, out, 2)
     network = load_network(teacher)
     assert [entry.name for entry in centroids.entries] == NAMES
-    for centroid, picture, (height, width) in zip(centroids.images, hr.images, SIZES, strict=True):
+    for centroid, image, (height, width) in zip(centroids.images, hr.images, SIZES, strict=True):
         assert centroid.dtype == np.uint8
         assert centroid.shape == (height // 2 * 2, width // 2 * 2, 3)
-        lr = downsample_image(modcrop(picture, 2), 2, rounding)
+        lr = downsample_image(modcrop(image, 2), 2, rounding)
         assert np.array_equal(centroid, super_resolve(network, lr))
         with torch.inference_mode():
             whole = network(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0) * 255
@@ -168,7 +168,7 @@ def test_a_new_picture_is_noticed(hr: Store, teacher: Path, photo: Pixels, tmp_p
 
 def test_centroids_of_another_scale_are_noticed(hr: Store, tmp_path: Path) -> None:
     out = teach(hr.folder, save_teacher(tmp_path / "x3.safetensors", 1, scale=3), 3, device="cpu")
-    with pytest.raises(ValueError, match=r"the centroid of set/a\.png does not have the size of its HR picture"):
+    with pytest.raises(ValueError, match=r"the centroid of set/a\.png does not have the size of its HR image"):
         open_centroids(hr, out, 2)
 
 
