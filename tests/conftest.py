@@ -21,8 +21,7 @@ from torch._dynamo.utils import counters
 from eco_fast import config
 from eco_fast.data.images import Pixels, builtin_images, read_image, write_png
 from eco_fast.data.prepare import prepare
-from eco_fast.data.store import open_centroids
-from eco_fast.inference.centroids import teach
+from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import Network, save_network, spandrel_net
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.loop import train_network
@@ -94,9 +93,10 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, (top, left) in enumerate([(60, 120), (150, 200)]):
         write_png(folder / "train" / f"{index}.png", photo[top : top + 53, left : left + 60])
     torch.manual_seed(7)
-    save_network(folder / "teacher.safetensors", EDSR(2, 8, 1))
+    teacher = EDSR(2, 8, 1).eval()
+    save_network(folder / "teacher.safetensors", teacher)
     store = prepare([str(folder / "train")], folder / "store")
-    made = teach(store.folder, folder / "teacher.safetensors", 2)
+    made = make_centroids(store, teacher, folder / "teacher.safetensors")
     values: dict[str, Any] = {
         "scale": 2,
         "data": {"store": str(store.folder), "patch": 8},
@@ -109,7 +109,7 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for objective, seed in (("vanilla", 1), ("vanilla", 2), ("noise_free", 1), ("noise_free", 2), ("eco", 1)):
         recipe = config.validate({**values, "seed": seed, "objective": {"name": objective}}, "test")
         run = RunFolder(folder / f"{objective}-{seed}", recipe, resume=False)
-        train_network(run, store, open_centroids(store, made, 2), {})
+        train_network(run, store, made, {})
     return folder
 
 

@@ -161,21 +161,25 @@ def _prepare(arguments: Arguments) -> None:
 
 
 def _teach(arguments: Arguments) -> None:
-    from eco_fast.inference.centroids import teach
+    from eco_fast.data.store import Store
+    from eco_fast.inference.centroids import make_centroids
+    from eco_fast.models import load_network_of_scale
     from eco_fast.utils import distributed
+    from eco_fast.utils.device import pick_device
 
     tile = checked_tile(arguments)
     with distributed.joined(TIMEOUT):
-        out = teach(
-            arguments.store,
+        device = pick_device(arguments.device)
+        made = make_centroids(
+            Store(arguments.store),
+            load_network_of_scale(arguments.teacher, arguments.scale).to(device),
             arguments.teacher,
-            arguments.scale,
             rounding=arguments.rounding,
             tile=tile,
-            device=arguments.device,
+            device=device,
             self_ensemble=arguments.self_ensemble,
         )
-        print(f"centroids: {out}")
+        print(f"centroids: {made.folder}")
 
 
 def _evaluate(arguments: Arguments) -> None:

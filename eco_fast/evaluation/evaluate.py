@@ -8,6 +8,7 @@ from typing import Any
 
 from eco_fast_kernels import Rounding
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from eco_fast.config import Scale
@@ -20,7 +21,6 @@ from eco_fast.models import Network, load_network_of_scale
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import write_json
-from eco_fast.utils.progress import progress
 
 Results = dict[str, dict[str, Scores]]
 """Scores by set and image."""
@@ -89,7 +89,7 @@ def evaluate_checkpoint(
     results: Results = {}
     for source, images in found.items():
         scores = {}
-        for name, path in progress(distributed.share(images.items()), f"evaluate {source}"):
+        for name, path in track(distributed.share(images.items()), description=f"evaluate {source}"):
             hr = read_cropped(path, scale)
             drawn: list[Scores] = []
             for lr in noisy_pictures(downsample_image(hr, scale, rounding), noise_sigma):
@@ -123,7 +123,7 @@ def evaluate_images(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
     if missing := sorted(hr_images.keys() - pairs.keys()):
         raise ValueError(f"{sr_folder}: no SR image for {hr_images[missing[0]]} ({len(missing)} are missing)")
     scores = {}
-    for stem, (sr_path, hr_path) in progress(sorted(pairs.items()), "evaluate"):
+    for stem, (sr_path, hr_path) in track(sorted(pairs.items()), description="evaluate"):
         sr, hr = read_cropped(sr_path, scale), read_cropped(hr_path, scale)
         with about(sr_path):
             scores[stem] = score(sr, hr, scale)

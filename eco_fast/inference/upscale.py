@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from rich.progress import track
+
 from eco_fast.data.images import SUFFIXES, find_images, read_image, write_png
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network
 from eco_fast.utils.device import pick_device
-from eco_fast.utils.progress import progress
 
 
 def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = None, device: str = "auto") -> list[Path]:
@@ -28,7 +29,7 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
     where = pick_device(device)
     network = load_network(checkpoint).to(where)
     targets = outputs(source, out)
-    for path, target in progress(list(targets.items()), "upscale"):
+    for path, target in track(list(targets.items()), description="upscale"):
         write_png(target, super_resolve(network, read_image(path), tile=tile, device=where))
     return list(targets.values())
 

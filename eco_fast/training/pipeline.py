@@ -23,10 +23,10 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.noise import facts
 from eco_fast.data.open_loader import Pictures, choose_loader, open_centroid_files, open_encoded
 from eco_fast.data.prepare import prepare
-from eco_fast.data.store import Store, open_centroids
+from eco_fast.data.store import Store
 from eco_fast.evaluation.benchmarks import images_by_set, read_images, read_sets
 from eco_fast.evaluation.evaluate import mean_scores, score_bicubic, score_network
-from eco_fast.inference.centroids import teach
+from eco_fast.inference import centroids
 from eco_fast.models import load_network, load_network_of_scale
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
 from eco_fast.training.loop import train_network
@@ -188,17 +188,17 @@ def usable(pictures: OnePictures, config: Config) -> OnePictures:
 
 def make_centroids(config: Config, folder: Path, hr: Pictures, teacher: Path) -> Store:
     """The teacher's outputs over the HR pictures, in their order."""
-    store = hr if isinstance(hr, Store) else open_store(config, folder)
-    made = teach(
-        store.folder,
+    store, device = Store(hr.folder) if isinstance(hr, Store) else open_store(config, folder), config.train.device
+    made = centroids.make_centroids(
+        store,
+        load_network_of_scale(teacher, config.scale).to(pick_device(device)),
         teacher,
-        config.scale,
         rounding=config.data.rounding,
-        device=config.train.device,
+        device=pick_device(device),
         self_ensemble=config.teacher.self_ensemble,
         compiled=config.train.compile,
     )
-    return open_centroids(store.select([entry.name for entry in hr.entries]), made, config.scale)
+    return made.select([entry.name for entry in hr.entries])
 
 
 def obtain_teacher(

@@ -1,4 +1,4 @@
-"""Centroids: what `teach` makes, when it makes them again, and that they belong to the store as it is."""
+"""Centroids: what is made, when it is made again, and that they belong to the store as it is."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,12 @@ import torch
 from eco_fast_kernels import Rounding
 from PIL import Image
 
+from eco_fast.cli.main import BAD_INPUT, main
 from eco_fast.data.images import Pixels
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image, modcrop
 from eco_fast.data.store import MANIFEST, Store, open_centroids
-from eco_fast.inference.centroids import teach
+from eco_fast.inference.centroids import make_centroids
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
@@ -43,14 +44,19 @@ def save_teacher(path: Path, seed: int, scale: int = 2) -> Path:
     return path
 
 
+def make(folder: Path, checkpoint: Path, **options: Any) -> Path:
+    """The folder of the centroids of a store."""
+    return make_centroids(Store(folder), load_network(checkpoint), checkpoint, **options).folder
+
+
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     return save_teacher(tmp_path / "teacher.safetensors", 1)
 
 
 @pytest.fixture
-def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Sizes of the LR images that `teach` gives to the teacher, as it does."""
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Sizes of the LR images that the teacher is given, as it does."""
     sizes: list[tuple[int, ...]] = []
 
     def count(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
@@ -70,7 +76,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
 def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
     hr: Store, teacher: Path, rounding: Rounding
 ) -> None:
-    out = teach(hr.folder, teacher, 2, rounding=rounding, device="cpu")
+    out = make(hr.folder, teacher, rounding=rounding)
     centroids = open_centroids(hr, out, 2)
     network = load_network(teacher)
     assert [entry.name for entry in centroids.entries] == NAMES
@@ -85,7 +91,7 @@ def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
 
 
 def test_the_manifest_tells_what_the_centroids_are(hr: Store, teacher: Path) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = make(hr.folder, teacher)
     manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["attributes"] == {
         "kind": "centroids",
@@ -97,26 +103,26 @@ def test_the_manifest_tells_what_the_centroids_are(hr: Store, teacher: Path) -> 
 
 
 def test_small_tiles_give_the_same_centroids(hr: Store, teacher: Path, tmp_path: Path) -> None:
-    whole = Store(teach(hr.folder, teacher, 2, device="cpu"))
+    whole = Store(make(hr.folder, teacher))
     again = prepare([str(tmp_path / "set")], tmp_path / "again")
-    tiled = Store(teach(again.folder, teacher, 2, tile=6, device="cpu"))
+    tiled = Store(make(again.folder, teacher, tile=6))
     for one, other in zip(whole.images, tiled.images, strict=True):
         difference = np.abs(one.astype(int) - other)
         assert difference.max() <= 1  # the order of the sums may differ
         assert (difference > 0).mean() < 0.01
 
 
-def test_a_second_run_changes_nothing(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
-    teach(hr.folder, teacher, 2, device="cpu")
+def test_a_second_run_changes_nothing(hr: Store, teacher: Path, seen: list[tuple[int, ...]]) -> None:
+    make(hr.folder, teacher)
     before = snapshot(hr.folder)
-    taught.clear()
-    teach(hr.folder, teacher, 2, device="cpu")
+    seen.clear()
+    make(hr.folder, teacher)
     assert snapshot(hr.folder) == before
-    assert taught == []
+    assert seen == []
 
 
 def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
-    hr: Store, teacher: Path, taught: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hr: Store, teacher: Path, seen: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = iter(range(1))
 
@@ -128,15 +134,15 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr("eco_fast.inference.centroids.super_resolve", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            teach(hr.folder, teacher, 2, device="cpu")
+            make(hr.folder, teacher)
     (half,) = (hr.folder / "centroids").iterdir()
     with pytest.raises(ValueError, match="an unfinished store"):
         open_centroids(hr, half, 2)
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = make(hr.folder, teacher)
     assert out == half
-    assert taught == [(height // 2, width // 2) for height, width in SIZES[1:]]
+    assert seen == [(height // 2, width // 2) for height, width in SIZES[1:]]
     again = prepare([str(tmp_path / "set")], tmp_path / "again")
-    straight = teach(again.folder, teacher, 2, device="cpu")
+    straight = make(again.folder, teacher)
     resumed, unbroken = (
         {file.relative_to(folder): content for file, (_, content) in snapshot(folder).items()}
         for folder in (out, straight)
@@ -145,60 +151,60 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
     assert resumed == unbroken
 
 
-def test_a_changed_picture_is_noticed_and_it_alone_taught_again(
-    hr: Store, teacher: Path, taught: list[tuple[int, ...]], photo: Pixels, tmp_path: Path
+def test_a_changed_picture_is_noticed_and_it_alone_made_again(
+    hr: Store, teacher: Path, seen: list[tuple[int, ...]], photo: Pixels, tmp_path: Path
 ) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = make(hr.folder, teacher)
     draw(tmp_path / NAMES[1], photo[:30, :40])
     changed = prepare([str(tmp_path / "set")], hr.folder)
     with pytest.raises(ValueError, match=r"set/b\.png has changed since the centroids were made; run `eco-fast teach`"):
         open_centroids(changed, out, 2)
-    taught.clear()
-    assert teach(hr.folder, teacher, 2, device="cpu") == out
-    assert taught == [(15, 20)]
+    seen.clear()
+    assert make(hr.folder, teacher) == out
+    assert seen == [(15, 20)]
     assert open_centroids(changed, out, 2).images[1].shape == (30, 40, 3)
 
 
 def test_a_new_picture_is_noticed(hr: Store, teacher: Path, photo: Pixels, tmp_path: Path) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+    out = make(hr.folder, teacher)
     draw(tmp_path / "set" / "d.png", photo[:20, :20])
     with pytest.raises(ValueError, match=r"set/d\.png has changed since the centroids were made"):
         open_centroids(prepare([str(tmp_path / "set")], hr.folder), out, 2)
 
 
 def test_centroids_of_another_scale_are_noticed(hr: Store, tmp_path: Path) -> None:
-    out = teach(hr.folder, save_teacher(tmp_path / "x3.safetensors", 1, scale=3), 3, device="cpu")
-    with pytest.raises(ValueError, match=r"the centroid of set/a\.png does not have the size of its HR image"):
+    out = make(hr.folder, save_teacher(tmp_path / "x3.safetensors", 1, scale=3))
+    with pytest.raises(ValueError, match=r"the centroid of set/a\.png does not have the size of its HR"):
         open_centroids(hr, out, 2)
 
 
-def test_a_teacher_of_another_scale_is_refused(hr: Store, teacher: Path) -> None:
-    with pytest.raises(ValueError, match=r"teacher\.safetensors: a network for x2, but x3 is asked for"):
-        teach(hr.folder, teacher, 3, device="cpu")
+def test_a_teacher_of_another_scale_is_refused(hr: Store, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teach", "--store", str(hr.folder), "--teacher", str(teacher), "--scale", "3"]) == BAD_INPUT
+    assert "teacher.safetensors: a network for x2, but x3 is asked for" in capsys.readouterr().err
     assert not (hr.folder / "centroids").exists()
 
 
 def test_every_teacher_and_rounding_has_a_folder_of_its_own(hr: Store, teacher: Path, tmp_path: Path) -> None:
     other_teacher = save_teacher(tmp_path / "other.safetensors", 2)
     kinds: list[tuple[Path, Rounding]] = [(teacher, "uint8"), (teacher, "im2double"), (other_teacher, "uint8")]
-    first = [teach(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds]
+    first = [make(hr.folder, one, rounding=rounding) for one, rounding in kinds]
     before = snapshot(hr.folder)
-    assert [teach(hr.folder, one, 2, rounding=rounding, device="cpu") for one, rounding in kinds] == first
+    assert [make(hr.folder, one, rounding=rounding) for one, rounding in kinds] == first
     assert len(set(first)) == 3
     assert snapshot(hr.folder) == before
     mine, _, other = (Store(folder).images[0] for folder in first)
     assert not np.array_equal(mine, other)
 
 
-def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
-    out = teach(hr.folder, teacher, 2, device="cpu")
+def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, seen: list[tuple[int, ...]]) -> None:
+    out = make(hr.folder, teacher)
     entry, pixels = Store(out).entries[2], np.array(Store(out).images[2])
     content = bytearray((out / entry.file).read_bytes())
     content[-1] ^= 1
     (out / entry.file).write_bytes(content)
-    taught.clear()
-    teach(hr.folder, teacher, 2, device="cpu")
-    assert taught == [(SIZES[2][0] // 2, SIZES[2][1] // 2)]
+    seen.clear()
+    make(hr.folder, teacher)
+    assert seen == [(SIZES[2][0] // 2, SIZES[2][1] // 2)]
     assert np.array_equal(Store(out).images[2], pixels)
 
 
@@ -206,12 +212,12 @@ def test_a_picture_smaller_than_the_scale_is_named(teacher: Path, photo: Pixels,
     draw(tmp_path / "tiny" / "dot.png", photo[:1, :9])
     prepare([str(tmp_path / "tiny")], tmp_path / "store")
     with pytest.raises(ValueError, match=r"tiny/dot\.png: an image of 9x1 pixels is smaller than the scale 2"):
-        teach(tmp_path / "store", teacher, 2, device="cpu")
+        make(tmp_path / "store", teacher)
 
 
 def test_self_ensemble_makes_centroids_of_its_own(hr: Store, teacher: Path) -> None:
-    plain = teach(hr.folder, teacher, 2, device="cpu")
-    ensemble = teach(hr.folder, teacher, 2, device="cpu", self_ensemble=True)
+    plain = make(hr.folder, teacher)
+    ensemble = make(hr.folder, teacher, self_ensemble=True)
     assert plain != ensemble
     network = load_network(teacher)
     for folder, option in ((plain, False), (ensemble, True)):

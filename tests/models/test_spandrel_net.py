@@ -13,7 +13,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.data.store import Store
-from eco_fast.inference.centroids import teach
+from eco_fast.inference.centroids import make_centroids
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, load_network_of_scale, spandrel_net
 from eco_fast.models.spandrel_net import Foreign
@@ -108,8 +108,7 @@ def test_it_teaches(compact: Path, tmp_path: Path, photo: Pixels) -> None:
     """And evaluates and upscales."""
     write_png(tmp_path / "hr" / "a.png", photo[:60, :84])
     assert main(["prepare", str(tmp_path / "hr"), "--store", str(tmp_path / "store")]) == 0
-    out = teach(tmp_path / "store", compact, 2, device="cpu")
-    centroid = Store(out).images[0]
+    centroid = make_centroids(Store(tmp_path / "store"), load_network(compact), compact).images[0]
     assert centroid.shape == (60, 84, 3)
     assert np.abs(centroid.astype(int) - photo[:60, :84]).mean() < 12  # not far from what it upscales
     assert main(["evaluate", str(compact), "--data", str(tmp_path / "hr"), "--scale", "2", "--device", "cpu"]) == 0
@@ -129,15 +128,15 @@ def test_a_teacher_that_does_not_upscale_is_warned_of(
         value.zero_()  # what is left is its shortcut, the nearest neighbour
     torch.save(state, compact)
     write_png(tmp_path / "hr" / "a.png", photo[:60, :84])
-    prepare([str(tmp_path / "hr")], tmp_path / "store")
-    teach(tmp_path / "store", compact, 2, device="cpu")
+    store = prepare([str(tmp_path / "hr")], tmp_path / "store")
+    make_centroids(store, load_network(compact), compact)
     assert "warning" not in capsys.readouterr().out
     state[f"body.{last}.bias"] += 0.06
     torch.save(state, compact)
-    teach(tmp_path / "store", compact, 2, device="cpu")
+    make_centroids(store, load_network(compact), compact)
     said = capsys.readouterr().out
     assert "compact.pth: its output, downsampled again, differs from its input by 15." in said
-    teach(tmp_path / "store", compact, 2, device="cpu")
+    make_centroids(store, load_network(compact), compact)
     assert "warning" not in capsys.readouterr().out
 
 

@@ -22,7 +22,7 @@ from eco_fast.data.store import Store
 from eco_fast.evaluation import evaluate
 from eco_fast.evaluation.benchmarks import read_images
 from eco_fast.evaluation.evaluate import evaluate_checkpoint
-from eco_fast.inference.centroids import teach
+from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import Network, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import mix_at
@@ -151,7 +151,7 @@ def test_every_loss_equals_a_computation_by_hand(
     teacher.add_mean.bias.mul_(1.1)
     save_network(tmp_path / "teacher.safetensors", teacher)
     if made.needs_centroids:
-        sr = Store(teach(store.folder, tmp_path / "teacher.safetensors", scale, rounding=rounding, device="cpu"))
+        sr = make_centroids(store, teacher.eval(), tmp_path / "teacher.safetensors", rounding=rounding)
     run = RunFolder(tmp_path / "run", made, resume=False)
     network = train_network(run, store, sr, {})
     start = initial(made)
