@@ -81,7 +81,7 @@ def compile_for_training(network: nn.Module) -> None:
     """As `Step` does."""
     assert isinstance(network, Network)
     torch.compiler.reset()
-    if network.repeated is None:
+    if network.repeated_block is None:
         network.compile(fullgraph=True, dynamic=False)
     else:
         compile_blocks(network)

@@ -94,7 +94,8 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, (top, left) in enumerate([(60, 120), (150, 200)]):
         write_png(folder / "train" / f"{index}.png", photo[top : top + 53, left : left + 60])
     torch.manual_seed(7)
-    save_network(folder / "teacher.safetensors", EDSR(2, 8, 1))
+    teacher = EDSR(2, 8, 1).eval()
+    save_network(folder / "teacher.safetensors", teacher)
     store = prepare([str(folder / "train")], folder / "store")
     made = centroids_of(store.folder, folder / "teacher.safetensors", 2)
     values: dict[str, Any] = {

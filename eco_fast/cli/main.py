@@ -165,6 +165,7 @@ def _teach(arguments: Arguments) -> None:
     from eco_fast.inference.centroids import make_centroids
     from eco_fast.models import load_network_of_scale
     from eco_fast.utils import distributed
+    from eco_fast.utils.device import pick_device
 
     tile = checked_tile(arguments)
     with distributed.process_group(TIMEOUT):
@@ -174,7 +175,7 @@ def _teach(arguments: Arguments) -> None:
             arguments.teacher,
             rounding=arguments.rounding,
             tile=tile,
-            device=arguments.device,
+            device=device,
             self_ensemble=arguments.self_ensemble,
         )
         print(f"centroids: {made.folder}")
@@ -197,7 +198,7 @@ def _evaluate(arguments: Arguments) -> None:
     tile = checked_tile(arguments)
     with distributed.process_group(TIMEOUT):
         if pictures:
-            results = evaluate.evaluate_pictures(arguments.sr, arguments.hr, arguments.scale)
+            results = evaluate.evaluate_images(arguments.sr, arguments.hr, arguments.scale)
             facts = {"sr": arguments.sr, "hr": arguments.hr}
         else:
             results = evaluate.evaluate_checkpoint(

@@ -1,4 +1,4 @@
-"""Sets of HR pictures that networks are scored on: validation, test, and the ones that a training watches."""
+"""Sets of HR images that networks are scored on: validation, test, and the ones that a training watches."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,26 +6,26 @@ from pathlib import Path
 from eco_fast.data.images import Pixels, find_images, read_image
 from eco_fast.evaluation.metrics import WINDOW
 
-Sets = Mapping[str, Mapping[str, Pixels]]
-"""By the name of the set, its HR pictures by name."""
+BenchmarkSets = Mapping[str, Mapping[str, Pixels]]
+"""By the name of the set, its HR images by name."""
 
 
 def read_sets(sources: Sequence[str], scale: int) -> dict[str, dict[str, Pixels]]:
     """Each source as a set of its own.
 
     Raises:
-        ValueError: two sources have the same name, or as `read_pictures`.
+        ValueError: two sources have the same name, or as `read_images`.
     """
     sets: dict[str, dict[str, Pixels]] = {}
     for source in sources:
         if (name := set_name(source)) in sets:
             raise ValueError(f"{source}: another set is called {name} already; rename its folder")
-        sets[name] = read_pictures([source], scale)
+        sets[name] = read_images([source], scale)
     return sets
 
 
-def pictures_by_set(sources: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the pictures, as `read_pictures` has them, by the sets that they are from.
+def images_by_set(sources: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the images, as `read_images` has them, by the sets that they are from.
 
     Raises:
         ValueError: as `find_images`.
@@ -42,18 +42,18 @@ def set_name(source: str) -> str:
     return Path(parts[-1]).stem if parts else source
 
 
-def read_pictures(sources: Sequence[str], scale: int) -> dict[str, Pixels]:
-    """Decode the validation or test pictures, which are few.
+def read_images(sources: Sequence[str], scale: int) -> dict[str, Pixels]:
+    """Decode the validation or test images, which are few.
 
     Raises:
-        ValueError: a picture is too small to be scored; names it.
+        ValueError: an image is too small to be scored; names it.
     """
-    pictures = {name: read_image(path) for name, path in find_images(sources).items()} if sources else {}
+    images = {name: read_image(path) for name, path in find_images(sources).items()} if sources else {}
     least = (-(-WINDOW // scale) + 2) * scale  # the window of SSIM inside the border, after the crop to a multiple
-    for name, image in pictures.items():
+    for name, image in images.items():
         if min(image.shape[:2]) < least:
             raise ValueError(
-                f"{name} is {image.shape[1]}x{image.shape[0]} pixels, but a picture that is scored at x{scale} needs "
+                f"{name} is {image.shape[1]}x{image.shape[0]} pixels, but an image that is scored at x{scale} needs "
                 f"at least {least} a side; remove it from data.validation and data.test"
             )
-    return pictures
+    return images

@@ -1,4 +1,4 @@
-"""`eco-fast evaluate`: PSNR and SSIM of a checkpoint over HR folders, or of pictures that exist."""
+"""`eco-fast evaluate`: PSNR and SSIM of a checkpoint over HR folders, or of images that exist."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import write_json
 
 Results = dict[str, dict[str, Scores]]
-"""Scores by set and picture."""
+"""Scores by set and image."""
 
 
 def score_network(
@@ -35,9 +35,9 @@ def score_network(
     draws: int = NOISE_DRAWS,
     device: str = "cpu",
 ) -> dict[str, Scores]:
-    """Score a network on HR pictures (uint8 [H, W, 3] by name), which the ranks share.
+    """Score a network on HR images (uint8 [H, W, 3] by name), which the ranks share.
 
-    LR is made on the fly, the border is the scale. With noise on LR, of `noise_sigma` grey levels, a picture's scores
+    LR is made on the fly, the border is the scale. With noise on LR, of `noise_sigma` grey levels, an image's scores
     are the means over its first `draws` noises.
     """
     network.eval()
@@ -72,14 +72,14 @@ def evaluate_checkpoint(
         checkpoint: the network.
         sets: one folder (or "builtin:..." set) each.
         scale: must be the network's.
-        rounding: MATLAB's convention of the LR pictures.
+        rounding: MATLAB's convention of the LR images.
         noise_sigma: standard deviation of the noise on them, in grey levels; the scores are means over its draws.
-        save_images: where to write the SR pictures, as SET/NAME.png; with noise, those of the first draw.
+        save_images: where to write the SR images, as SET/NAME.png; with noise, those of the first draw.
         tile: LR pixels a side of a tile; None: the network's own.
         device: "auto", "cpu", "cuda", ...
 
     Raises:
-        ValueError: a bad checkpoint, scale, folder or picture, or two SR pictures for one file; names it.
+        ValueError: a bad checkpoint, scale, folder or image, or two SR images for one file; names it.
     """
     where = pick_device(device)
     network = load_network_of_scale(checkpoint, scale).to(where)
@@ -87,7 +87,7 @@ def evaluate_checkpoint(
     if save_images is not None:
         _by_unique_key((str(Path(name).with_suffix("")), path) for one in found.values() for name, path in one.items())
     results: Results = {}
-    for source, pictures in found.items():
+    for source, images in found.items():
         scores = {}
         for name, path in track(distributed.shard(pictures.items()), description=f"evaluate {source}"):
             hr = read_cropped(path, scale)
@@ -99,29 +99,29 @@ def evaluate_checkpoint(
                 with prefix_errors(path):
                     drawn.append(score(sr, hr, scale))
             scores[name] = average(drawn)
-        results[source] = _merged(scores, pictures)
+        results[source] = _merged(scores, images)
     return results
 
 
-def evaluate_pictures(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
-    """Score existing SR pictures against HR; NAME pairs with NAME, or with a longer name that begins with it.
+def evaluate_images(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
+    """Score existing SR images against HR; NAME pairs with NAME, or with a longer name that begins with it.
 
     Raises:
-        ValueError: a picture has no partner or several, or their sizes do not match; names it.
+        ValueError: an image has no partner or several, or their sizes do not match; names it.
     """
-    hr_pictures = _by_unique_key((Path(name).stem, path) for name, path in find_images([hr_folder]).items())
+    hr_images = _by_unique_key((Path(name).stem, path) for name, path in find_images([hr_folder]).items())
     pairs: dict[str, tuple[Path, Path]] = {}
     for name, path in find_images([sr_folder]).items():
         stem = Path(name).stem
-        candidates = [known for known in hr_pictures if stem == known or _extends(stem, known)]
+        candidates = [known for known in hr_images if stem == known or _extends(stem, known)]
         if not candidates:
-            raise ValueError(f"{path}: no HR picture of that name in {hr_folder}")
+            raise ValueError(f"{path}: no HR image of that name in {hr_folder}")
         partner = max(candidates, key=len)
         if partner in pairs:
-            raise ValueError(f"{path} and {pairs[partner][0]} both pair with {hr_pictures[partner]}")
-        pairs[partner] = (path, hr_pictures[partner])
-    if missing := sorted(hr_pictures.keys() - pairs.keys()):
-        raise ValueError(f"{sr_folder}: no SR picture for {hr_pictures[missing[0]]} ({len(missing)} are missing)")
+            raise ValueError(f"{path} and {pairs[partner][0]} both pair with {hr_images[partner]}")
+        pairs[partner] = (path, hr_images[partner])
+    if missing := sorted(hr_images.keys() - pairs.keys()):
+        raise ValueError(f"{sr_folder}: no SR image for {hr_images[missing[0]]} ({len(missing)} are missing)")
     scores = {}
     for stem, (sr_path, hr_path) in track(sorted(pairs.items()), description="evaluate"):
         sr, hr = read_cropped(sr_path, scale), read_cropped(hr_path, scale)
@@ -142,24 +142,26 @@ def show(results: Results, noise_sigma: float = 0.0) -> None:
 
 
 def write_results(path: Path, results: Results, **facts: Any) -> None:
-    """Write JSON: facts, and per set the mean and every picture. A PSNR of null means identical pictures."""
+    """Write JSON: facts, and per set the mean and every image. A PSNR of null means identical images."""
     sets = {
         source: {
-            "mean": finite(average(list(scores.values()))),
-            "images": {name: finite(one) for name, one in scores.items()},
+            "mean": json_safe(average(list(scores.values()))),
+            "images": {name: json_safe(one) for name, one in scores.items()},
         }
         for source, scores in results.items()
     }
     write_json(path, {**facts, "sets": sets})
 
 
-def means(results: Mapping[str, Mapping[str, Scores]], pictures: Iterable[str]) -> dict[str, dict[str, float | None]]:
-    """For JSON: the mean over some pictures of each network's scores (by network and picture)."""
-    names = list(pictures)
-    return {network: finite(average([scores[name] for name in names])) for network, scores in results.items()}
+def mean_scores(
+    results: Mapping[str, Mapping[str, Scores]], images: Iterable[str]
+) -> dict[str, dict[str, float | None]]:
+    """For JSON: the mean over some images of each network's scores (by network and image)."""
+    names = list(images)
+    return {network: json_safe(average([scores[name] for name in names])) for network, scores in results.items()}
 
 
-def finite(scores: Scores) -> dict[str, float | None]:
+def json_safe(scores: Scores) -> dict[str, float | None]:
     """Scores for JSON, which knows no infinity."""
     return {name: value if math.isfinite(value) else None for name, value in scores.as_dict().items()}
 
@@ -190,9 +192,9 @@ def _cells(scores: Scores) -> list[str]:
     return [f"{scores.psnr_y:.3f}", f"{scores.ssim_y:.4f}", f"{scores.psnr_rgb:.3f}", f"{scores.ssim_rgb:.4f}"]
 
 
-def _by_unique_key(pictures: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+def _by_unique_key(images: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for key, path in pictures:
+    for key, path in images:
         if found.setdefault(key, path) != path:
             raise ValueError(f"{path} and {found[key]} are both called {key}; rename one of them")
     return found

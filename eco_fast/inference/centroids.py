@@ -1,4 +1,4 @@
-"""`eco-fast teach`: the teacher's output over every picture of a store, the empirical centroids (paper, section 4)."""
+"""The empirical centroids: a teacher's output over every image of a store (paper, section 4)."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +24,7 @@ def make_centroids(
     *,
     rounding: Rounding = "uint8",
     tile: int | None = None,
-    device: str = "auto",
+    device: str = "cpu",
     self_ensemble: bool = False,
     compiled: bool = True,
     verify: bool = False,
@@ -73,7 +73,7 @@ def make_centroids(
             if not writer.keep(entry.name, origin=entry.sha256, verify=verify):
                 with prefix_errors(entry.name):
                     lr = downsample_image(modcrop(hr, scale), scale, rounding)
-                sr = super_resolve(network, lr, tile=tile, device=where, self_ensemble=self_ensemble)
+                sr = super_resolve(teacher, lr, tile=tile, device=device, self_ensemble=self_ensemble)
                 writer.add(entry.name, sr, origin=entry.sha256)
         made = {entry.name: entry for part in distributed.all_gather(writer.entries) for entry in part}
         distributed.on_rank0(lambda: writer.finish([made[entry.name] for entry in store.entries]))
@@ -86,6 +86,6 @@ def _warn_of(network: Network, checkpoint: Path, store: Store, rounding: Roundin
     if not difference <= FAR:
         print(
             f"warning: {checkpoint}: its output, downsampled again, differs from its input by {difference:.1f} grey "
-            f"levels on average; a trained network for x{network.scale} stays below {FAR:.0f}",
+            f"levels on average; a trained network for x{teacher.scale} stays below {MAX_INCONSISTENCY:.0f}",
             flush=True,
         )

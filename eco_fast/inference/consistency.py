@@ -1,4 +1,4 @@
-"""Whether a network does super-resolution at all: its output, downsampled again, is the picture that it was given."""
+"""Whether a network does super-resolution at all: its output, downsampled again, is the image that it was given."""
 
 import numpy as np
 from eco_fast_kernels import Rounding
@@ -9,18 +9,18 @@ from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import Network
 
 SIDE = 64  # LR pixels
-FAR = 3.0
+MAX_INCONSISTENCY = 3.0
 """Grey levels. Over Set5 and Set14 a trained DAT-light stays below 0.3 (x2) and 0.9 (x4), at any amount of detail.
 
-The same network with pictures in the wrong range (0..1 for 0..255) begins at 4.0.
+The same network with images in the wrong range (0..1 for 0..255) begins at 4.0.
 """
 
 
 def inconsistency(network: Network, hr: Pixels, rounding: Rounding, *, device: str = "cpu") -> float:
-    """Mean absolute difference between LR and D(network(LR)) in grey levels, over the middle of one HR picture.
+    """Mean absolute difference between LR and D(network(LR)) in grey levels, over the middle of one HR image.
 
     Raises:
-        ValueError: the picture is smaller than the scale.
+        ValueError: the image is smaller than the scale.
     """
     side = SIDE * network.scale
     top, left = (max(size - side, 0) // 2 for size in hr.shape[:2])

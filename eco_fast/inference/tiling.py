@@ -57,7 +57,7 @@ def super_resolve(
 def output_of(network: Network, lr: Pixels, *, device: str = "cpu") -> npt.NDArray[np.float32]:
     """What the network makes of uint8 [h, w, 3], neither rounded nor clamped: float32 [scale*h, scale*w, 3].
 
-    It is in grey levels, as pictures are. The arguments are those of `super_resolve`.
+    It is in grey levels, as images are. The arguments are those of `super_resolve`.
     """
     scale = network.scale
     out = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""`eco-fast upscale`: apply a checkpoint to pictures of any size."""
+"""`eco-fast upscale`: apply a checkpoint to images of any size."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from eco_fast.utils.device import pick_device
 
 
 def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = None, device: str = "auto") -> list[Path]:
-    """Upscale a picture, or all pictures of a folder with its sub-folders, into PNG files.
+    """Upscale an image, or all images of a folder with its sub-folders, into PNG files.
 
     Args:
         checkpoint: the network.
-        source: a picture or a folder.
-        out: the PNG to write for a picture (or a folder to put it in), the folder for a folder.
+        source: an image or a folder.
+        out: the PNG to write for an image (or a folder to put it in), the folder for a folder.
         tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
         device: "auto", "cpu", "cuda", ...
 
@@ -25,7 +25,7 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
         The files written.
 
     Raises:
-        ValueError: a bad checkpoint, picture or output; names it.
+        ValueError: a bad checkpoint, image or output; names it.
     """
     where = pick_device(device)
     network = load_network(checkpoint).to(where)

@@ -1,34 +1,24 @@
 """Networks: building them from a recipe, and loading them from anybody's checkpoint."""
 
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
-from eco_fast.config import Model
-from eco_fast.models.edsr import EDSR
-from eco_fast.models.network import Network, compile_blocks, compile_for_pictures
-from eco_fast.models.rcan import RCAN
-from eco_fast.models.rrdb import RRDB
-from eco_fast.models.spandrel_net import Foreign, installed
-from eco_fast.models.state_dict_keys import usual_names
-from eco_fast.models.swinir import SwinIR
-from eco_fast.utils.files import write_atomically
-
-WRAPPERS = ("params_ema", "params", "state_dict", "model", "net")  # BasicSR, KAIR, rcan-it and others
-METADATA = "eco_fast"  # our key in the metadata of a safetensors file
+from eco_fast.models.architectures import build
+from eco_fast.models.checkpoint_files import (
+    METADATA,
+    description,
+    load_network,
+    load_network_of_scale,
+    read_state,
+    save_network,
+    save_weights,
+    warm_start,
+)
+from eco_fast.models.network import Network, compile_blocks, compile_for_images
 
 __all__ = [
+    "METADATA",
     "Network",
     "build",
     "compile_blocks",
-    "compile_for_pictures",
+    "compile_for_images",
     "description",
     "load_network",
     "load_network_of_scale",
@@ -37,167 +27,3 @@ __all__ = [
     "save_weights",
     "warm_start",
 ]
-
-ARCHITECTURES: tuple[type[Network], ...] = (EDSR, RCAN, SwinIR, RRDB)
-BY_NAME = {architecture.architecture: architecture for architecture in ARCHITECTURES}
-
-
-def build(model: Model, scale: int) -> Network:
-    """A network with fresh weights, drawn from torch's global random state."""
-    return BY_NAME[model.name](scale, **model.model_dump(exclude={"name", "start_from"}))
-
-
-def save_network(path: Path, network: Network, **facts: str | int) -> None:
-    """Write the weights as safetensors, with what is needed to build the network in the metadata."""
-    state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
-    save_weights(path, state, description(network, **facts))
-
-
-def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write weights that are on the CPU, with a network's `description`."""
-    packed = {key: value.contiguous() for key, value in state.items()}
-    write_atomically(path, lambda file: file.write(save(packed, metadata)))
-
-
-def description(network: Network, **facts: str | int) -> dict[str, str]:
-    """The metadata from which `load_network` builds the network again, and other facts worth keeping."""
-    values = {"architecture": network.architecture, "scale": network.scale, **network.hyperparameters, **facts}
-    return {METADATA: json.dumps(values)}  # one key: safetensors writes several in random order
-
-
-def load_network(path: Path) -> Network:
-    """Load a checkpoint: our safetensors, or a .pt/.pth file with the authors' keys or BasicSR's, in any usual wrapper.
-
-    Or, where spandrel is installed, of any network that it knows.
-
-    Returns:
-        The network in evaluation mode, frozen, on the CPU.
-
-    Raises:
-        ValueError: the file is missing, damaged or of a network that eco-fast does not know.
-    """
-    state, metadata = read_state(path)
-    facts = json.loads(metadata.get(METADATA, "{}"))
-    known = (architecture.recognise(state, facts) for architecture in ARCHITECTURES)
-    network = next((one for one in known if one is not None), None)
-    if network is None:
-        return _load_foreign(path, state)
-    _check_mean_shift(path, state, network)
-    state = _without_derived(state, network)
-    _match(path, state, network)
-    network.load_state_dict(state, strict=False)
-    return network.eval().requires_grad_(requires_grad=False)
-
-
-def _load_foreign(path: Path, state: dict[str, Tensor]) -> Network:
-    try:
-        network = Foreign.recognise(state, {}) if installed() else None
-    except Exception as error:  # spandrel's architectures raise all sorts when sizes do not fit
-        raise ValueError(f"{path}: cannot be used: {' '.join(str(error).split())[:300]}") from error
-    if network is None:
-        names = ", ".join(name.upper() for name in BY_NAME)
-        more = "or one that spandrel knows" if installed() else "or forty more with pip install 'eco-fast[teachers]'"
-        keys = ", ".join(list(state)[:3])
-        raise ValueError(f"{path}: not a checkpoint of a known network ({names}, {more}); its first keys are {keys}")
-    return network
-
-
-def load_network_of_scale(path: Path, scale: int) -> Network:
-    """`load_network`, refusing a network of another scale."""
-    network = load_network(path)
-    if network.scale != scale:
-        raise ValueError(f"{path}: a network for x{network.scale}, but x{scale} is asked for")
-    return network
-
-
-def warm_start(network: Network, path: Path) -> list[str]:
-    """Copy all weights of a checkpoint whose shapes match, the authors' way to start x3, x4 and x8 from x2.
-
-    Returns:
-        Keys that kept their fresh weights.
-
-    Raises:
-        ValueError: a mismatch outside the tail, that is, another network.
-    """
-    state = _without_derived(read_state(path)[0], network)
-    own = _without_derived(network.state_dict(), network)
-    matching = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    kept = sorted(own.keys() - matching.keys())
-    outside = [key for key in kept if not key.startswith(network.tail_keys)]
-    outside += [key for key in state if key not in own and not key.startswith(network.tail_keys)]
-    if outside:
-        raise ValueError(
-            f"{path}: cannot start this network from it, {outside[0]} does not match; "
-            "the checkpoint must be of the same architecture and sizes"
-        )
-    network.load_state_dict(matching, strict=False)
-    return kept
-
-
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of a checkpoint file, unwrapped and with plain names, and its metadata."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such checkpoint")
-    with path.open("rb") as file:
-        if file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-            raise ValueError(f"{path}: a web page, not a checkpoint; download the file that the page links to")
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises a dozen types on a damaged file
-            if found := re.search(r"GLOBAL (\S+)", str(error)):
-                raise ValueError(
-                    f"{path}: holds code besides weights ({found[1]}), which eco-fast never runs; "
-                    "expected plain weights, as torch.save(network.state_dict(), FILE) writes them"
-                ) from error
-            raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights") from error
-    return usual_names(_unwrap(path, content)), metadata
-
-
-def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    tensors = content if isinstance(content, Mapping) else {}
-    state = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"{path}: holds no weights")
-    return state
-
-
-def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
-    own, name = _without_derived(network.state_dict(), network), network.architecture.upper()
-    wrong = [f"not a complete {name} checkpoint, {key} is missing" for key in own if key not in state]
-    wrong += [f"more than {name} weights, {key} is unknown" for key in state if key not in own]
-    wrong += [
-        f"not a proper {name} checkpoint, {key} is of shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if wrong:
-        raise ValueError(f"{path}: {wrong[0]}")
-
-
-def _without_derived(state: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.endswith(network.derived_keys)}
-
-
-def _check_mean_shift(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
-    """The original's 1x1 convolutions that subtract and add the mean: their weights are here a file's alone."""
-    for name in ("sub_mean.weight", "add_mean.weight"):
-        if name not in network.state_dict():
-            continue
-        weight = state.get(name)
-        if weight is None or weight.shape != (3, 3, 1, 1) or not torch.equal(weight[:, :, 0, 0].float(), torch.eye(3)):
-            raise ValueError(
-                f"{path}: {name} is not {network.architecture.upper()}'s identity; the file is of another network"
-            )

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from eco_fast.models.network import MeanShift, Network, conv3x3, doublings, scale_of, sub_pixel_upsampler
+from eco_fast.models.network import MeanShift, Network, conv3x3, scale_of, sub_pixel_upsampler, upsample_factors
 
 
 class ResidualBlock(nn.Module):
@@ -38,7 +38,7 @@ class EDSR(Network):
     """
 
     architecture = "edsr"
-    tail_keys = ("tail.",)
+    scale_dependent_keys = ("tail.",)
 
     def __init__(self, scale: int, features: int = 64, blocks: int = 16, residual_scale: float = 1.0) -> None:
         super().__init__(scale, features=features, blocks=blocks, residual_scale=residual_scale)
@@ -53,7 +53,7 @@ class EDSR(Network):
     def halo(self) -> int:
         """Radius of the receptive field in LR pixels: what an output pixel can see beyond its own place."""
         at_lr = 1 + 2 * (len(self.body) - 1) + 1
-        in_upsampler = sum(0.5**index for index in range(len(doublings(self.scale))))
+        in_upsampler = sum(0.5**index for index in range(len(upsample_factors(self.scale))))
         return math.ceil(at_lr + in_upsampler + 1 / self.scale)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class EDSR(Network):
         return sr / 255
 
     @classmethod
-    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
-        """See `Network.recognise`.
+    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
+        """See `Network.from_state_dict`.
 
         The residual scale leaves no trace in the weights: 0.1 is taken for EDSR's 256 features, else 1.
         """

@@ -15,7 +15,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 class Network(nn.Module, ABC):
     """A super-resolution network: float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1.
 
-    Where its configuration asks for `draws`, training hands these to it as a second argument.
+    Where its configuration asks for stochastic depth, training hands it `drop_path_uniforms` as a second argument.
 
     Args:
         scale: upscaling factor.
@@ -24,15 +24,15 @@ class Network(nn.Module, ABC):
 
     architecture: ClassVar[str]
     """Its name in recipes and checkpoints."""
-    tail_keys: ClassVar[tuple[str, ...]]
+    scale_dependent_keys: ClassVar[tuple[str, ...]]
     """How the keys of those weights begin that depend on the scale."""
-    derived_keys: ClassVar[tuple[str, ...]] = ()
+    recomputed_buffers: ClassVar[tuple[str, ...]] = ()
     """How the keys of those buffers end that the sizes decide: a file may lack them, or have others."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
-    """What it is fastest in."""
+    """Memory format in which this architecture trains fastest."""
     tile: ClassVar[int] = 256
-    """LR pixels a side of the largest piece of a picture that it is given at once, its halo left aside."""
-    repeated: ClassVar["type[RepeatedBlock] | None"] = None
+    """LR pixels a side of the largest piece of an image that it is given at once, its halo left aside."""
+    repeated_block: ClassVar["type[RepeatedBlock] | None"] = None
     """The block that makes up a network too deep to be compiled whole: RCAN would take minutes."""
     compiled_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """Kinds of device on which compiling makes its training faster."""
@@ -42,7 +42,7 @@ class Network(nn.Module, ABC):
         self.scale = scale
         self.hyperparameters = hyperparameters
         self.grid = 1
-        """A tile of a picture must begin at a multiple of so many LR pixels to be seen as the whole picture is."""
+        """A tile of an image must begin at a multiple of so many LR pixels to be seen as the whole image is."""
 
     @property
     @abstractmethod
@@ -51,7 +51,7 @@ class Network(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
+    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
         """A network of the sizes that a checkpoint's keys tell, or None if they are not of this architecture.
 
         Args:
@@ -66,32 +66,32 @@ class RepeatedBlock(nn.Module, ABC):
     compiled: Callable[..., Tensor] | None = None
 
     @abstractmethod
-    def compute(self, *inputs: Any, **more: Any) -> Tensor:
+    def forward_block(self, *inputs: Any, **more: Any) -> Tensor:
         """What the block does."""
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
-        """What the block does, compiled in training alone: pictures have many sizes."""
+        """What the block does, compiled in training alone: images have many sizes."""
         if self.compiled is None or not self.training:
-            return self.compute(*inputs)
+            return self.forward_block(*inputs)
         return self.compiled(self, *inputs)
 
 
 def compile_blocks(network: Network) -> None:
     """Compile the repeated block, once for all its places."""
-    assert network.repeated is not None, "a network without such a block is compiled whole"  # noqa: S101
+    assert network.repeated_block is not None, "a network without such a block is compiled whole"  # noqa: S101
     # the compiler looks at `.grad` of what flows from block to block, and torch warns whoever does
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-    compiled = torch.compile(network.repeated.compute, fullgraph=True, dynamic=False)
+    compiled = torch.compile(network.repeated_block.forward_block, fullgraph=True, dynamic=False)
     for block in network.modules():
-        if isinstance(block, network.repeated):
+        if isinstance(block, network.repeated_block):
             block.compiled = compiled
 
 
-def compile_for_pictures(network: Network) -> None:
-    """Compile a frozen network for pictures of all sizes: the block that it repeats, else the whole."""
+def compile_for_images(network: Network) -> None:
+    """Compile a frozen network for images of all sizes: the block that it repeats, else the whole."""
     torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
     for part in network.modules():
-        if isinstance(part, network.repeated or Network):
+        if isinstance(part, network.repeated_block or Network):
             part.compile(dynamic=True)
 
 
@@ -151,7 +151,7 @@ def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def reflected(image: Tensor, height: int, width: int) -> Tensor:
+def reflect_pad(image: Tensor, height: int, width: int) -> Tensor:
     """[N, C, h, w] continued at its lower and right edge by its reflection to [N, C, height, width], however far."""
     for dim, wanted in ((2, height), (3, width)):
         size = image.shape[dim]
@@ -167,14 +167,15 @@ def up_to_multiple(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def doublings(scale: int) -> list[int]:
+def upsample_factors(scale: int) -> list[int]:
     """The factors of sub-pixel upsampling: one step of 3, or steps of 2."""
     return [3] if scale == 3 else [2] * (scale.bit_length() - 1)
 
 
 def sub_pixel_upsampler(scale: int, features: int) -> nn.Sequential:
     """Sub-pixel upsampling; its convolutions are .0, .2, .4, as where a `PixelShuffle` stands after each."""
-    layers = {str(2 * place): SubPixelConvolution(features, features, by) for place, by in enumerate(doublings(scale))}
+    steps = enumerate(upsample_factors(scale))
+    layers = {str(2 * place): SubPixelConvolution(features, features, by) for place, by in steps}
     return nn.Sequential(OrderedDict(layers))
 
 

@@ -56,7 +56,7 @@ class Group(RepeatedBlock):
         body = [AttentionBlock(features, reduction) for _ in range(blocks)]
         self.body = nn.Sequential(*body, conv3x3(features, features))
 
-    def compute(self, x: Tensor) -> Tensor:
+    def forward_block(self, x: Tensor) -> Tensor:
         """[N, features, h, w] to the same shape."""
         residual: Tensor = self.body(x)
         return x + residual
@@ -74,9 +74,9 @@ class RCAN(Network):
     """
 
     architecture = "rcan"
-    tail_keys = ("tail.",)
-    tile = 1536  # of tiles each would have means of its own: pictures of DIV2K are taken whole, in some 2 GB
-    repeated = Group
+    scale_dependent_keys = ("tail.",)
+    tile = 1536  # of tiles each would have means of its own: images of DIV2K are taken whole, in some 2 GB
+    repeated_block = Group
 
     def __init__(self, scale: int, features: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
         super().__init__(scale, features=features, groups=groups, blocks=blocks, reduction=reduction)
@@ -89,9 +89,9 @@ class RCAN(Network):
 
     @property
     def halo(self) -> int:
-        """The channel means see the whole picture, so no halo makes tiles exact; the convolutions see this far at most.
+        """The channel means see the whole image, so no halo makes tiles exact; the convolutions see this far at most.
 
-        RCAN's own test code cuts pictures with an overlap of 10; the influence of a pixel fades long before the
+        RCAN's own test code cuts images with an overlap of 10; the influence of a pixel fades long before the
         radius of 400 convolutions.
         """
         return 32
@@ -104,8 +104,8 @@ class RCAN(Network):
         return sr / 255
 
     @classmethod
-    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
-        """See `Network.recognise`."""
+    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
+        """See `Network.from_state_dict`."""
         first = "body.0.body.0.body.3.conv_du.0.weight"
         ends = ("head.0.weight", "tail.0.0.weight", "tail.1.weight")
         if any(key not in state or state[key].ndim != 4 for key in (first, *ends)):

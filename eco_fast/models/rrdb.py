@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eco_fast.models.network import Network, RepeatedBlock, conv3x3, doublings, reflected, up_to_multiple
+from eco_fast.models.network import Network, RepeatedBlock, conv3x3, reflect_pad, up_to_multiple, upsample_factors
 
 RESIDUAL_SCALE = 0.2
 SLOPE = 0.2
@@ -45,7 +45,7 @@ class Block(RepeatedBlock):
         super().__init__()
         self.rdb1, self.rdb2, self.rdb3 = (DenseBlock(features, growth) for _ in range(3))
 
-    def compute(self, x: Tensor) -> Tensor:
+    def forward_block(self, x: Tensor) -> Tensor:
         """[N, features, h, w] to the same shape."""
         residual: Tensor = self.rdb3(self.rdb2(self.rdb1(x)))
         return x + RESIDUAL_SCALE * residual
@@ -66,8 +66,8 @@ class RRDB(Network):
     """
 
     architecture = "rrdb"
-    tail_keys = ("conv_up",)
-    repeated = Block
+    scale_dependent_keys = ("conv_up",)
+    repeated_block = Block
 
     def __init__(
         self, scale: int, features: int = 64, blocks: int = 23, growth: int = 32, *, unshuffle: bool = False
@@ -79,8 +79,8 @@ class RRDB(Network):
         self.conv_first = conv3x3(3 * self.grid**2, features)
         self.body = nn.Sequential(*(Block(features, growth) for _ in range(blocks)))
         self.conv_body = conv3x3(features, features)
-        self.doublings = doublings(scale * self.grid)
-        for index in range(len(self.doublings)):
+        self.upsample_factors = upsample_factors(scale * self.grid)
+        for index in range(len(self.upsample_factors)):
             self.add_module(f"conv_up{index + 1}", conv3x3(features, features))
         self.conv_hr = conv3x3(features, features)
         self.conv_last = conv3x3(features, 3)
@@ -96,18 +96,18 @@ class RRDB(Network):
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w."""
         height, width = lr.shape[2:]
-        lr = reflected(lr, *(up_to_multiple(size, self.grid) for size in (height, width)))
+        lr = reflect_pad(lr, *(up_to_multiple(size, self.grid) for size in (height, width)))
         x = self.conv_first(functional.pixel_unshuffle(lr, self.grid))
         x = x + self.conv_body(self.body(x))
-        for index, factor in enumerate(self.doublings):
+        for index, factor in enumerate(self.upsample_factors):
             larger = functional.interpolate(x, scale_factor=factor, mode="nearest")
             x = functional.leaky_relu(self.get_submodule(f"conv_up{index + 1}")(larger), SLOPE)
         sr: Tensor = self.conv_last(functional.leaky_relu(self.conv_hr(x), SLOPE))
         return sr[:, :, : self.scale * height, : self.scale * width]
 
     @classmethod
-    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
-        """See `Network.recognise`."""
+    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
+        """See `Network.from_state_dict`."""
         wanted = ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_up1.weight", "conv_last.weight")
         if any(key not in state or state[key].ndim != 4 for key in wanted):
             return None

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eco_fast.models.network import Network, reflected
+from eco_fast.models.network import Network, reflect_pad
 
 PROBE = 64  # LR pixels a side: what every network accepts
-FAR = 0.1  # of the range 0..1: trained networks stay within 0.02 of bicubic on a smooth picture
+MAX_BICUBIC_DISTANCE = 0.1  # of the range 0..1: trained networks stay within 0.02 of bicubic on a smooth image
 
 
 class Foreign(Network):
@@ -29,7 +29,7 @@ class Foreign(Network):
     """
 
     architecture = "foreign"
-    tail_keys = ()
+    scale_dependent_keys = ()
     compiled_on = ()
 
     def __init__(self, descriptor: Any, peak: int = 1) -> None:
@@ -42,28 +42,28 @@ class Foreign(Network):
     def halo(self) -> int:
         """How far these networks see is not known, and attention sees everything: tiles are not exact.
 
-        The overlap that many of their authors' tiled tests take. DAT-light's tiles of 64 differ from whole pictures of
+        The overlap that many of their authors' tiled tests take. DAT-light's tiles of 64 differ from whole images of
         Set5 by 0.13 grey levels on average and 5 at most, with a PSNR that is the same within 0.02 dB.
         """
         return 32
 
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w."""
-        return torch.cat([self._one(image) for image in torch.split(lr, 1)])  # spandrel speaks of single pictures
+        return torch.cat([self._one(image) for image in torch.split(lr, 1)])  # spandrel speaks of single images
 
     def _one(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[2:]
         more_width, more_height = self.descriptor.size_requirements.get_padding(width, height)
-        padded = reflected(lr, height + more_height, width + more_width).contiguous()
+        padded = reflect_pad(lr, height + more_height, width + more_width).contiguous()
         sr: Tensor = self.descriptor._call_fn(self.model, padded * self.peak) / self.peak  # noqa: SLF001 - without bounds
         return sr[:, :, : self.scale * height, : self.scale * width]
 
     @classmethod
-    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
-        """See `Network.recognise`; the facts are in the weights.
+    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
+        """See `Network.from_state_dict`; the facts are in the weights.
 
         Raises:
-            ValueError: a network, but none that upscales colour pictures, or one that has learnt nothing.
+            ValueError: a network, but none that upscales colour images, or one that has learnt nothing.
         """
         try:
             with warnings.catch_warnings():
@@ -75,15 +75,15 @@ class Foreign(Network):
         if descriptor.scale == 1 or (descriptor.input_channels, descriptor.output_channels) != (3, 3):
             raise ValueError(
                 f"a {name} network from {descriptor.input_channels} to {descriptor.output_channels} channels at "
-                f"x{descriptor.scale}; expected one that upscales colour pictures"
+                f"x{descriptor.scale}; expected one that upscales colour images"
             )
         for peak in (1, 255):
             network = cls(descriptor, peak).eval().requires_grad_(requires_grad=False)
-            if (distance := from_bicubic(network)) < FAR:
+            if (distance := from_bicubic(network)) < MAX_BICUBIC_DISTANCE:
                 return network
         raise ValueError(
-            f"a {name} network whose output is {distance:.2g} from bicubic upscaling on a smooth picture of 0..1; "
-            "expected a trained one that takes pictures of 0..1 or 0..255"
+            f"a {name} network whose output is {distance:.2g} from bicubic upscaling on a smooth image of 0..1; "
+            "expected a trained one that takes images of 0..1 or 0..255"
         )
 
 
@@ -124,7 +124,7 @@ def installed() -> bool:
 
 @torch.inference_mode()
 def from_bicubic(network: Network) -> float:
-    """Mean absolute difference between the output and bicubic upscaling on a smooth picture, in parts of white."""
+    """Mean absolute difference between the output and bicubic upscaling on a smooth image, in parts of white."""
     place = torch.linspace(0, 3, PROBE)
     waves = [torch.sin(place[:, None] * (1 + colour) + place * (2 - colour)) for colour in range(3)]
     lr = (0.5 + 0.4 * torch.stack(waves))[None]

@@ -25,7 +25,7 @@ RRDB = {
 }
 
 
-def usual_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def canonical_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights under the names that our networks have, if their names are others; else as they are."""
     if any(key.startswith("RRDB_trunk.") for key in state):
         return {_renamed(key, RRDB): value for key, value in state.items()}

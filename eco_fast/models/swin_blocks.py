@@ -80,7 +80,7 @@ class Block(RepeatedBlock):
         self.mlp = Mlp(features, int(features * mlp_ratio))
         self.register_buffer("attn_mask", shift_mask(patch, patch, window, shift) if shift else None)
 
-    def compute(self, x: Tensor, mask: Tensor | None, factors: Tensor | None) -> Tensor:
+    def forward_block(self, x: Tensor, mask: Tensor | None, factors: Tensor | None) -> Tensor:
         """[N, h, w, C] to the same shape.
 
         Args:

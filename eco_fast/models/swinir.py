@@ -13,7 +13,7 @@ from eco_fast.models.network import (
     Network,
     SubPixelConvolution,
     conv3x3,
-    reflected,
+    reflect_pad,
     scale_of,
     sub_pixel_upsampler,
     up_to_multiple,
@@ -43,9 +43,9 @@ class SwinIR(Network):
     """
 
     architecture = "swinir"
-    tail_keys = ("upsample.", "conv_last.")
-    derived_keys = ("attn_mask", "relative_position_index")
-    repeated = Block
+    scale_dependent_keys = ("upsample.", "conv_last.")
+    recomputed_buffers = ("attn_mask", "relative_position_index")
+    repeated_block = Block
     compiled_on = ("cuda",)  # a CPU spends its time in convolutions and attention, which the compiler leaves alone
 
     mean: Tensor
@@ -105,19 +105,19 @@ class SwinIR(Network):
         """
         return 4 * self.window
 
-    def forward(self, lr: Tensor, draws: Tensor | None = None) -> Tensor:
+    def forward(self, lr: Tensor, drop_path_uniforms: Tensor | None = None) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1. Any h and w.
 
         Args:
             lr: the images.
-            draws: uniform in 0..1, float32 [N, 2 * blocks]: which branches of which blocks a training sample leaves
-                out (stochastic depth); None: none.
+            drop_path_uniforms: uniform in 0..1, float32 [N, 2 * blocks]: which branches of which blocks a training
+                sample leaves out (stochastic depth); None: none.
         """
         height, width = lr.shape[2:]
-        lr = reflected(lr, *(up_to_multiple(size, self.window) for size in (height, width)))
+        lr = reflect_pad(lr, *(up_to_multiple(size, self.window) for size in (height, width)))
         shallow = self.conv_first(lr - self.mean)
         x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))
-        mask, factors = self._mask(x), self._branch_factors(draws)
+        mask, factors = self._mask(x), self._branch_factors(drop_path_uniforms)
         for layer, depth in zip(self.layers, self.hyperparameters["depths"], strict=True):
             x, factors = layer(x, mask, factors[:depth]), factors[depth:]
         x = self.conv_after_body(self.norm(x).permute(0, 3, 1, 2)) + shallow
@@ -132,17 +132,17 @@ class SwinIR(Network):
             return first
         return shift_mask(height, width, self.window, self.window // 2, x.device)
 
-    def _branch_factors(self, draws: Tensor | None) -> Sequence[Tensor | None]:
+    def _branch_factors(self, uniforms: Tensor | None) -> Sequence[Tensor | None]:
         """For each block [2, N, 1, 1, 1]: 0 for a branch that is left out, else what keeps the mean; None for 1."""
-        if draws is None:
+        if uniforms is None:
             return [None] * len(self.keep)
         keep = self.keep.view(-1, 1, 1, 1, 1, 1)
-        drawn = draws.view(len(draws), len(self.keep), 2, 1, 1, 1).permute(1, 2, 0, 3, 4, 5)
+        drawn = uniforms.view(len(uniforms), len(self.keep), 2, 1, 1, 1).permute(1, 2, 0, 3, 4, 5)
         return ((drawn < keep) / keep).unbind()
 
     @classmethod
-    def recognise(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
-        """See `Network.recognise`. What leaves no trace in the weights, `drop_path`, comes from `facts`."""
+    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
+        """See `Network.from_state_dict`. What leaves no trace in the weights, `drop_path`, comes from `facts`."""
         first = "layers.0.residual_group.blocks.0"
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         wanted = {

@@ -135,9 +135,9 @@ class Material:
                 """for example --set data.validation='["Kodak24"]'"""
             )
         self.base = base
-        self.validation = read_pictures(data.validation, scale)
-        self.watched: Sets = read_sets(data.watch, scale)
-        self.sets: Sets = {
+        self.validation = read_images(data.validation, scale)
+        self.watched: BenchmarkSets = read_sets(data.watch, scale)
+        self.sets: BenchmarkSets = {
             "+".join(map(set_name, data.validation)): self.validation,
             **self.watched,
             **read_sets(data.test, scale),
@@ -188,7 +188,7 @@ class Material:
             name: score_network(network, images, rounding, noise_sigma=sigma, device=device)
             for name, images in self.sets.items()
         }
-        return {name: finite(average(list(one.values()))) for name, one in scores.items()}
+        return {name: json_safe(average(list(one.values()))) for name, one in scores.items()}
 
 
 def carry_out(run: Run, material: Material, device: str) -> None:

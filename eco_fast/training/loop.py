@@ -125,7 +125,7 @@ def validate(state: TrainingState, sets: ValidationSets, telemetry: Telemetry, d
         )
         scores = average(list(scored.values()))
         suffix = f"/{name}" if name else ""
-        row |= {f"{measure}{suffix}": finite(scores)[measure] for measure in ("psnr_y", "ssim_y")}
+        row |= {f"{measure}{suffix}": json_safe(scores)[measure] for measure in ("psnr_y", "ssim_y")}
         said += f"  {name or 'validation'} {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}"
     state.network.train()
     telemetry.write(done, row)
@@ -154,7 +154,7 @@ def describe(step: TrainStep, state: TrainingState, label: str) -> None:
         print(f"not compiled: {reason}; the run is slower, its results are the same up to rounding", flush=True)
 
 
-def check_progress(updater: Updater) -> None:
+def check_progress(updater: OptimizerStep) -> None:
     """Stop a run that no longer learns.
 
     Raises:

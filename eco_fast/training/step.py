@@ -92,7 +92,7 @@ class TrainStep:
         compiled = self.train.compile and torch.device(self.device).type in network.compiled_on
         if compiled and why_not_compile(self.device) is None:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
-            if network.repeated is None:
+            if network.repeated_block is None:
                 loss.compile(fullgraph=True, dynamic=False)
             else:
                 compile_blocks(network)

@@ -1,4 +1,4 @@
-"""Scoring: checkpoints against numbers computed by hand, existing pictures against MATLAB's, names and files."""
+"""Scoring: checkpoints against numbers computed by hand, existing images against MATLAB's, names and files."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from eco_fast.cli.main import main
 from eco_fast.config import Scale
 from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.resize import downsample_image, upsample_image
-from eco_fast.evaluation.evaluate import evaluate_checkpoint, evaluate_pictures, score_bicubic
+from eco_fast.evaluation.evaluate import evaluate_checkpoint, evaluate_images, score_bicubic
 from eco_fast.evaluation.metrics import Scores
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
@@ -24,7 +24,7 @@ from eco_fast.models.edsr import EDSR
 
 @pytest.fixture
 def hr(photo: Pixels, tmp_path: Path) -> Path:
-    """A folder with a sub-folder, sizes that are no multiple of any scale, and a greyscale picture."""
+    """A folder with a sub-folder, sizes that are no multiple of any scale, and a greyscale image."""
     folder = tmp_path / "HR"
     write_png(folder / "face.png", photo[60:113, 120:179])
     write_png(folder / "more" / "fur.png", photo[200:247, 31:90])
@@ -78,10 +78,10 @@ def test_a_checkpoint_scores_what_a_computation_by_hand_gives(
 ) -> None:
     path, network = checkpoint(tmp_path, scale)
     results = evaluate_checkpoint(path, [str(hr)], scale, rounding=rounding, device="cpu")
-    pictures = {"HR/face.png": "face.png", "HR/grey.png": "grey.png", "HR/more/fur.png": "more/fur.png"}
+    images = {"HR/face.png": "face.png", "HR/grey.png": "grey.png", "HR/more/fur.png": "more/fur.png"}
     assert results.keys() == {str(hr)}
-    assert results[str(hr)].keys() == pictures.keys()
-    for name, file in pictures.items():
+    assert results[str(hr)].keys() == images.keys()
+    for name, file in images.items():
         image = np.array(Image.open(hr / file).convert("RGB"))
         image = image[: image.shape[0] - image.shape[0] % scale, : image.shape[1] - image.shape[1] % scale]
         lr = torch.from_numpy(downsample_image(image, scale, rounding)).permute(2, 0, 1)[None] / 255
@@ -157,14 +157,14 @@ def test_sr_larger_than_the_cropped_hr_is_cropped_too(photo: Pixels, tmp_path: P
     """Upscaling an LR of ceil(size / scale) pixels gives more pixels than HR has."""
     write_png(tmp_path / "HR" / "a.png", photo[:40, :41])
     write_png(tmp_path / "SR" / "a.png", photo[:40, :41])
-    assert evaluate_pictures(str(tmp_path / "SR"), str(tmp_path / "HR"), 4)[str(tmp_path / "SR")]["a"].ssim_y == 1
+    assert evaluate_images(str(tmp_path / "SR"), str(tmp_path / "HR"), 4)[str(tmp_path / "SR")]["a"].ssim_y == 1
     write_png(tmp_path / "SR" / "a.png", photo[:40, :44])
     with pytest.raises(ValueError, match=r"SR/a\.png: SR is 44x40 but HR is 40x40"):
-        evaluate_pictures(str(tmp_path / "SR"), str(tmp_path / "HR"), 4)
+        evaluate_images(str(tmp_path / "SR"), str(tmp_path / "HR"), 4)
 
 
 def fill(folder: Path, names: Mapping[str, int]) -> str:
-    """Noise pictures, each from its seed."""
+    """Noise images, each from its seed."""
     for name, seed in names.items():
         write_png(folder / name, np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8))
     return str(folder)
@@ -187,7 +187,7 @@ def test_names_pair_as_benchmarks_and_papers_write_them(tmp_path: Path) -> None:
             "img_1_b_x2.png": 7,
         },
     )
-    scores = evaluate_pictures(sr, hr, 2)[sr]
+    scores = evaluate_images(sr, hr, 2)[sr]
     assert scores.keys() == {"img1", "img10", "img_1", "baby", "x", "b.c", "img_1_b"}
     assert all(one.psnr_y == float("inf") for one in scores.values()), scores  # another partner would be other noise
 
@@ -195,17 +195,17 @@ def test_names_pair_as_benchmarks_and_papers_write_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("hr", "sr", "said"),
     [
-        (["img1.png"], ["img10.png"], r"img10\.png: no HR picture of that name"),
-        (["img1.png", "img10.png"], ["img10x2.png"], r"no SR picture for .*img1\.png \(1 are missing\)"),
+        (["img1.png"], ["img10.png"], r"img10\.png: no HR image of that name"),
+        (["img1.png", "img10.png"], ["img10x2.png"], r"no SR image for .*img1\.png \(1 are missing\)"),
         (["a.png"], ["a.png", "ax2.png"], r"ax2\.png and .*a\.png both pair with .*a\.png"),
         (["a.png", "sub/a.png"], ["a.png"], r"a\.png and .*a\.png are both called a"),
-        (["baby.png"], ["bab.png"], r"bab\.png: no HR picture"),
+        (["baby.png"], ["bab.png"], r"bab\.png: no HR image"),
     ],
 )
 def test_pictures_without_one_partner_are_refused(hr: list[str], sr: list[str], said: str, tmp_path: Path) -> None:
     folders = [fill(tmp_path / name, dict.fromkeys(files, 0)) for name, files in (("SR", sr), ("HR", hr))]
     with pytest.raises(ValueError, match=said):
-        evaluate_pictures(folders[0], folders[1], 2)
+        evaluate_images(folders[0], folders[1], 2)
 
 
 def test_pictures_too_small_to_score_are_refused_by_name(photo: Pixels, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scores on noisy pictures: the noise is Gaussian and the same for everyone, and scores are means over its draws."""
+"""Scores on noisy images: the noise is Gaussian and the same for everyone, and scores are means over its draws."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.noise import add_noise
 from eco_fast.data.resize import downsample_image, upsample_image
-from eco_fast.evaluation.evaluate import evaluate_pictures, score_bicubic, score_network
+from eco_fast.evaluation.evaluate import evaluate_images, score_bicubic, score_network
 from eco_fast.evaluation.metrics import average, score
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, save_network
@@ -28,7 +28,7 @@ VALUES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 
 @pytest.fixture
 def work(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with HR pictures, one of them in a sub-folder, and a network; commands run there."""
+    """A folder with HR images, one of them in a sub-folder, and a network; commands run there."""
     monkeypatch.chdir(tmp_path)
     write_png(Path("HR/face.png"), photo[60:113, 120:179])
     write_png(Path("HR/more/fur.png"), photo[200:247, 31:90])
@@ -37,7 +37,7 @@ def work(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def gradient(height: int, width: int) -> Pixels:
-    """A picture that needs no file: 255 * (row + column) // (height + width)."""
+    """An image that needs no file: 255 * (row + column) // (height + width)."""
     values = 255 * np.add.outer(np.arange(height), np.arange(width)) // (height + width)
     return np.repeat(values.astype(np.uint8)[:, :, None], 3, axis=2)
 
@@ -80,18 +80,18 @@ def test_the_noise_is_what_it_has_always_been() -> None:
 
     The values were printed by `add_noise` when it was written, and agreed then with the plain computation below.
     """
-    picture = gradient(40, 52)
-    drawn = [add_noise(picture, SIGMA, draw) for draw in range(10)]
+    image = gradient(40, 52)
+    drawn = [add_noise(image, SIGMA, draw) for draw in range(10)]
     golden = "bf684b0e066b0f84682a3b00772ed490e1904cae1fdc098b196d8dd3f56bd31f"
     assert hashlib.sha256(b"".join(noisy.tobytes() for noisy in drawn)).hexdigest() == golden
-    digest = hashlib.sha256(picture.tobytes()).digest()
+    digest = hashlib.sha256(image.tobytes()).digest()
     words = np.random.Philox(key=int.from_bytes(digest[:16], "little"), counter=[0, 7, 0, 0]).random_raw(3120)
     halves = [(int(word) >> 32, int(word) & 0xFFFFFFFF) for word in words]
     radii = [math.sqrt(-2 * math.log((high + 1) / 2**32)) for high, _ in halves]
     turns = [2 * math.pi * low / 2**32 for _, low in halves]
     normal = [r * math.cos(t) for r, t in zip(radii, turns, strict=True)]
     normal += [r * math.sin(t) for r, t in zip(radii, turns, strict=True)]
-    by_hand = [min(max(round(int(p) + 10 * z), 0), 255) for p, z in zip(picture.ravel(), normal, strict=True)]
+    by_hand = [min(max(round(int(p) + 10 * z), 0), 255) for p, z in zip(image.ravel(), normal, strict=True)]
     assert drawn[7].ravel().tolist() == by_hand
 
 
@@ -122,7 +122,7 @@ def test_other_programs_can_be_scored_on_exactly_the_same_pictures(work: Path) -
     for draw in range(10):  # bicubic stands for another program
         for file in Path(f"LR/draw-{draw:02}").rglob("*.png"):
             write_png(Path(f"SR/draw-{draw:02}") / file.name, upsample_image(read_image(file), 2))
-        means.append(average(list(evaluate_pictures(f"SR/draw-{draw:02}", "HR", 2)[f"SR/draw-{draw:02}"].values())))
+        means.append(average(list(evaluate_images(f"SR/draw-{draw:02}", "HR", 2)[f"SR/draw-{draw:02}"].values())))
     images = {name: read_image(work / "HR" / name) for name in ("face.png", "more/fur.png")}
     ours = average(list(score_bicubic(images, 2, noise_sigma=SIGMA).values()))
     assert average(means).as_dict() == pytest.approx(ours.as_dict(), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Centroids: what `teach` makes, when it makes them again, and that they belong to the store as it is."""
+"""Centroids: what is made, when it is made again, and that they belong to the store as it is."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import torch
 from eco_fast_kernels import Rounding
 from PIL import Image
 
+from eco_fast.cli.main import BAD_INPUT, main
 from eco_fast.data.images import Pixels
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image, modcrop
@@ -33,7 +34,7 @@ def draw(path: Path, pixels: Pixels) -> None:
 
 @pytest.fixture
 def hr(tmp_path: Path, photo: Pixels) -> Store:
-    """A store of three small pictures, of odd sizes too."""
+    """A store of three small images, of odd sizes too."""
     for place, (name, (height, width)) in enumerate(zip(NAMES, SIZES, strict=True)):
         draw(tmp_path / name, photo[50 * place : 50 * place + height, 100 : 100 + width])
     return prepare([str(tmp_path / "set")], tmp_path / "store")
@@ -45,14 +46,19 @@ def save_teacher(path: Path, seed: int, scale: int = 2) -> Path:
     return path
 
 
+def make(folder: Path, checkpoint: Path, **options: Any) -> Path:
+    """The folder of the centroids of a store."""
+    return make_centroids(Store(folder), load_network(checkpoint), checkpoint, **options).folder
+
+
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     return save_teacher(tmp_path / "teacher.safetensors", 1)
 
 
 @pytest.fixture
-def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Sizes of the LR pictures that `teach` gives to the teacher, as it does."""
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Sizes of the LR images that the teacher is given, as it does."""
     sizes: list[tuple[int, ...]] = []
 
     def count(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
@@ -76,10 +82,10 @@ def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
     centroids = open_centroids(hr, out, 2)
     network = load_network(teacher)
     assert [entry.name for entry in centroids.entries] == NAMES
-    for centroid, picture, (height, width) in zip(centroids.images, hr.images, SIZES, strict=True):
+    for centroid, image, (height, width) in zip(centroids.images, hr.images, SIZES, strict=True):
         assert centroid.dtype == np.uint8
         assert centroid.shape == (height // 2 * 2, width // 2 * 2, 3)
-        lr = downsample_image(modcrop(picture, 2), 2, rounding)
+        lr = downsample_image(modcrop(image, 2), 2, rounding)
         assert np.array_equal(centroid, super_resolve(network, lr))
         with torch.inference_mode():
             whole = network(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0) * 255
@@ -115,11 +121,11 @@ def test_a_second_run_changes_nothing(hr: Store, teacher: Path, taught: list[tup
     taught.clear()
     centroids_of(hr.folder, teacher, 2, device="cpu")
     assert snapshot(hr.folder) == before
-    assert taught == []
+    assert seen == []
 
 
 def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
-    hr: Store, teacher: Path, taught: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hr: Store, teacher: Path, seen: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls = iter(range(1))
 
@@ -137,7 +143,7 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
         open_centroids(hr, half, 2)
     out = centroids_of(hr.folder, teacher, 2, device="cpu")
     assert out == half
-    assert taught == [(height // 2, width // 2) for height, width in SIZES[1:]]
+    assert seen == [(height // 2, width // 2) for height, width in SIZES[1:]]
     again = prepare([str(tmp_path / "set")], tmp_path / "again")
     straight = centroids_of(again.folder, teacher, 2, device="cpu")
     resumed, unbroken = (Store(folder) for folder in (out, straight))
@@ -147,8 +153,8 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
         assert (out / first.file).read_bytes() == (straight / second.file).read_bytes()
 
 
-def test_a_changed_picture_is_noticed_and_it_alone_taught_again(
-    hr: Store, teacher: Path, taught: list[tuple[int, ...]], photo: Pixels, tmp_path: Path
+def test_a_changed_picture_is_noticed_and_it_alone_made_again(
+    hr: Store, teacher: Path, seen: list[tuple[int, ...]], photo: Pixels, tmp_path: Path
 ) -> None:
     out = centroids_of(hr.folder, teacher, 2, device="cpu")
     draw(tmp_path / NAMES[1], photo[:30, :40])

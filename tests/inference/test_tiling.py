@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from eco_fast.data.images import Pixels
 from eco_fast.inference.tiling import output_of, quantise, super_resolve
-from eco_fast.models import Network, compile_for_pictures
+from eco_fast.models import Network, compile_for_images
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
@@ -58,7 +58,7 @@ def test_tiles_are_exact_where_float32_is(scale: int, corner: tuple[int, int]) -
     for size in SIZES:
         lr = random_image(*size)
         expected = rounded(whole(network, lr))
-        assert len(np.unique(expected)) > 100  # a picture, not a flat area
+        assert len(np.unique(expected)) > 100  # an image, not a flat area
         for tile in (7, 16, 1000):
             assert np.array_equal(super_resolve(network, lr, tile=tile), expected), (size, tile)
 
@@ -67,7 +67,7 @@ def test_tiles_are_exact_where_float32_is(scale: int, corner: tuple[int, int]) -
 def test_tiles_stay_within_the_last_bit_of_float32(scale: int) -> None:
     """A convolution may sum in another order in an image of another width: what rounds up may then round down."""
     network = EDSR(scale, 8, 2).eval()
-    network.add_mean.bias.fill_(128)  # fresh weights give faint pictures: put them amid the grey levels
+    network.add_mean.bias.fill_(128)  # fresh weights give faint images: put them amid the grey levels
     lr = random_image(31, 45)
     exact = whole(network, lr)
     for tile in (7, 16, 1000):
@@ -83,7 +83,7 @@ def test_an_output_that_is_no_picture_is_neither_rounded_nor_clamped(monkeypatch
     network.add_mean.bias.fill_(-200)
     lr = random_image(31, 45)
     exact = whole(network, lr)
-    assert exact.max() < 0, "what a picture cannot hold"
+    assert exact.max() < 0, "what an image cannot hold"
     np.testing.assert_allclose(output_of(network, lr), exact.numpy().transpose(1, 2, 0), rtol=0, atol=1e-3)
 
 
@@ -121,7 +121,7 @@ def test_any_view_of_an_image(order: str) -> None:
     ids=["rrdb", "rrdb of squares", "swinir", "swinir direct", "rcan, whole"],
 )
 def test_networks_that_see_everything_stay_within_a_grey_level(network: Network, photo: Pixels) -> None:
-    """Their tiles begin on the grid of their windows or squares; RCAN's means are those of the whole picture."""
+    """Their tiles begin on the grid of their windows or squares; RCAN's means are those of the whole image."""
     network.eval()
     lr, tile = (photo[:, 90:], None) if isinstance(network, RCAN) else (photo[30:175, 40:153], 50)
     with torch.inference_mode():
@@ -168,7 +168,7 @@ def test_compiled_for_pictures_it_takes_three_graphs_and_changes_nothing(network
     lr = [random_image(*size) for size in ((24, 31), (24, 24), (40, 23), (19, 19))]
     plain = [super_resolve(network, one, tile=tile) for one in lr for tile in (16, 64)]
     counters.clear()
-    compile_for_pictures(network)
+    compile_for_images(network)
     for _ in range(2):  # what has been compiled since the first time does not show in the second
         again = [super_resolve(network, one, tile=tile) for one in lr for tile in (16, 64)]
         assert all(np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(again, plain, strict=True))

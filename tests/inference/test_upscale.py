@@ -34,8 +34,8 @@ def repeated(image: Pixels) -> Pixels:
 
 
 def test_a_file_becomes_the_named_file_or_one_in_the_folder(checkpoint: Path, photo: Pixels, tmp_path: Path) -> None:
-    picture, folder = tmp_path / "cat.v1.png", tmp_path / "folder"
-    write_png(picture, photo[:31, :17])
+    source, folder = tmp_path / "cat.v1.png", tmp_path / "folder"
+    write_png(source, photo[:31, :17])
     folder.mkdir()
     written = {
         tmp_path / "big.png": tmp_path / "big.png",
@@ -44,7 +44,7 @@ def test_a_file_becomes_the_named_file_or_one_in_the_folder(checkpoint: Path, ph
         tmp_path / "other": tmp_path / "other" / "cat.v1.png",
     }
     for out, expected in written.items():
-        assert main(["upscale", str(checkpoint), str(picture), str(out)]) == 0
+        assert main(["upscale", str(checkpoint), str(source), str(out)]) == 0
         with Image.open(expected) as image:
             assert image.format == "PNG"
         assert np.array_equal(read_image(expected), repeated(photo[:31, :17]))
@@ -52,16 +52,16 @@ def test_a_file_becomes_the_named_file_or_one_in_the_folder(checkpoint: Path, ph
 
 def test_a_folder_becomes_a_folder_of_the_same_layout(checkpoint: Path, photo: Pixels, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    pictures = ["a.png", "b.JPG", "sub/a.bmp", "sub/deep/c.tif", "d.webp"]
-    for index, name in enumerate(pictures):
+    images = ["a.png", "b.JPG", "sub/a.bmp", "sub/deep/c.tif", "d.webp"]
+    for index, name in enumerate(images):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo[index : index + 20, : 15 + index]).save(source / name)
     Image.fromarray(photo[:9, :12, 0]).save(source / "grey.png")
-    (source / "notes.txt").write_text("no picture")
+    (source / "notes.txt").write_text("no image")
     assert main(["upscale", str(checkpoint), str(source), str(out)]) == 0
     written = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
     assert written == ["a.png", "b.png", "d.png", "grey.png", "sub/a.png", "sub/deep/c.png"]
-    for name in [*pictures, "grey.png"]:
+    for name in [*images, "grey.png"]:
         decoded = np.array(Image.open(source / name).convert("RGB"))
         assert np.array_equal(read_image((out / name).with_suffix(".png")), repeated(decoded)), name
 
@@ -82,8 +82,8 @@ def test_outputs_that_cannot_be_meant_are_refused(checkpoint: Path, photo: Pixel
         (source / "a.png", source): r"a\.png would be overwritten",
         (source, source): r"a\.png would be overwritten",
         (source, source / ".." / "source"): r"a\.png would be overwritten",
-        (source / "a.png", tmp_path / "b.jpg"): r"b\.jpg: pictures are written as PNG",
-        (source, checkpoint): "a file, but the pictures of a folder need a folder",
+        (source / "a.png", tmp_path / "b.jpg"): r"b\.jpg: images are written as PNG",
+        (source, checkpoint): "a file, but the images of a folder need a folder",
         (tmp_path / "none.png", tmp_path / "out.png"): r"none\.png: there is no such file or folder",
     }
     for (given, out), said in refusals.items():

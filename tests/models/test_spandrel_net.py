@@ -1,4 +1,4 @@
-"""Networks of spandrel's: loaded from their weights, run on pictures of any size, and used as teachers."""
+"""Networks of spandrel's: loaded from their weights, run on images of any size, and used as teachers."""
 
 import importlib
 import sys
@@ -55,7 +55,7 @@ def test_it_is_spandrels_network(compact: Path, spandrel: Any) -> None:
 
 
 def test_sizes_that_it_cannot_take_are_made_larger(spandrel: Any) -> None:
-    """DAT wants at least 16 pixels a side; ours are reflected to that, and the output is cut."""
+    """DAT wants at least 16 pixels a side; ours are reflect_pad to that, and the output is cut."""
     network = spandrel.architectures.DAT.DAT(
         img_size=16, embed_dim=32, split_size=[8, 8], depth=[2], num_heads=[2], expansion_factor=2, upscale=2,
         resi_connection="1conv", upsampler="pixelshuffledirect",

@@ -21,7 +21,7 @@ from eco_fast.data.resize import downsample_image
 from eco_fast.data.sampler import Sampler
 from eco_fast.data.store import Store
 from eco_fast.evaluation import evaluate
-from eco_fast.evaluation.benchmarks import read_pictures
+from eco_fast.evaluation.benchmarks import read_images
 from eco_fast.evaluation.evaluate import evaluate_checkpoint
 from eco_fast.models import Network, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
@@ -304,7 +304,7 @@ def test_a_student_that_passes_its_teacher_says_so_once(
 ) -> None:
     made = recipe(pictures, objective__name="vanilla", train__validate_every=2, optimizer__learning_rate=1e-2)
     store = prepare(list(made.data.train), tmp_path / "store")
-    validation = read_pictures([str(pictures / "validation")], 2)
+    validation = read_images([str(pictures / "validation")], 2)
     run = RunFolder(tmp_path / "alone", made, resume=False)
     train_network(run, store, None, ValidationSets(validation))
     best = max(row["psnr_y"] for row in run.rows() if "psnr_y" in row)
@@ -363,7 +363,7 @@ def test_a_picture_too_small_to_score_is_refused_before_any_work(pictures: Path,
             run_recipe(made, tmp_path / "run")
         assert not (tmp_path / "run").exists()
         write_png(tmp_path / "eyes" / "eye.png", photo[:least, :least])
-        assert evaluate.score_bicubic(read_pictures(made.data.test, scale), scale).keys() == {"eyes/eye.png"}
+        assert evaluate.score_bicubic(read_images(made.data.test, scale), scale).keys() == {"eyes/eye.png"}
 
 
 def test_a_flat_picture_scores_infinitely_well_and_stays_out_of_json(pictures: Path, tmp_path: Path) -> None:

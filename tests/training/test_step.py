@@ -99,7 +99,7 @@ def test_a_step_on_a_device_that_has_no_values(
     devices = [*getattr(modules[0], fused)(), "meta"]
     for module in modules:
         monkeypatch.setattr(module, fused, lambda: devices)
-    for kernel in ("_fused_adam_", "_fused_adamw_"):  # one kernel of torch's each, which has no form for shapes alone
+    for kernel in ("_fused_adam_", "_fused_adamw_", "_fused_sgd_"):  # of torch, without a form for shapes alone
         monkeypatch.setattr(torch, kernel, lambda *_, **__: None)
     made = recipe(optimizer__name=name, train__ema_decay=0.9, train__micro_batch=3, train__precision="fp32")
     step, state = step_of(made, "meta")
@@ -217,7 +217,7 @@ def test_scaled_gradients_make_the_same_step(name: str) -> None:
     chosen = Optimizer(name=name, clip_value=0.1, spike_factor=5.0)  # type: ignore[arg-type]
     plain, scaled = (Parameter(torch.linspace(-1, 1, 24).view(4, 6)) for _ in range(2))
     scale = GradientScale("cpu")
-    updaters = Updater([plain], chosen, "cpu"), Updater([scaled], chosen, "cpu", scale)
+    updaters = OptimizerStep([plain], chosen, "cpu"), OptimizerStep([scaled], chosen, "cpu", scale)
     for index in range(5):
         plain.grad = torch.linspace(-0.3, 0.4, 24).view(4, 6) * (index + 1)
         scaled.grad = plain.grad * scale.value
@@ -264,7 +264,7 @@ def test_deterministic_mode_tells_cublas(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_average_follows_the_weights_and_not_a_skipped_step(name: str) -> None:
     weight = Parameter(torch.linspace(-1, 1, 24).view(4, 6))
     average = torch.linspace(-1, 1, 24).view(4, 6)
-    updater = Updater([weight], Optimizer(name=name), "cpu", None, [average], 0.9)  # type: ignore[arg-type]
+    updater = OptimizerStep([weight], Optimizer(name=name), "cpu", None, [average], 0.9)  # type: ignore[arg-type]
     expected = updater.average[0].double()
     for index in range(8):
         weight.grad = torch.linspace(-0.3, 0.4, 24).view(4, 6).cos() * (index + 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eco_fast.models.cpu.build import COMPILED, PARTS, call
+from eco_fast.models.cpu.build import PARTS, available, call
 
 QUAD = 64  # channels, as in linear.cpp
 
@@ -19,11 +19,15 @@ def linear(layer: nn.Linear, tokens: Tensor) -> Tensor:
     """`layer(tokens)` for [N, h, w, C]."""
     if tokens.device.type != "cpu":
         result: Tensor = layer(tokens)
-    elif COMPILED and tokens.dtype == layer.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+    elif _is_float32(tokens, layer.weight) and available("linear"):
         result = _Linear.apply(tokens, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
     else:
         result = _convolved(tokens, layer.weight, layer.bias)
     return result
+
+
+def _is_float32(tokens: Tensor, weight: Tensor) -> bool:
+    return tokens.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def _convolved(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from eco_fast.models.cpu.build import COMPILED, PARTS, call
+from eco_fast.models.cpu.build import PARTS, available, call
 
 
 def attend(qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int, shift: int) -> Tensor:
     """As the module says; floating point, in the dtype of `qkv`."""
-    if qkv.device.type == "cpu" and bias.dtype == torch.float32 and COMPILED:
+    on_cpu = qkv.device.type == "cpu" and bias.dtype == torch.float32
+    if on_cpu and available("window_attention", **_sizes(qkv, bias, window)):
         # the kernel has a row for each key where the contract has one for each query
         by_key = [None if matrix is None else matrix.mT.contiguous() for matrix in (bias, mask)]
         attended: Tensor = _attention(qkv.float().contiguous(), *by_key, window, shift)
@@ -37,7 +38,7 @@ def attend_by_torch(qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int,
     biases = bias[None] if mask is None else bias + mask[:, None]  # [windows of an image, heads, T, T]
     windows = cut(qkv.roll((-shift, -shift), (1, 2)) if shift else qkv, window)
     images = len(windows) // len(biases)
-    parts = windows.view(images, len(biases), tokens, 3, len(bias), size).permute(3, 0, 1, 4, 2, 5)
+    parts = windows.reshape(images, len(biases), tokens, 3, len(bias), size).permute(3, 0, 1, 4, 2, 5)
     padding = -size % 8  # GPUs' kernels that take a bias want heads of a multiple of 8, or none of them runs
     # an image's windows count as heads, so that all images share the biases without a copy of them
     q, k, v = functional.pad(parts, (0, padding)).flatten(2, 3)
@@ -82,9 +83,14 @@ def _attention_backward(
 def _run(
     function: str, tensors: list[Tensor | None], qkv: Tensor, bias: Tensor, window: int, shift: int, *more: int
 ) -> None:
-    count, height, width, channels = qkv.shape
+    count, height, width, _ = qkv.shape
     numbers = (count, height, width, shift, len(bias), *more)
-    call("window_attention", function, tensors, numbers, WINDOW=window, SIZE=channels // 3 // len(bias))
+    call("window_attention", function, tensors, numbers, **_sizes(qkv, bias, window))
+
+
+def _sizes(qkv: Tensor, bias: Tensor, window: int) -> dict[str, int]:
+    """What the C++ is compiled for: a window's side, and the channels of a head."""
+    return {"WINDOW": window, "SIZE": qkv.shape[3] // 3 // len(bias)}
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch names them

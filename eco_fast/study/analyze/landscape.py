@@ -30,7 +30,7 @@ from eco_fast.models import Network
 from eco_fast.study.analyze.gradient_walk import measure, norm_of
 from eco_fast.study.analyze.landscape_report import Found, show_landscape, write_landscape
 from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
-from eco_fast.training.optim.optimizer_step import Updater, learning_rate_at
+from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
 from eco_fast.training.precision import set_precision
 from eco_fast.training.step import TrainingLoss, split
 
@@ -79,7 +79,7 @@ class BatchLoss:
             loss += value.item() * (share / self.batches)
         return loss, gradient
 
-    def distance_of(self, updater: Updater, learning_rate: float) -> float:
+    def distance_of(self, updater: OptimizerStep, learning_rate: float) -> float:
         """How far (l2) the optimizer moves the weights in a step from where they are, which it leaves moved."""
         before = self.point
         loss, gradient = self(before)
@@ -136,7 +136,7 @@ def distance_of_step(run: Run, step: int, batches: int = 1) -> float:
     return loss.distance_of(updater, learning_rate_at(run.config.optimizer, step, run.config.train.steps))
 
 
-def begin(run: Run, step: int, batches: int) -> tuple[BatchLoss, Updater]:
+def begin(run: Run, step: int, batches: int) -> tuple[BatchLoss, OptimizerStep]:
     """The loss of a step's batches under the run's objective, at the step's weights, and the optimizer."""
     network, updater = run.training(step)
     recipe = recipe_at(run.config, step)

@@ -92,7 +92,7 @@ class Run:
         step: int = json.loads(read_state(path)[1][METADATA])["step"]
         return load_network_of_scale(path, self.config.scale).to(self.device), step
 
-    def training(self, step: int) -> tuple[Network, Updater]:
+    def training(self, step: int) -> tuple[Network, OptimizerStep]:
         """The network (its own weights, not their average) and the optimizer, as the step of this number found them.
 
         Returns:
@@ -103,7 +103,7 @@ class Run:
         """
         network = self._initial().train()
         accepting = self.config.optimizer.model_copy(update={"spike_factor": 0.0})
-        updater = Updater(network.parameters(), accepting, self.device, compiled=False)
+        updater = OptimizerStep(network.parameters(), accepting, self.device)
         if step:
             path = state_path(self.checkpoints, STEP.format(step))
             if not path.is_file():

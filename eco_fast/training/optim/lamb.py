@@ -3,7 +3,7 @@
 | backend | where | how |
 |---|---|---|
 | `triton` | GPUs | `eco_fast_kernels.lamb_step`: four launches for any number of tensors |
-| `torch` | anywhere, meant for CPUs | tensors of one shape in one buffer, worked through in blocks that stay in cache |
+| `torch` | anywhere, meant for CPUs | torch's own loops over lists of tensors |
 | `apex` | GPUs, if apex is there | `apex.optimizers.FusedLAMB`; does not clamp the weight norm, asks the host |
 
 `triton` and `torch` read nothing back to the host. All three keep `exp_avg` and `exp_avg_sq` per parameter, so that
@@ -11,8 +11,7 @@ another one may continue a run.
 """
 
 from collections.abc import Iterable
-from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from eco_fast_kernels import lamb_step
@@ -21,10 +20,11 @@ from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
 from eco_fast.training.optim.lamb_apex import make_apex
-from eco_fast.training.optim.lamb_cpu import NORM_CLAMP, Blocks
+from eco_fast.training.optim.lamb_torch import lamb_by_torch
 from eco_fast.training.precision import multiply_gradients
 
 Backend = Literal["triton", "torch", "apex"]
+NORM_CLAMP = 10.0  # the authors' bound of a weight's norm
 
 
 def choose_backend(wanted: str, device: torch.device) -> Backend:
@@ -46,16 +46,12 @@ def choose_backend(wanted: str, device: torch.device) -> Backend:
 class Lamb(torch.optim.Optimizer):
     """The authors' LAMB: no bias correction, weight norms clamped at 10.
 
-    The `torch` backend moves the parameters (and `average`) into buffers of its own at its first step, and again when
-    somebody else has moved them or other parameters have gradients; shapes and strides stay as they are.
-
     Args:
         parameters: float32, dense, all on one device.
         config: the recipe's optimizer.
         learning_rate: float32 [], on that device; read at every step.
         average: running averages of the weights, one per parameter and laid out like it; updated in place.
         average_decay: their decay.
-        compiled: compile what the `torch` backend does to a block, where that is possible.
     """
 
     def __init__(
@@ -65,8 +61,6 @@ class Lamb(torch.optim.Optimizer):
         learning_rate: Tensor,
         average: list[Tensor] | None = None,
         average_decay: float = 0.0,
-        *,
-        compiled: bool = True,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate})
         self.config = config
@@ -74,62 +68,48 @@ class Lamb(torch.optim.Optimizer):
         every = self.param_groups[0]["params"]
         self.averages = {} if average is None else dict(zip(every, average, strict=True))
         backend = choose_backend(config.backend, every[0].device)
-        self._blocks: Blocks | None = None
-        if backend == "torch":
-            self._blocks = Blocks(config, average_decay, every[0].device, compiled=compiled)
+        self._lamb_step = lamb_by_torch if backend == "torch" else lamb_step
         self._apex = make_apex(every, config) if backend == "apex" else None
 
     @torch.no_grad()
     def step(self, skip: Tensor, inverse_scale: Tensor | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient.
+        """Update all parameters that have a gradient; the gradients are used up.
 
         Args:
             skip: bool []; becomes true by a gradient that is not finite. Where true, every bit stays as it is.
             inverse_scale: float32 [], undoes a gradient scaler's factor; None for 1.
+
+        Raises:
+            ValueError: no parameter has a gradient, or they are not laid out alike.
         """
-        parameters = self.param_groups[0]["params"]
-        gradients = list(map(attrgetter("grad"), parameters))  # there are thousands: no loop of our own
-        if any(gradient is None for gradient in gradients):
-            parameters = [parameter for parameter in parameters if parameter.grad is not None]
-            gradients = [gradient for gradient in gradients if gradient is not None]
+        parameters = [parameter for parameter in self.param_groups[0]["params"] if parameter.grad is not None]
         if not parameters:
             raise ValueError("optimizer: expected at least one parameter with a gradient, got none")
+        gradients = [parameter.grad for parameter in parameters]
         learning_rate = self.param_groups[0]["lr"]
-        if self._blocks is not None and self._blocks.hold(parameters):
-            self._blocks.step(gradients, learning_rate, skip, inverse_scale)
+        if self._apex is not None:
+            self._step_by_apex(self._apex, parameters, gradients, learning_rate, skip, inverse_scale)
             return
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
                 self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-        if self._blocks is not None:
-            self._blocks.take(parameters, self.state, self.averages)
-            self._blocks.step(gradients, learning_rate, skip, inverse_scale)
-        elif self._apex is not None:
-            self._step_by_apex(self._apex, parameters, gradients, learning_rate, skip, inverse_scale)
-        else:
-            lamb_step(
-                parameters,
-                gradients,
-                [self.state[parameter]["exp_avg"] for parameter in parameters],
-                [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
-                learning_rate=learning_rate,
-                skip=skip,
-                betas=self.config.betas,
-                epsilon=self.config.epsilon,
-                weight_decay=self.config.weight_decay,
-                norm_clamp=NORM_CLAMP,
-                clip_value=self.config.clip_value or None,
-                inverse_scale=inverse_scale,
-                average=[self.averages[parameter] for parameter in parameters] if self.averages else None,
-                average_decay=self.average_decay,
-            )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from the `state_dict` of any backend."""
-        super().load_state_dict(state_dict)
-        if self._blocks is not None:
-            self._blocks.release()  # the state has new tensors
+        self._lamb_step(
+            parameters,
+            gradients,
+            [self.state[parameter]["exp_avg"] for parameter in parameters],
+            [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+            learning_rate=learning_rate,
+            skip=skip,
+            betas=self.config.betas,
+            epsilon=self.config.epsilon,
+            weight_decay=self.config.weight_decay,
+            norm_clamp=NORM_CLAMP,
+            clip_value=self.config.clip_value or None,
+            inverse_scale=inverse_scale,
+            average=[self.averages[parameter] for parameter in parameters] if self.averages else None,
+            average_decay=self.average_decay,
+        )
 
     def _step_by_apex(
         self,
@@ -140,10 +120,7 @@ class Lamb(torch.optim.Optimizer):
         skip: Tensor,
         inverse_scale: Tensor | None,
     ) -> None:
-        """The step by apex, which takes the rate as a number and knows no skipping: the host waits for both, once.
-
-        The gradients are used up: apex leaves its update in them.
-        """
+        """The step by apex, which takes the rate as a number and knows no skipping: the host waits for both, once."""
         multiply_gradients(gradients, torch.ones_like(learning_rate) if inverse_scale is None else inverse_scale, skip)
         rate, skipped = torch.stack([learning_rate, skip.to(learning_rate.dtype)]).tolist()
         if skipped:

@@ -29,7 +29,7 @@ def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
     return config.learning_rate
 
 
-class Updater:
+class OptimizerStep:
     """Gradient clipping, the skip rule, the optimizer's step, the weights' average; reads nothing back to the host.
 
     A step is skipped if its loss or a gradient is not finite, or its loss exceeds `spike_factor` times the last
@@ -42,7 +42,6 @@ class Updater:
         scale: the factor on 16-bit gradients, or None for gradients that need none.
         average: running averages of the trainable parameters, in their order; empty for none.
         average_decay: their decay per step.
-        compiled: compile the optimizer's own code, where it has some that can be.
     """
 
     def __init__(
@@ -53,8 +52,6 @@ class Updater:
         scale: GradientScale | None = None,
         average: Sequence[Tensor] = (),
         average_decay: float = 0.0,
-        *,
-        compiled: bool = True,
     ) -> None:
         self.config, self.gradient_scale = config, scale
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
@@ -66,12 +63,7 @@ class Updater:
         self._one = torch.ones((), device=device)
         if config.name == "lamb":
             self.optimizer: torch.optim.Optimizer = Lamb(
-                self.parameters,
-                config,
-                self.learning_rate,
-                self.average or None,
-                average_decay,
-                compiled=compiled,
+                self.parameters, config, self.learning_rate, self.average or None, average_decay
             )
         else:
             kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam

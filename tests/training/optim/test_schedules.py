@@ -159,7 +159,7 @@ class Run:
         generator = torch.Generator().manual_seed(1)
         shapes = [(8, 3, 3, 3), (8,), (1,)]
         self.parameters = [Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-        self.updater = Updater(self.parameters, config, "cpu")
+        self.updater = OptimizerStep(self.parameters, config, "cpu")
 
     def step(self, index: int, loss: float = 10.0, rate: float = 1e-2, bad: float | None = None) -> bool:
         for parameter, gradient in zip(self.parameters, self.gradients(index), strict=True):
@@ -367,7 +367,7 @@ def test_the_given_learning_rate_is_used(name: Name, loaded: bool) -> None:
 def test_frozen_and_unused_parameters_stay(name: Name) -> None:
     used, unused = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     frozen = Parameter(torch.ones(3), requires_grad=False)
-    updater = Updater([used, unused, frozen], Optimizer(name=name, weight_decay=0.1), "cpu")
+    updater = OptimizerStep([used, unused, frozen], Optimizer(name=name, weight_decay=0.1), "cpu")
     used.grad = torch.full((3,), 0.5)
     assert not updater.step(torch.tensor(1.0), 1e-2)
     assert torch.equal(unused, torch.ones(3))
