@@ -169,9 +169,10 @@ def _teach(arguments: Arguments) -> None:
 
     tile = checked_tile(arguments)
     with distributed.process_group(TIMEOUT):
+        device = pick_device(arguments.device)
         made = make_centroids(
             Store(arguments.store),
-            load_network_of_scale(arguments.teacher, arguments.scale),
+            load_network_of_scale(arguments.teacher, arguments.scale).to(device),
             arguments.teacher,
             rounding=arguments.rounding,
             tile=tile,

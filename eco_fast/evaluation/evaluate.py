@@ -89,7 +89,7 @@ def evaluate_checkpoint(
     results: Results = {}
     for source, images in found.items():
         scores = {}
-        for name, path in track(distributed.shard(pictures.items()), description=f"evaluate {source}"):
+        for name, path in track(distributed.shard(images.items()), description=f"evaluate {source}"):
             hr = read_cropped(path, scale)
             drawn: list[Scores] = []
             for lr in noisy_images(downsample_image(hr, scale, rounding), noise_sigma):

@@ -9,11 +9,11 @@ from rich.progress import track
 from eco_fast.data.images import prefix_errors
 from eco_fast.data.resize import downsample_image, modcrop
 from eco_fast.data.store import Store, Writer, centroid_folder, locked, open_centroids, teacher_hash
-from eco_fast.inference.consistency import FAR, inconsistency
+from eco_fast.inference.consistency import MAX_INCONSISTENCY, inconsistency
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.models import Network, compile_for_pictures
+from eco_fast.models import Network, compile_for_images
 from eco_fast.utils import distributed
-from eco_fast.utils.device import pick_device, why_not_compile
+from eco_fast.utils.device import why_not_compile
 from eco_fast.utils.files import file_stamp, require_space
 
 
@@ -36,11 +36,11 @@ def make_centroids(
 
     Args:
         store: made by `prepare`.
-        teacher: the network; its scale is the centroids'.
+        teacher: in evaluation mode, on `device`; its scale is that of the centroids.
         checkpoint: the teacher's file; its hash is part of the centroids' identity.
         rounding: MATLAB's convention of D.
         tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
-        device: "auto", "cpu", "cuda", ...
+        device: where the teacher is.
         self_ensemble: centroids are the mean over the 8 orientations of each image.
         compiled: compile the teacher on a GPU.
         verify: hash every stored centroid, whatever its modification time.
@@ -51,10 +51,9 @@ def make_centroids(
     Raises:
         ValueError: too little space, or another process is making them.
     """
-    where, scale = pick_device(device), teacher.scale
-    network = teacher.to(where)
-    if compiled and where.startswith("cuda") and "cuda" in network.compiled_on and why_not_compile(where) is None:
-        compile_for_pictures(network)  # on a CPU it takes longer than it saves
+    scale = teacher.scale
+    if compiled and device.startswith("cuda") and "cuda" in teacher.compiled_on and why_not_compile(device) is None:
+        compile_for_images(teacher)  # on a CPU it takes longer than it saves
     sha256 = teacher_hash(store.folder, scale, rounding, checkpoint)
     out = centroid_folder(store.folder, scale, rounding, sha256, self_ensemble=self_ensemble)
     attributes = {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": sha256}
@@ -66,10 +65,9 @@ def make_centroids(
         new = [entry for entry in store.entries if entry.name not in writer.known]
         distributed.on_rank0(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
         if new and distributed.is_main_process():
-            _warn_of(network, checkpoint, store, rounding, where)
-        for entry, hr in track(
-            distributed.shard(zip(store.entries, store.images, strict=True)), description="centroids"
-        ):
+            _warn_of(teacher, checkpoint, store, rounding, device)
+        entries = distributed.shard(zip(store.entries, store.images, strict=True))
+        for entry, hr in track(entries, description="centroids"):
             if not writer.keep(entry.name, origin=entry.sha256, verify=verify):
                 with prefix_errors(entry.name):
                     lr = downsample_image(modcrop(hr, scale), scale, rounding)
@@ -80,10 +78,10 @@ def make_centroids(
     return open_centroids(store, out, scale)
 
 
-def _warn_of(network: Network, checkpoint: Path, store: Store, rounding: Rounding, device: str) -> None:
+def _warn_of(teacher: Network, checkpoint: Path, store: Store, rounding: Rounding, device: str) -> None:
     with prefix_errors(store.entries[0].name):
-        difference = inconsistency(network, store.images[0], rounding, device=device)
-    if not difference <= FAR:
+        difference = inconsistency(teacher, store.images[0], rounding, device=device)
+    if not difference <= MAX_INCONSISTENCY:
         print(
             f"warning: {checkpoint}: its output, downsampled again, differs from its input by {difference:.1f} grey "
             f"levels on average; a trained network for x{teacher.scale} stays below {MAX_INCONSISTENCY:.0f}",

@@ -20,8 +20,8 @@ from eco_fast.config import Config, Teacher
 from eco_fast.data.batch import BatchPlanner
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.sources import ImageSource, sizes_of
-from eco_fast.evaluation.benchmarks import Sets, read_pictures, read_sets, set_name
-from eco_fast.evaluation.evaluate import finite, score_network
+from eco_fast.evaluation.benchmarks import BenchmarkSets, read_images, read_sets, set_name
+from eco_fast.evaluation.evaluate import json_safe, score_network
 from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.study.comparison import Run, Scored, collect

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from eco_fast.data.images import Pixels
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.sources import ImageSource
-from eco_fast.evaluation.benchmarks import Sets
-from eco_fast.evaluation.evaluate import finite, score_network
+from eco_fast.evaluation.benchmarks import BenchmarkSets
+from eco_fast.evaluation.evaluate import json_safe, score_network
 from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import Checkpoints, load_state
 from eco_fast.training.memory import explain_oom
-from eco_fast.training.optim.optimizer_step import Updater, learning_rate_at
+from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.signals import StoppedBySignal, StopSignal
 from eco_fast.training.state import TrainingState
@@ -40,7 +40,7 @@ class ValidationSets:
 
     images: Mapping[str, Pixels] = field(default_factory=dict)
     """HR images by name; they choose best.safetensors."""
-    monitored: Sets = field(default_factory=dict)
+    monitored: BenchmarkSets = field(default_factory=dict)
     """Further sets, which are scored with them and choose nothing."""
     teacher_psnr: float = math.inf
     """PSNR-Y of the centroids' teacher over `images`, in dB."""
@@ -162,7 +162,7 @@ def check_progress(updater: OptimizerStep) -> None:
     """
     if (count := int(updater.skipped_in_row.item())) >= MAX_SKIPPED_IN_ROW:
         raise ValueError(
-            f"the last {count} steps were skipped: their loss or gradients were not finite, or the loss exceeded "
+            f"the last {count} steps were skipped: their loss or gradients were not json_safe, or the loss exceeded "
             "optimizer.spike_factor times the last accepted one; lower optimizer.learning_rate and go on from the "
             "last checkpoint"
         )

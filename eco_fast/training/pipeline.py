@@ -23,8 +23,8 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.noise import NOISE_DRAWS, noise_metadata
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.sources import ImageSource
-from eco_fast.evaluation.benchmarks import pictures_by_set, read_pictures, read_sets
-from eco_fast.evaluation.evaluate import means, score_bicubic, score_network
+from eco_fast.evaluation.benchmarks import images_by_set, read_images, read_sets
+from eco_fast.evaluation.evaluate import mean_scores, score_bicubic, score_network
 from eco_fast.evaluation.metrics import Scores, average
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import weights_path
@@ -111,8 +111,8 @@ class Pipeline:
             ValueError: names what is wrong.
         """
         config, data = self.config, self.config.data
-        self.sets = ValidationSets(read_pictures(data.validation, config.scale), read_sets(data.watch, config.scale))
-        self.test = read_pictures(data.test, config.scale) or self.sets.images
+        self.sets = ValidationSets(read_images(data.validation, config.scale), read_sets(data.watch, config.scale))
+        self.test = read_images(data.test, config.scale) or self.sets.images
         if config.teacher.checkpoint != "self" and config.needs_centroids:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
         check_start(config.model.start_from, self.folder)
@@ -173,9 +173,9 @@ class Pipeline:
         if test:
             results = {"bicubic": score_bicubic(test, self.config.scale, data.rounding, noise_sigma=data.noise_sigma)}
             results |= {name: self._score(network, test) for name, network in self.networks.items()}
-            sets = pictures_by_set(data.test or data.validation)
-            self.summary |= means(results, test)
-            self.summary["sets"] = {name: means(results, images) for name, images in sets.items()}
+            sets = images_by_set(data.test or data.validation)
+            self.summary |= mean_scores(results, test)
+            self.summary["sets"] = {name: mean_scores(results, images) for name, images in sets.items()}
             if main:
                 scores = results["student"], results["bicubic"]
                 where = self.folder / "samples"

@@ -11,7 +11,7 @@ from torch import Tensor
 from eco_fast.config import Config
 from eco_fast.models import Network, build, warm_start
 from eco_fast.training.loss_sums import LossSums
-from eco_fast.training.optim.optimizer_step import Updater
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.precision import GradientScale, Precision, set_precision
 from eco_fast.utils.device import tune_malloc
 
@@ -58,14 +58,13 @@ class TrainingState:
             self.averaged = copy.deepcopy(self.network).requires_grad_(requires_grad=False)
             pairs = zip(self.averaged.parameters(), self.network.parameters(), strict=True)
             averages = [average for average, parameter in pairs if parameter.requires_grad]
-        self.updater = Updater(
+        self.updater = OptimizerStep(
             self.network.parameters(),
             config.optimizer,
             device,
             GradientScale(device) if self.precision.scales_gradients else None,
             averages,
             config.train.ema_decay,
-            compiled=config.train.compile,
         )
         self.start, self.best = 0, -math.inf
         self.sums = LossSums(device)

@@ -15,6 +15,7 @@ from eco_fast.models import Network, load_network_of_scale
 from eco_fast.training.loop import ValidationSets, train_network
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.utils import distributed
+from eco_fast.utils.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,13 @@ def train_teacher(
 
 def obtain_centroids(config: Config, folder: Path, images: TrainingImages, teacher: LoadedTeacher) -> Store:
     """The teacher's outputs over the HR images, in their order."""
+    device = pick_device(config.train.device)
     made = make_centroids(
         images.store or open_store(config.data, folder),
-        teacher.network,
+        teacher.network.to(device),
         teacher.checkpoint,
         rounding=config.data.rounding,
-        device=config.train.device,
+        device=device,
         self_ensemble=config.teacher.self_ensemble,
         compiled=config.train.compile,
     )

@@ -12,7 +12,6 @@ import torch
 from eco_fast_kernels import Rounding
 from PIL import Image
 
-from eco_fast.cli.main import BAD_INPUT, main
 from eco_fast.data.images import Pixels
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image, modcrop
@@ -44,11 +43,6 @@ def save_teacher(path: Path, seed: int, scale: int = 2) -> Path:
     torch.manual_seed(seed)
     save_network(path, EDSR(scale, features=8, blocks=1))
     return path
-
-
-def make(folder: Path, checkpoint: Path, **options: Any) -> Path:
-    """The folder of the centroids of a store."""
-    return make_centroids(Store(folder), load_network(checkpoint), checkpoint, **options).folder
 
 
 @pytest.fixture
@@ -115,10 +109,10 @@ def test_small_tiles_give_the_same_centroids(hr: Store, teacher: Path, tmp_path:
         assert (difference > 0).mean() < 0.01
 
 
-def test_a_second_run_changes_nothing(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
+def test_a_second_run_changes_nothing(hr: Store, teacher: Path, seen: list[tuple[int, ...]]) -> None:
     centroids_of(hr.folder, teacher, 2, device="cpu")
     before = snapshot(hr.folder)
-    taught.clear()
+    seen.clear()
     centroids_of(hr.folder, teacher, 2, device="cpu")
     assert snapshot(hr.folder) == before
     assert seen == []
@@ -163,9 +157,9 @@ def test_a_changed_picture_is_noticed_and_it_alone_made_again(
         ValueError, match=r"set/b\.png has changed since its centroid was made; run `eco-fast centroids`"
     ):
         open_centroids(changed, out, 2)
-    taught.clear()
+    seen.clear()
     assert centroids_of(hr.folder, teacher, 2, device="cpu") == out
-    assert taught == [(15, 20)]
+    assert seen == [(15, 20)]
     assert open_centroids(changed, out, 2).images[1].shape == (30, 40, 3)
 
 
@@ -200,7 +194,7 @@ def test_every_teacher_and_rounding_has_a_folder_of_its_own(hr: Store, teacher: 
     assert not np.array_equal(mine, other)
 
 
-def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, taught: list[tuple[int, ...]]) -> None:
+def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, seen: list[tuple[int, ...]]) -> None:
     out = centroids_of(hr.folder, teacher, 2, device="cpu")
     entry, pixels = Store(out).entries[2], np.array(Store(out).images[2])
     content = bytearray((out / entry.file).read_bytes())
@@ -208,9 +202,9 @@ def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, taught: list[t
     written = (out / entry.file).stat().st_mtime_ns
     (out / entry.file).write_bytes(content)
     os.utime(out / entry.file, ns=(written, written + 10**9))  # a file system's clock may tick every few milliseconds
-    taught.clear()
+    seen.clear()
     centroids_of(hr.folder, teacher, 2, device="cpu")
-    assert taught == [(SIZES[2][0] // 2, SIZES[2][1] // 2)]
+    assert seen == [(SIZES[2][0] // 2, SIZES[2][1] // 2)]
     assert np.array_equal(Store(out).images[2], pixels)
 
 

@@ -25,7 +25,7 @@ from eco_fast.data.batch import Batch
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.models import build, load_network
 from eco_fast.training.memory import explain_oom
-from eco_fast.training.optim.optimizer_step import Updater
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.precision import FIRST_SCALE, GROWTH_INTERVAL, GradientScale, Precision, set_precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
 from eco_fast.training.state import TrainingState

@@ -21,7 +21,7 @@ from eco_fast.data.store import Store, centroid_folder, open_centroids
 from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
 from eco_fast.objective import OBJECTIVES, blend_weights_at
 from eco_fast.training.checkpoints import STEP, state_path, weights_path
-from eco_fast.training.optim.optimizer_step import Updater
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.run_folder import CHECKPOINTS, RECIPE
 from eco_fast.training.state import initial_network
 from eco_fast.utils.device import pick_device

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from eco_fast_kernels.checks import same_layout
+from eco_fast_kernels.checks import matches_layout
 from torch import Tensor
 
 from eco_fast.training.precision import multiply_gradients
@@ -71,7 +71,7 @@ def _check_layouts(parameters: list[Tensor], *others: list[Tensor]) -> None:
     """On a CPU the fused optimizers walk through memory and do not ask what is where."""
     for parameter, *tensors in zip(parameters, *others, strict=True):
         for tensor in tensors:
-            if tensor.stride() != parameter.stride() and not same_layout(tensor, parameter):
+            if tensor.stride() != parameter.stride() and not matches_layout(tensor, parameter):
                 raise ValueError(
                     "optimizer: LAMB needs dense weights, and gradients, moments and averages laid out like them; got "
                     f"strides {parameter.stride()} and {tensor.stride()} of shape {tuple(parameter.shape)}"

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from eco_fast.config import Objective, Optimizer
 from eco_fast.objective import BlendWeights, alpha_at, blend_weights_at
-from eco_fast.training.optim.optimizer_step import Updater, learning_rate_at
+from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
 
 Name = Literal["adam", "adamw", "lamb"]
 NAMES: tuple[Name, ...] = ("adam", "adamw", "lamb")
