@@ -8,7 +8,7 @@ from eco_fast.data.resize import downsample_image, modcrop
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import Network
 
-SIDE = 64  # LR pixels
+CENTRE_SIDE = 64  # LR pixels a side of the part that is looked at
 MAX_INCONSISTENCY = 3.0
 """Grey levels. Over Set5 and Set14 a trained DAT-light stays below 0.3 (x2) and 0.9 (x4), at any amount of detail.
 
@@ -22,7 +22,7 @@ def inconsistency(network: Network, hr: Pixels, rounding: Rounding, *, device: s
     Raises:
         ValueError: the image is smaller than the scale.
     """
-    side = SIDE * network.scale
+    side = CENTRE_SIDE * network.scale
     top, left = (max(size - side, 0) // 2 for size in hr.shape[:2])
     middle = modcrop(hr[top : top + side, left : left + side], network.scale)
     lr = downsample_image(middle, network.scale, rounding)

@@ -22,16 +22,16 @@ from eco_fast.models import Network
 
 @dataclass(frozen=True)
 class Axis:
-    """Where a tile and its window, which has a halo, are on one axis, in LR pixels."""
+    """Where a tile is on one axis, without and with its halo, in LR pixels."""
 
     first: int
     last: int
-    window_first: int
-    window_last: int
+    halo_first: int
+    halo_last: int
 
     def inner(self, scale: int) -> slice:
-        """The tile inside the window's output."""
-        return slice((self.first - self.window_first) * scale, (self.last - self.window_first) * scale)
+        """The tile inside the output that has a halo."""
+        return slice((self.first - self.halo_first) * scale, (self.last - self.halo_first) * scale)
 
 
 def super_resolve(
@@ -42,7 +42,7 @@ def super_resolve(
     Args:
         network: in evaluation mode, on `device`.
         lr: 0..255, RGB.
-        tile: side of a tile in LR pixels, without its halo; bounds the memory: smaller windows go through the network
+        tile: side of a tile in LR pixels, without its halo; bounds the memory: smaller tiles go through the network
             together where they take no more. None: the network's own.
         device: where the network is.
         self_ensemble: take the mean over the 8 orientations of the image (EDSR's paper, section 3.4).
@@ -69,23 +69,21 @@ def output_of(network: Network, lr: Pixels, *, device: str = "cpu") -> npt.NDArr
 def _fill(
     out: npt.NDArray[Any], network: Network, lr: Pixels, tile: int, device: str, run: Callable[[Tensor], Tensor]
 ) -> None:
-    """Put what `run` makes of the windows of an image, of 0..1, to its places in `out`."""
+    """Put what `run` makes of the tiles of an image, of 0..1, to their places in `out`."""
     scale = network.scale
     rows, columns = (list(_axis(size, tile, network.halo, network.grid)) for size in lr.shape[:2])
     of_shape: dict[tuple[int, int], list[tuple[Axis, Axis]]] = defaultdict(list)
     for row, column in itertools.product(rows, columns):
-        shape = (row.window_last - row.window_first, column.window_last - column.window_first)
+        shape = (row.halo_last - row.halo_first, column.halo_last - column.halo_first)
         of_shape[shape].append((row, column))
     for (height, width), places in of_shape.items():
         for some in _chunks(places, max(1, (tile + 2 * network.halo) ** 2 // (height * width))):
-            windows = [
-                lr[row.window_first : row.window_last, column.window_first : column.window_last] for row, column in some
-            ]
-            images = torch.from_numpy(np.stack(windows)).to(device).permute(0, 3, 1, 2).float() / 255
+            tiles = [lr[row.halo_first : row.halo_last, column.halo_first : column.halo_last] for row, column in some]
+            images = torch.from_numpy(np.stack(tiles)).to(device).permute(0, 3, 1, 2).float() / 255
             pixels = run(images).permute(0, 2, 3, 1).cpu().numpy()
-            for window, (row, column) in zip(pixels, some, strict=True):
+            for sr, (row, column) in zip(pixels, some, strict=True):
                 place = (slice(side.first * scale, side.last * scale) for side in (row, column))
-                out[tuple(place)] = window[row.inner(scale), column.inner(scale)]
+                out[tuple(place)] = sr[row.inner(scale), column.inner(scale)]
 
 
 def quantise(image: Tensor) -> Tensor:
@@ -109,7 +107,7 @@ def _ensemble(network: Network, images: Tensor) -> Tensor:
 
 
 def _axis(size: int, tile: int, halo: int, grid: int) -> Iterator[Axis]:
-    """Cut an axis into nearly equal tiles of at most `tile`, so that no sliver is left; windows begin on the grid."""
+    """Cut an axis into nearly equal tiles of at most `tile`, so that no sliver is left; halos begin on the grid."""
     count = -(-size // tile)
     edges = [index * size // count for index in range(count + 1)]
     for first, last in itertools.pairwise(edges):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from eco_fast.models.network import Network, reflect_pad
 
-PROBE = 64  # LR pixels a side: what every network accepts
+TRIAL_SIDE = 64  # LR pixels a side of a first image: what every network accepts
 MAX_BICUBIC_DISTANCE = 0.1  # of the range 0..1: trained networks stay within 0.02 of bicubic on a smooth image
 
 
@@ -125,7 +125,7 @@ def installed() -> bool:
 @torch.inference_mode()
 def from_bicubic(network: Network) -> float:
     """Mean absolute difference between the output and bicubic upscaling on a smooth image, in parts of white."""
-    place = torch.linspace(0, 3, PROBE)
+    place = torch.linspace(0, 3, TRIAL_SIDE)
     waves = [torch.sin(place[:, None] * (1 + colour) + place * (2 - colour)) for colour in range(3)]
     lr = (0.5 + 0.4 * torch.stack(waves))[None]
     bicubic = functional.interpolate(lr, scale_factor=network.scale, mode="bicubic")

@@ -1,7 +1,7 @@
 """Linear layers of images' tokens [N, h, w, C].
 
 On a CPU they are 1x1 convolutions: oneDNN takes half the time of the matrix product that torch has for float32 there.
-The gradients of weight and bias are linear.cpp's, where a compiler can be found.
+The gradients of weight and bias are linear.cpp's, where it can be compiled.
 """
 
 from typing import Any

@@ -5,9 +5,9 @@ bias  [heads, T, T]   of the relative positions of a window's T tokens
 mask  [windows of an image, T, T] or None
 out   [N, h, w, C]
 
-The windows' grid begins at (shift, shift), and goes on at the other side of the image. GPUs are served by torch. On a
-CPU they take half the time of SwinIR's step, most of it for moving small matrices about; there float32 takes
-window_attention.cpp instead, where a compiler can be found.
+The windows' grid begins at (shift, shift), and goes on at the other side of the image. GPUs use torch's SDPA. On a CPU
+that attention takes half of SwinIR's step, most of it to move small matrices about; there float32 takes
+window_attention.cpp instead, where it can be compiled.
 """
 
 from collections.abc import Sequence
