@@ -1,12 +1,12 @@
-"""`eco-fast compare`: the same recipe with several objectives or settings, each with several seeds, on equal terms.
+"""`eco-fast compare`: variants of a recipe, each with several seeds, on equal terms.
 
-All arms have one store, one teacher (of each kind that they name), and for each seed the same initial weights and
-samples. What is finished is never done again: the same command goes on where it was stopped, and several processes that
-are given the same command share the work, one run at a time each.
+All variants share one store, one teacher (of each kind they name), and for each seed the initial weights and samples.
+Finished work is never repeated: the same command continues where it was stopped. Several processes that run the command
+share the work, one run at a time each.
 
-DIR/store/                      the decoded pictures and centroids, unless data.store names a folder
+DIR/store/                      the decoded images and centroids, unless data.store names a folder
 DIR/teachers/steps=N/           the run folder of a teacher that is trained here
-DIR/runs/ARM/seed=S/            a run folder; its scores.json is written last
+DIR/runs/VARIANT/seed=S/        a run folder; its scores.json is written last
 DIR/table.* curves.* ...        see `comparison_report.py`
 """
 
@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from eco_fast.config import Config, Teacher
@@ -22,10 +23,10 @@ from eco_fast.data.open_loader import Pictures, choose_loader
 from eco_fast.evaluation.benchmarks import Sets, read_pictures, read_sets, set_name
 from eco_fast.evaluation.evaluate import finite, score_network
 from eco_fast.evaluation.metrics import average
-from eco_fast.models import Network, load_network_of_scale
-from eco_fast.study.comparison import Run, Scored, collect
+from eco_fast.models import load_network_of_scale
+from eco_fast.study.comparison import PlannedRun, StoredScores, collect
 from eco_fast.study.comparison_report import show_comparison, write_comparison
-from eco_fast.study.variants import Arm, make_arms, seeds_of
+from eco_fast.study.variants import Variant, make_variants, seeds_of
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.loop import initial_network, train_network
 from eco_fast.training.pipeline import check_start, make_centroids, obtain_teacher, open_pictures
@@ -34,37 +35,37 @@ from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
 from eco_fast.utils.files import claimed, sha256_of, write_json
 
-SAMPLED = 64  # steps whose samples are in a run's fingerprint
+SAMPLED = 64  # steps whose samples the fingerprint of a run covers
 
 
 def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str], seeds: int, folder: Path) -> None:
-    """Train what is not finished yet, and write and show the results of all that is.
+    """Train what is not finished yet, and write and show the results of all finished runs.
 
     Args:
         base: the recipe.
-        wanted: as `make_arms` has it.
-        across: likewise.
-        seeds: runs of each arm.
+        wanted: see `make_variants`.
+        across: see `make_variants`.
+        seeds: runs of each variant.
         folder: the comparison's.
 
     Raises:
-        ValueError: bad arms, pictures or teachers; or runs that could not be finished, after all others are.
+        ValueError: bad variants, images or teachers; or, after all other runs are finished, the first that failed.
     """
     base = for_all(base, folder)
-    arms = make_arms(base, wanted, across)
-    runs = [planned(arm, seed, folder) for seed in seeds_of(base, seeds) for arm in arms]
-    material = Material(base)
+    variants = make_variants(base, wanted, across)
+    runs = [planned(variant, seed, folder) for seed in seeds_of(base, seeds) for variant in variants]
+    sets = ScoredSets(base)
     device = pick_device(base.train.device)
     check_start(base, folder)
     choose_loader(base, device)
     for run in runs:
         check_folder(run.folder, run.recipe, resume=True)
-        if run.recipe.needs_centroids and run.arm.recipe.teacher.checkpoint != "self":
+        if run.recipe.needs_centroids and run.variant.recipe.teacher.checkpoint != "self":
             load_network_of_scale(Path(run.recipe.teacher.checkpoint), base.scale)  # refuse a bad one before any work
-    print(f"{folder}: {len(arms)} arms of {seeds} seeds on {device_name(device)}", flush=True)
+    print(f"{folder}: {len(variants)} variants of {seeds} seeds on {device_name(device)}", flush=True)
     with ExitStack() as lock:
         distributed.by_first(lambda: lock.enter_context(claimed(folder / "locks" / "material", wait=True)))
-        teachers = material.prepare(arms, folder)
+        material = prepare_material(base, variants, folder, sets)
     failed: dict[str, ValueError] = {}
     for run in runs:
         with ExitStack() as lock:
@@ -72,11 +73,11 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
                 print(f"{run.name}: another process is at it", flush=True)
             elif not run.finished:
                 try:
-                    carry_out(run, material, device)
+                    carry_out(run, material, sets)
                 except ValueError as error:
                     failed[run.name] = error
                     print(f"{run.name} failed: {error}", flush=True)
-    results = collect(runs, list(material.sets), teachers)
+    results = collect(runs, list(sets.every), material.teachers)
     if distributed.is_first():
         write_comparison(folder, results)
         show_comparison(folder, results)
@@ -86,20 +87,20 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
 
 
 def for_all(base: Config, folder: Path) -> Config:
-    """The base recipe with one store for all runs, and without a twin, which is an arm here."""
+    """The base recipe with one store for all runs, and without a baseline of its own, which is a variant here."""
     data = base.data.model_copy(update={"store": base.data.store or str(folder / "store")})
     train = base.train.model_copy(update={"vanilla_twin": False})
     return base.model_copy(update={"data": data, "train": train})
 
 
-def planned(arm: Arm, seed: int, folder: Path) -> Run:
-    """An arm's run of a seed; its recipe names its teacher's checkpoint, wherever that comes from."""
-    recipe = arm.recipe.model_copy(update={"seed": seed})
+def planned(variant: Variant, seed: int, folder: Path) -> PlannedRun:
+    """A variant's run of a seed; its recipe names its teacher's checkpoint, wherever that comes from."""
+    recipe = variant.recipe.model_copy(update={"seed": seed})
     if recipe.needs_centroids:
-        checkpoint = teacher_checkpoint(arm.recipe.teacher, folder)
+        checkpoint = teacher_checkpoint(variant.recipe.teacher, folder)
         teacher = recipe.teacher.model_copy(update={"checkpoint": str(checkpoint)})
         recipe = recipe.model_copy(update={"teacher": teacher})
-    return Run(arm, seed, folder / "runs" / arm.name / f"seed={seed}", recipe)
+    return PlannedRun(variant, seed, folder / "runs" / variant.name / f"seed={seed}", recipe)
 
 
 def teacher_folder(teacher: Teacher, folder: Path) -> Path:
@@ -114,92 +115,104 @@ def teacher_checkpoint(teacher: Teacher, folder: Path) -> Path:
     return weights_path(teacher_folder(teacher, folder) / CHECKPOINTS, "last")
 
 
-class Material:
-    """What the runs have in common: pictures, centroids, and the sets that they are scored on.
+class ScoredSets:
+    """The sets that networks are scored on.
 
     Args:
         base: the recipe.
 
     Raises:
-        ValueError: bad pictures, or none for the validation.
+        ValueError: bad images, or none for the validation.
     """
 
     def __init__(self, base: Config) -> None:
         data, scale = base.data, base.scale
         if not data.validation:
             raise ValueError(
-                "a comparison needs pictures to validate on, which choose the best checkpoints: "
+                "a comparison needs validation images to select the best checkpoints: "
                 """for example --set data.validation='["Kodak24"]'"""
             )
         self.base = base
         self.validation = read_pictures(data.validation, scale)
         self.watched: Sets = read_sets(data.watch, scale)
-        self.sets: Sets = {
+        self.every: Sets = {
             "+".join(map(set_name, data.validation)): self.validation,
             **self.watched,
             **read_sets(data.test, scale),
         }
         """All sets that finished networks are scored on; the first one is the validation's."""
-        self.centroids: dict[Teacher, Pictures] = {}
 
-    def prepare(self, arms: Sequence[Arm], folder: Path) -> dict[str, Scored]:
-        """Make pictures, teachers and centroids, where they are not there yet; the teachers' scores.
-
-        Raises:
-            ValueError: bad pictures or teachers.
-        """
-        self.hr, self.files = open_pictures(self.base, folder)
-        scores: dict[str, Scored] = {}
-        for arm in arms:
-            teacher = arm.recipe.teacher
-            if not arm.recipe.needs_centroids or self.files is not None or teacher in self.centroids:
-                continue
-            own = self.base.model_copy(update={"teacher": teacher})
-            checkpoint = obtain_teacher(own, teacher_folder(teacher, folder), self.hr, self.validation, resume=True)
-            self.centroids[teacher] = make_centroids(own, folder, self.hr, checkpoint)
-            scores[str(checkpoint)] = self.scored(
-                checkpoint, folder / "teachers" / f"{sha256_of(checkpoint)[:16]}.json"
-            )
-        return scores
-
-    def scored(self, checkpoint: Path, kept: Path) -> Scored:
-        """The scores of a checkpoint over all sets, which are kept in a file."""
-        device = pick_device(self.base.train.device)
-        if not kept.is_file():
-            network = load_network_of_scale(checkpoint, self.base.scale).to(device)
-            scores = self.score(network, device)
-            distributed.by_first(lambda: write_json(kept, scores))
-        result: Scored = json.loads(kept.read_text(encoding="utf-8"))
-        return result
-
-    def score(self, network: Network, device: str) -> Scored:
-        """The mean scores of a network over each set."""
-        rounding, sigma = self.base.data.rounding, self.base.data.noise_sigma
+    def score(self, checkpoint: Path) -> StoredScores:
+        """The mean scores of a checkpoint over each set."""
+        data, device = self.base.data, pick_device(self.base.train.device)
+        network = load_network_of_scale(checkpoint, self.base.scale).to(device)
         scores = {
-            name: score_network(network, images, rounding, noise_sigma=sigma, device=device)
-            for name, images in self.sets.items()
+            name: score_network(network, images, data.rounding, noise_sigma=data.noise_sigma, device=device)
+            for name, images in self.every.items()
         }
         return {name: finite(average(list(one.values()))) for name, one in scores.items()}
 
+    def score_once(self, checkpoint: Path, kept: Path) -> StoredScores:
+        """The same, kept in a file."""
+        if not kept.is_file():
+            scores = self.score(checkpoint)
+            distributed.by_first(lambda: write_json(kept, scores))
+        result: StoredScores = json.loads(kept.read_text(encoding="utf-8"))
+        return result
 
-def carry_out(run: Run, material: Material, device: str) -> None:
+
+@dataclass(frozen=True)
+class Material:
+    """What the runs train on.
+
+    Attributes:
+        hr: the HR images.
+        files: their centroids, where the recipe names them as files.
+        centroids: otherwise, by teacher as the variants name it.
+        teachers: the teachers' scores, by checkpoint.
+    """
+
+    hr: Pictures
+    files: Pictures | None
+    centroids: dict[Teacher, Pictures]
+    teachers: dict[str, StoredScores]
+
+
+def prepare_material(base: Config, variants: Sequence[Variant], folder: Path, sets: ScoredSets) -> Material:
+    """Make images, teachers and centroids, unless they exist.
+
+    Raises:
+        ValueError: bad images or teachers.
+    """
+    material = Material(*open_pictures(base, folder), {}, {})
+    for variant in variants:
+        teacher = variant.recipe.teacher
+        if not variant.recipe.needs_centroids or material.files is not None or teacher in material.centroids:
+            continue
+        own = base.model_copy(update={"teacher": teacher})
+        checkpoint = obtain_teacher(own, teacher_folder(teacher, folder), material.hr, sets.validation, resume=True)
+        material.centroids[teacher] = make_centroids(own, folder, material.hr, checkpoint)
+        kept = folder / "teachers" / f"{sha256_of(checkpoint)[:16]}.json"
+        material.teachers[str(checkpoint)] = sets.score_once(checkpoint, kept)
+    return material
+
+
+def carry_out(run: PlannedRun, material: Material, sets: ScoredSets) -> None:
     """Train to the end and keep the scores of the last and the best checkpoint."""
     files = RunFolder(run.folder, run.recipe, resume=True)
     sr = None
     if run.recipe.needs_centroids:
-        sr = material.files or material.centroids[run.arm.recipe.teacher]
-    train_network(files, material.hr, sr, material.validation, run.name, watched=material.watched)
+        sr = material.files or material.centroids[run.variant.recipe.teacher]
+    train_network(files, material.hr, sr, sets.validation, run.name, watched=sets.watched)
     last, best = (files.checkpoint(name) for name in ("last", "best"))
-    scores = {"last": material.score(load_network_of_scale(last, run.recipe.scale).to(device), device)}
-    scores["best"] = scores["last"]
-    if sha256_of(best) != sha256_of(last):
-        scores["best"] = material.score(load_network_of_scale(best, run.recipe.scale).to(device), device)
+    scores = {"last": sets.score(last)}
+    scores["best"] = scores["last"] if sha256_of(best) == sha256_of(last) else sets.score(best)
     if distributed.is_first():
         write_json(run.scores, {**scores, "fingerprint": fingerprint(run.recipe, material.hr)})
 
 
 def fingerprint(recipe: Config, hr: Pictures) -> dict[str, str]:
-    """What the arms of a seed have in common, as SHA-256: the initial weights, and the samples of the first steps."""
+    """SHA-256 of what the variants of a seed share: the initial weights, and the samples of the first steps."""
     network, _ = initial_network(recipe, warm=False)  # what it starts from may be gone by now, and is common to all
     weights, samples = hashlib.sha256(), hashlib.sha256()
     for tensor in network.state_dict().values():

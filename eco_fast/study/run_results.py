@@ -81,7 +81,7 @@ class Result:
         return vanilla(self.run) if self.network == "vanilla" else self.run
 
     def score(self, name: str, measure: str) -> float:
-        """The mean of psnr_y (dB; infinite for identical pictures) or ssim_y over a set of a finished run."""
+        """The mean of psnr_y (dB; infinite for identical images) or ssim_y over a set of a finished run."""
         assert self.sets is not None, "only finished runs have scores"  # noqa: S101
         value = self.sets[name][self.network][measure]
         return math.inf if value is None else value
@@ -152,7 +152,7 @@ def _read(folder: Path) -> list[Result]:
         raise ValueError(f"{folder}: expected the folder of a run, but there is no {RECIPE}; name one, as in runs/mine")
     recipe = config.load(str(saved))
     if recipe.objective.name == "residual":
-        raise ValueError(f"{folder}: its objective is residual, whose network makes no SR pictures; leave it out")
+        raise ValueError(f"{folder}: its objective is residual, whose network makes no SR images; leave it out")
     sets = _sets(folder, recipe)
     networks = ("student", "vanilla") if recipe.train.vanilla_twin else ("student",)
     return [Result(folder, recipe, network, sets) for network in networks]
@@ -169,7 +169,7 @@ def _sets(folder: Path, recipe: Config) -> dict[str, Any] | None:
         return {name: {"student": scores} for name, scores in content["last"].items()}
     if not (recipe.data.test or recipe.data.validation):
         raise ValueError(
-            f"{folder}: its recipe names no pictures to score (data.test), so it has no scores; "
+            f"{folder}: its recipe names no images to score (data.test), so it has no scores; "
             "take those that `eco-fast evaluate` gives of its checkpoint"
         )
     if "sets" not in content:
@@ -201,6 +201,6 @@ def _check(first: Result, second: Result) -> None:
         bicubic = [one.score(name, "psnr_y") for one in theirs if one.sets and "bicubic" in one.sets[name]]
         if len(bicubic) == 2 and not math.isclose(*bicubic, rel_tol=1e-6):
             raise ValueError(
-                f"{first.folder} and {second.folder}: their {name} are different pictures, for bicubic scores "
+                f"{first.folder} and {second.folder}: their {name} are different images, for bicubic scores "
                 f"{bicubic[0]:.3f} dB on the one and {bicubic[1]:.3f} dB on the other; make a table of each"
             )

@@ -57,7 +57,7 @@ def table(*runs: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_scores_every_set_of_its_test_pictures(
+def test_a_run_scores_every_set_of_its_test_images(
     photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -239,12 +239,12 @@ def test_only_runs_that_compare_stand_in_one_table(
     assert message in capsys.readouterr().err
 
 
-def test_sets_of_one_name_with_different_pictures_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sets_of_one_name_with_different_images_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make(name, [f"seed={seed}"], Set5=(38.0, 0.96)) for seed, name in enumerate("ab")]
     summary = runs[1] / "summary.json"
     summary.write_text(summary.read_text().replace("30.0", "30.1"), encoding="utf-8")
     assert main(["table", *map(str, runs)]) == 2
-    assert "a and b: their Set5 are different pictures" in capsys.readouterr().err
+    assert "a and b: their Set5 are different images" in capsys.readouterr().err
 
 
 def test_a_folder_that_has_no_results_is_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +260,7 @@ def test_a_folder_that_has_no_results_is_named(make: Make, capsys: pytest.Captur
         assert message in capsys.readouterr().err
     (make("b", ["data.test=[]"]) / "summary.json").write_text("{}", encoding="utf-8")
     assert main(["table", "b"]) == 2
-    assert "b: its recipe names no pictures to score (data.test)" in capsys.readouterr().err
+    assert "b: its recipe names no images to score (data.test)" in capsys.readouterr().err
     make("c", ["objective.name=residual"])
     assert main(["table", "c"]) == 2
-    assert "c: its objective is residual, whose network makes no SR pictures; leave it out" in capsys.readouterr().err
+    assert "c: its objective is residual, whose network makes no SR images; leave it out" in capsys.readouterr().err

@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from eco_fast.objective import mix_at
 from eco_fast.study.analyze.gradient_walk import FIGURES, Measures
 from eco_fast.study.analyze.runs import Run
-from eco_fast.study.confidence import interval
+from eco_fast.study.confidence import draw_band, interval
 from eco_fast.training.figures import save_figure
 from eco_fast.utils.files import write_json
-from eco_fast.utils.table_io import print_table, write_csv
+from eco_fast.utils.table_io import Table, write_csv
 
 Figures = Mapping[str, float]
 """By the names of `FIGURES`."""
@@ -62,10 +60,8 @@ def write_landscape(folder: Path, found: Sequence[Found]) -> None:
         {
             "multiples": list(found[0].multiples),
             "unit": {str(one.step): one.unit for one in found},
-            "objectives": {name: {"seeds": list(one), "steps": bands(one)} for name, one in curves.items()},
-            "differences": {
-                name: {"seeds": list(one), "steps": bands(one)} for name, one in differences(curves).items()
-            },
+            "objectives": {name: _summary(one) for name, one in curves.items()},
+            "differences": {name: _summary(one) for name, one in differences(curves).items()},
         },
     )
     draw_landscape(folder / "landscape.png", curves, found[0].run.config.objective.loss)
@@ -74,21 +70,13 @@ def write_landscape(folder: Path, found: Sequence[Found]) -> None:
 def show_landscape(folder: Path, found: Sequence[Found]) -> None:
     """Print the means over the steps, and where the rest is."""
     curves = curves_of(found)
-    table = Table(
-        "",
-        "seeds",
-        "lowest loss",
-        "highest loss",
-        "gradient difference",
-        "beta-smoothness",
-        "largest beta",
-        title="mean over the steps, mean over the seeds, and 95 % interval",
-    )
+    columns = ("", "seeds", "lowest loss", "highest loss", "gradient difference", "beta-smoothness", "largest beta")
+    rows = []
     for name, one in {**curves, **differences(curves)}.items():
         band = bands(one)
-        cells = [_cell(band["mean"][figure]) for figure in FIGURES] + [_cell(band["largest"]["smoothness"])]
-        table.add_row(name, str(len(one)), *cells)
-    print_table(table)
+        cells = [_cell(*band["mean"][figure]) for figure in FIGURES] + [_cell(*band["largest"]["smoothness"])]
+        rows.append([name, str(len(one)), *cells])
+    Table("mean over the steps, mean over the seeds, and 95 % interval", columns, rows).show()
     print(f"numbers and plot: {folder}")
 
 
@@ -122,11 +110,11 @@ def differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
     }
 
 
-def bands(curves: Curves) -> dict[str, dict[str, dict[str, float | None]]]:
-    """By step and figure, the mean over the seeds, and the half width of its 95 % interval; None for a single seed."""
-    steps = next(iter(curves.values()))
+def bands(curves: Curves) -> dict[str, dict[str, tuple[float, float]]]:
+    """By step and figure, the mean over the seeds, and the half width of its 95 % interval (`interval`)."""
     return {
-        step: {figure: _band([one[step][figure] for one in curves.values()]) for figure in FIGURES} for step in steps
+        step: {figure: interval([one[step][figure] for one in curves.values()]) for figure in FIGURES}
+        for step in next(iter(curves.values()))
     }
 
 
@@ -138,10 +126,10 @@ def draw_landscape(path: Path, curves: Mapping[str, Curves], loss: str) -> None:
     for number, (name, one) in enumerate(curves.items()):
         means = {step: values for step, values in bands(one).items() if step not in OVERALL}
         steps = [int(step) for step in means]
-        low, high = ([values[key]["mean"] for values in means.values()] for key in ("lowest_loss", "highest_loss"))
+        low, high = ([values[key][0] for values in means.values()] for key in ("lowest_loss", "highest_loss"))
         ranges.fill_between(steps, low, high, color=f"C{number}", alpha=0.35, label=name)
         for axes, key in zip(others, ("gradient_difference", "smoothness"), strict=True):
-            _draw(axes, steps, [values[key] for values in means.values()], name, f"C{number}")
+            draw_band(axes, steps, [values[key] for values in means.values()], name, f"C{number}")
     ranges.set(title="loss along the gradient", ylabel=f"lowest to highest loss\n({unit})")
     others[0].set(title="gradient difference", ylabel=f"largest $|g(x') - g(x)|$\n({unit} per unit of weight)")
     others[1].set(
@@ -183,17 +171,17 @@ def _rows(found: Found) -> list[dict[str, Any]]:
     ]
 
 
-def _band(values: Sequence[float]) -> dict[str, float | None]:
-    mean, width = interval(values)
-    return {"mean": mean, "interval": None if math.isnan(width) else width}
+def _summary(curves: Curves) -> dict[str, Any]:
+    """For JSON, which knows no NaN."""
+    steps = {
+        step: {
+            figure: {"mean": mean, "interval": None if math.isnan(width) else width}
+            for figure, (mean, width) in band.items()
+        }
+        for step, band in bands(curves).items()
+    }
+    return {"seeds": list(curves), "steps": steps}
 
 
-def _cell(band: Mapping[str, float | None]) -> str:
-    return f"{band['mean']:.4g}" + ("" if band["interval"] is None else f" ± {band['interval']:.2g}")
-
-
-def _draw(axes: Axes, steps: Sequence[int], band: Sequence[Mapping[str, float | None]], label: str, color: str) -> None:
-    pairs = [(one["mean"] or 0.0, one["interval"] or 0.0) for one in band]
-    axes.plot(steps, [mean for mean, _ in pairs], label=label, color=color, marker="." if len(steps) < 20 else None)
-    low, high = ([mean + sign * width for mean, width in pairs] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=color, alpha=0.2)
+def _cell(mean: float, width: float) -> str:
+    return f"{mean:.4g}" + ("" if math.isnan(width) else f" ± {width:.2g}")

@@ -1,4 +1,4 @@
-"""Opening runs for analysis: recipe, pictures, centroids, and the network at any kept step. Nothing is trained.
+"""Opening runs for analysis: recipe, images, centroids, and the network at any kept step. Nothing is trained.
 
 A training's samples are a pure function of its recipe and the step, so the very batch of any step can be had again.
 """
@@ -35,7 +35,7 @@ class Run:
     Attributes:
         folder: the run's.
         config: its recipe.
-        hr: its HR pictures.
+        hr: its HR images.
     """
 
     folder: Path
@@ -146,10 +146,10 @@ class Run:
 
     @cached_property
     def centroids(self) -> Store:
-        """The teacher's outputs over the HR pictures, in their order.
+        """The teacher's outputs over the HR images, in their order.
 
         Raises:
-            ValueError: they or the teacher are missing, or the pictures have changed since they were made.
+            ValueError: they or the teacher are missing, or the images have changed since they were made.
         """
         teacher = self.teacher
         scale, rounding = self.config.scale, self.config.data.rounding
@@ -173,7 +173,7 @@ def open_run(folder: Path) -> Run:
     """Open a run folder.
 
     Raises:
-        ValueError: not a run, its pictures are missing, or its batches are not made from a store.
+        ValueError: not a run, its images are missing, or its batches are not made from a store.
     """
     saved = folder / RECIPE
     if not saved.is_file():
@@ -197,7 +197,7 @@ def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
         same: beginnings of the keys in which their recipes must agree.
 
     Raises:
-        ValueError: as `open_run`; or an objective makes no SR pictures; or recipes or pictures differ, or objective
+        ValueError: as `open_run`; or an objective makes no SR images; or recipes or images differ, or objective
             and seed of two do not; names the runs.
     """
     runs = [open_run(folder) for folder in folders]
@@ -205,7 +205,7 @@ def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
     for run in runs:
         if run.objective not in OBJECTIVES:
             raise ValueError(
-                f"{run.folder}: its objective is {run.objective}, which makes no SR pictures; "
+                f"{run.folder}: its objective is {run.objective}, which makes no SR images; "
                 f"expected one of {', '.join(OBJECTIVES)}"
             )
         differing = [key for key in recipes.differences(runs[0].config, run.config) if key.startswith(tuple(same))]
@@ -215,9 +215,7 @@ def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
                 "objective and seed alone"
             )
         if [entry.sha256 for entry in run.hr.entries] != [entry.sha256 for entry in runs[0].hr.entries]:
-            raise ValueError(
-                f"{run.folder}: was trained on other pictures than {runs[0].folder}; name runs of the same"
-            )
+            raise ValueError(f"{run.folder}: was trained on other images than {runs[0].folder}; name runs of the same")
         key = (run.objective, run.config.seed)
         if key in seen:
             raise ValueError(

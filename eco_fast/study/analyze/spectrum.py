@@ -7,7 +7,7 @@ the loss is taken with respect to the spectrum in between:
     target --fft2--> T --ifft2-----------------------------+--> loss
 
 Input and target are those of the objective: LR and HR under vanilla, blended with the centroid's under eco. With
-respect to the HR picture alone, the gradient is alpha times the target's.
+respect to the HR image alone, the gradient is alpha times the target's.
 
 **Convention.** Transforms are orthonormal. torch's gradient with respect to a complex z = x + iy is dL/dx + i dL/dy;
 for a real image behind an orthonormal transform that is the transform of the image's own gradient, of the same energy

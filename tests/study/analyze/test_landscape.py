@@ -192,7 +192,7 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
         "the training state beside the weights is missing": [stateless],
         "its scale is not that of": [run, changed(other, tmp_path / "x4", scale=4)],
         "its model.features is not that of": [run, changed(other, tmp_path / "wide", model__features=16)],
-        "other pictures than": [run, changed(other, tmp_path / "pictures", data__store=fewer.folder)],
+        "other images than": [run, changed(other, tmp_path / "images", data__store=fewer.folder)],
         "its objective is residual": [run, changed(other, tmp_path / "residual", objective__name="residual")],
         "the same objective vanilla and seed 1": [run, changed(run, tmp_path / "twice")],
         "eco-fast teach --store": [changed(other, tmp_path / "untaught", teacher__self_ensemble="true")],
