@@ -226,7 +226,10 @@ def test_nothing_is_written_without_a_folder_for_it(make: Make, capsys: pytest.C
             ["data.noise_sigma=10"],
             "a and b: runs of different recipes in one table, for their data.noise_sigma differs",
         ),
+        ([], "a and b: the same recipe and the same seed, 0"),
         (["train.device=cuda"], "a and b: the same recipe and the same seed, 0"),
+        (["train.device=cuda", "seed=1"], ""),
+        (["train.device=cuda", "objective.alpha=linear"], ""),
         (["model.blocks=3", "train.batch=2"], ""),  # another network has a recipe of its own
         (["objective.alpha=linear", "teacher.steps=2", 'data.train=["x"]', "seed=1"], ""),
     ],

@@ -83,11 +83,18 @@ def test_a_linear_network_of_two_layers_is_measured_as_its_formula_says() -> Non
 
 
 @pytest.mark.parametrize(
-    ("gradient", "length", "said"), [(0.0, 1.0, "norm is 0"), (np.nan, 1.0, "norm is nan"), (1.0, 1e-12, "is lost")]
+    ("gradient", "lengths", "said"),
+    [
+        (0.0, [1.0], "gradient's norm is 0.0"),
+        (np.nan, [1.0], "gradient's norm is nan"),
+        (np.inf, [1.0], "gradient's norm is inf"),
+        (1.0, [1e-12], "a length of 1e-12 is lost"),
+        (1.0, [1.0, 1e-12, 2.0], "a length of 1e-12 is lost"),
+    ],
 )
-def test_a_walk_without_direction_or_distance_is_refused(gradient: float, length: float, said: str) -> None:
+def test_a_walk_without_direction_or_distance_is_refused(gradient: float, lengths: list[float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        measure(lambda p: (1.0, torch.full_like(p, gradient)), torch.ones(3), [length])
+        measure(lambda p: (1.0, torch.full_like(p, gradient)), torch.ones(3), lengths)
 
 
 @pytest.mark.parametrize("name", ["vanilla-2", "noise_free-1", "eco-1"])
