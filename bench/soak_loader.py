@@ -1,4 +1,4 @@
-"""The DALI loader against the plain one for longer than the tests have time for.
+"""The DALI loader against the plain one, for longer than the tests can afford.
 
 python -m bench.soak_loader bytes      500 batches of 5 and of 16 at every scale, packed and encoded
 python -m bench.soak_loader resume     stop at 20 steps, restart there: the following 100 batches
@@ -26,7 +26,7 @@ SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 
 
 def make_images() -> list[Pixels]:
-    """Photographs: two 2000 pixels long, and small ones, so that all edges and corners are met often."""
+    """Photographs: two of 2000 pixels, and small ones, so that crops often touch every edge and corner."""
     photos = [read_image(path) for _, path in builtin_images("test")]
     row = np.concatenate([photo[:300, :400] for photo in photos * 2], axis=1)
     small = [row[place : place + 45, 150 * place : 150 * place + 47] for place in range(10)]

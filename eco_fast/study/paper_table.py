@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ class Row:
     source: str
     """The runs, or the paper's row."""
     seeds: int | None = None
-    """That the cells are means over; 0 for a run that is missing, None for the paper."""
+    """Runs that the cells are means over; 0 for a missing run, None for the paper."""
     recipe: str = ""
-    """The shipped recipe that is nearest."""
+    """The nearest shipped recipe."""
     differs: str = ""
-    """What is different from it."""
+    """The keys that differ from it, with their values."""
     cells: dict[str, Cell] = field(default_factory=dict)
     """By set."""
 
@@ -76,11 +76,11 @@ class Row:
 def make_table(folders: Sequence[Path], out: Path | None = None) -> None:
     """Print the table of some runs, and write it to a folder if one is named.
 
-    A run that is not finished is a row of its own, which says that it is missing, and is in no mean.
+    An unfinished run has a row of its own that says so, and is excluded from the means.
 
     Args:
-        folders: the runs'.
-        out: where to write table.md and table.csv; None: nowhere.
+        folders: of the runs.
+        out: folder for table.md and table.csv; None: print alone.
 
     Raises:
         ValueError: a folder is no run, or runs cannot stand in one table; names them.
@@ -114,14 +114,17 @@ def _order(result: Result) -> tuple[int, str, int, str]:
 
 
 def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
-    recipe = group[0].recipe
-    name, differs = _nearest(recipe)
-    row = functools.partial(
-        Row,
+    """The row of the finished runs of a recipe, and a row for each of its runs that is not."""
+    recipe, closest = group[0].recipe, nearest(group[0].recipe)
+    differs = "no shipped recipe has this scale, network and objective"
+    if closest:
+        differs = ", ".join(f"{key}={functools.reduce(getattr, key.split('.'), recipe)}" for key in closest.differing)
+    row = Row(
         scale=recipe.scale,
         model=_model(recipe),
-        method=recipe.objective.name + (" (twin)" if group[0].network == "vanilla" else ""),
-        recipe=name,
+        method=recipe.objective.name + (" (baseline)" if group[0].network == "vanilla" else ""),
+        source="",
+        recipe=closest.name if closest else "",
         differs=differs,
     )
     finished = [result for result in group if result.sets is not None]
@@ -133,10 +136,10 @@ def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
             for name in names
             if name in (finished[0].sets or {})
         }
-        yield row(source=source, seeds=len(finished), cells=cells)
+        yield replace(row, source=source, seeds=len(finished), cells=cells)
     for result in group:
         if result.sets is None:
-            yield row(source=f"{result.folder}, not finished", seeds=0)
+            yield replace(row, source=f"{result.folder}, not finished", seeds=0)
 
 
 def _model(recipe: Config) -> str:
@@ -146,25 +149,15 @@ def _model(recipe: Config) -> str:
     return " ".join([recipe.model.name, *changed])
 
 
-def _nearest(recipe: Config) -> tuple[str, str]:
-    """The nearest recipe's name, and what differs from it."""
-    closest = nearest(recipe)
-    if closest is None:
-        return "", "no shipped recipe has this scale, network and objective"
-    name, _, keys = closest
-    values = [f"{key}={functools.reduce(getattr, key.split('.'), recipe)}" for key in keys]
-    return name, ", ".join(values)
-
-
 def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
-    """The row of the nearest recipe; None if the paper has no score on any of the sets."""
+    """The paper's row for the nearest recipe; None if the paper has no score on any of the sets."""
     closest = nearest(recipe)
     if closest is None:
         return None
-    paper = closest[1].paper
+    paper = closest.recipe.paper
     scores = {name: getattr(paper, IN_PAPER[name.lower()]) for name in names if name.lower() in IN_PAPER}
     cells: dict[str, Cell] = {
-        name: {"psnr_y": (score[0], math.nan), "ssim_y": (score[1], math.nan)}
+        name: {measure: (value, math.nan) for measure, value in zip(COLUMNS, score, strict=True)}
         for name, score in scores.items()
         if score
     }
@@ -175,6 +168,6 @@ def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
         model=_model(recipe),
         method=recipe.objective.name,
         source=f"paper: {paper.row}",
-        recipe=closest[0],
+        recipe=closest.name,
         cells=cells,
     )

@@ -1,4 +1,4 @@
-"""What a finished run shows: a table, the curves, and images side by side."""
+"""What a run ends with: a table, curves, and images side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from eco_fast.utils.table_io import Table
 mpl.use("agg")
 
 ROWS = ("bicubic", "teacher", "vanilla", "student")
-CROP = 96  # HR pixels a side of the detail that is shown
+CROP = 96  # side of the shown detail, in HR pixels
 MAX_SAMPLES = 8
 
 
@@ -73,7 +73,7 @@ def draw_samples(
     rounding: Rounding,
     noise_sigma: float = 0.0,
 ) -> None:
-    """Per image, its most detailed place as LR (with its first noise), bicubic, SR and HR, and the whole's scores."""
+    """Per image, the crop with most detail as LR (with its first noise), bicubic, SR and HR, and the image's scores."""
     device = str(next(network.parameters()).device)
     for name, image in list(images.items())[:MAX_SAMPLES]:
         hr = modcrop(image, network.scale)

@@ -1,4 +1,4 @@
-"""Whole images beside what a teacher makes of them."""
+"""Whole images with their centroids."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network_of_scale
 from eco_fast.utils.device import pick_device
 
-AT_MOST = 4  # images that are taken where none are named
+DEFAULT_COUNT = 4  # images, where none are named
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Example:
     """An image and its centroid.
 
     Attributes:
-        name: a file name without its suffix, for the files of the results.
+        name: its file name without the suffix, for the result files.
         hr: uint8 [H, W, 3], a multiple of the scale.
         lr: D(hr).
         sr: the centroid, as large as `hr`.
@@ -37,14 +37,14 @@ class Example:
 def examples(
     config: Config, teacher: Path, sources: Sequence[str], label: str, store: Store | None = None
 ) -> Iterator[Example]:
-    """Pictures with the outputs of a teacher.
+    """Images with their centroids, made one by one.
 
     Args:
         config: the recipe, which says how LR images are made.
-        teacher: its teacher's checkpoint.
-        sources: folders or files; none for the first of the recipe's test or validation images, or of the store.
+        teacher: the teacher's checkpoint.
+        sources: folders or files; empty: the first of the recipe's test or validation images, or of the store.
         label: of the progress bar.
-        store: training images.
+        store: the training images.
 
     Raises:
         ValueError: the teacher or the images are missing or bad; names them.
@@ -59,7 +59,7 @@ def examples(
 
 
 def choose_images(config: Config, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
-    """The images that `taught` takes, by name.
+    """The images of `examples`, by name.
 
     Raises:
         ValueError: a source is missing, or there is none.
@@ -67,8 +67,8 @@ def choose_images(config: Config, sources: Sequence[str], store: Store | None) -
     if sources:
         return dict(find_images(sources))
     if named := config.data.test or config.data.validation:
-        return dict(list(find_images(named).items())[:AT_MOST])
+        return dict(list(find_images(named).items())[:DEFAULT_COUNT])
     if store is None:
-        raise ValueError("the recipe names no test or validation images; name some to look at behind it")
+        raise ValueError("the recipe names no test or validation images; name images after it")
     names = [entry.name for entry in store.entries]
-    return dict(zip(names[:AT_MOST], store.images[:AT_MOST], strict=True))
+    return dict(zip(names[:DEFAULT_COUNT], store.images[:DEFAULT_COUNT], strict=True))

@@ -1,8 +1,8 @@
-"""`eco-fast analyze noise`: images' inherent noise, and a network's regression of it (paper, Appendix B, Figure 8).
+"""`eco-fast analyze noise`: the noise of images, and a network's regression of it (paper, Appendix B, Figure 8).
 
-The noise of an image is what its centroid lacks, HR - SR. A network that is fitted to it from LR alone (objective
-`residual`) can at best make its mean over all HR images of that LR, which is 0 for an ideal teacher: no network knows
-an image's own noise, but its HR does.
+The noise of an image is HR minus centroid. A network that is fitted to it from LR alone (objective `residual`) can at
+best predict the mean over all HR images of that LR, which is 0 for an ideal teacher: the noise of a single image is in
+its HR alone.
 
 noise_NAME.png    HR and centroid, both maps on one scale, their spectra and radial profiles
 noise_NAME.npz    noise and regressed, float32 [H, W, 3], in grey levels
@@ -31,15 +31,15 @@ from eco_fast.utils.files import write_atomically
 from eco_fast.utils.table_io import write_csv
 
 Map = npt.NDArray[np.float32]
-SHOWN = 99.5  # percent of the noise's values that the colours tell apart
+SHOWN = 99.5  # percentile of the noise's magnitude at which the colours saturate
 
 
 def noise(folder: Path, sources: Sequence[str], out: Path) -> None:
-    """Write maps and numbers of some images.
+    """Write noise maps and their statistics.
 
     Args:
         folder: a run of objective `residual`.
-        sources: folders or files; none for the first of the run's training images.
+        sources: folders or files; empty: the first of the run's training images.
         out: folder of the results.
 
     Raises:
@@ -48,7 +48,7 @@ def noise(folder: Path, sources: Sequence[str], out: Path) -> None:
     run = open_run(folder)
     if run.objective != "residual":
         raise ValueError(
-            f"{folder}: expected a network that makes residuals, but its objective is {run.objective}; "
+            f"{folder}: expected a network that predicts residuals, but its objective is {run.objective}; "
             "train one with --set objective.name=residual"
         )
     network, _ = run.network("last")
@@ -73,7 +73,7 @@ def noise_of(hr: Pixels, sr: Pixels) -> Map:
 
 
 def regressed(network: Network, lr: Pixels, device: str) -> Map:
-    """What the network takes for the noise, in grey levels, of which it may be a fraction: float32 [H, W, 3]."""
+    """The network's prediction of the noise, in grey levels, not rounded: float32 [H, W, 3]."""
     return output_of(network, lr, device=device) - np.float32(255 * MID_GREY)
 
 
@@ -120,7 +120,7 @@ def draw(path: Path, one: Example, maps: Mapping[str, Map]) -> None:
 
 
 def spectrum_of(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Magnitudes of the largest square in the middle, orthonormal, zero frequency in the centre: float64 [n, n]."""
+    """Magnitudes of the largest central square, orthonormal, zero frequency in the centre: float64 [n, n]."""
     side = min(plane.shape)
     top, left = ((size - side) // 2 for size in plane.shape)
     square = plane[top : top + side, left : left + side]

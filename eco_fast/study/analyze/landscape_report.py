@@ -1,10 +1,10 @@
-"""What the landscape of some trainings is, as files beside each other.
+"""The files of `eco-fast analyze landscape`.
 
-landscape.csv     one row for each run, step and length, with all that was measured there: losses on the 0..255 scale,
-                  distances and gradients as l2 norms over the weights
+landscape.csv     one row for each run, step and length, with all measurements: losses on the 0..255 scale, distances
+                  and gradients as l2 norms over the weights
 landscape.json    by objective and step, means over the seeds with 95 % intervals; and the differences between the
                   objectives, taken seed by seed
-landscape.png     the losses' range, gradient difference and effective beta-smoothness over the steps
+landscape.png     range of the losses, gradient difference and effective beta-smoothness over the steps
 """
 
 import itertools
@@ -28,19 +28,19 @@ from eco_fast.utils.table_io import Table, write_csv
 Figures = Mapping[str, float]
 """By the names of `FIGURES`."""
 Curves = Mapping[int, Mapping[str, Figures]]
-"""By seed, then by step; and over all steps, their "mean" and the "largest"."""
+"""By seed, then by step; and over all steps, "mean" and "largest"."""
 OVERALL: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "largest": max}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one run's landscape is at one step.
+class StepLandscape:
+    """The landscape of a run at one step.
 
     Attributes:
-        run: whose.
+        run: the run.
         step: steps done.
-        unit: the distance of a step, l2.
-        multiples: of the unit, one for each length, [K].
+        unit: l2 distance of a step.
+        multiples: the lengths in this unit, [K].
         measures: at these lengths.
     """
 
@@ -51,7 +51,7 @@ class Found:
     measures: Measures
 
 
-def write_landscape(folder: Path, found: Sequence[Found]) -> None:
+def write_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
     """Write all files."""
     write_csv(folder / "landscape.csv", [row for one in found for row in _rows(one)])
     curves = curves_of(found)
@@ -67,7 +67,7 @@ def write_landscape(folder: Path, found: Sequence[Found]) -> None:
     draw_landscape(folder / "landscape.png", curves, found[0].run.config.objective.loss)
 
 
-def show_landscape(folder: Path, found: Sequence[Found]) -> None:
+def show_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
     """Print the means over the steps, and where the rest is."""
     curves = curves_of(found)
     columns = ("", "seeds", "lowest loss", "highest loss", "gradient difference", "beta-smoothness", "largest beta")
@@ -80,7 +80,7 @@ def show_landscape(folder: Path, found: Sequence[Found]) -> None:
     print(f"numbers and plot: {folder}")
 
 
-def curves_of(found: Sequence[Found]) -> dict[str, Curves]:
+def curves_of(found: Sequence[StepLandscape]) -> dict[str, Curves]:
     """By objective, each seed's figures."""
     by_step: dict[str, dict[int, dict[str, Figures]]] = {}
     for one in found:
@@ -95,7 +95,7 @@ def curves_of(found: Sequence[Found]) -> dict[str, Curves]:
 
 
 def differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
-    """For each two objectives the later minus the earlier one, of the seeds that both have."""
+    """For each two objectives the later minus the earlier one, at the seeds that both have."""
     return {
         f"{second} - {first}": {
             seed: {
@@ -119,7 +119,7 @@ def bands(curves: Curves) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def draw_landscape(path: Path, curves: Mapping[str, Curves], loss: str) -> None:
-    """Three panels: band of the losses' range, and two curves with intervals."""
+    """Three panels: the range of the losses as a band, and two curves with intervals."""
     unit = "squared grey levels" if loss == "l2" else "grey levels"
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     ranges, *others = figure.subplots(1, 3)
@@ -144,7 +144,7 @@ def draw_landscape(path: Path, curves: Mapping[str, Curves], loss: str) -> None:
     save_figure(figure, path)
 
 
-def _rows(found: Found) -> list[dict[str, Any]]:
+def _rows(found: StepLandscape) -> list[dict[str, Any]]:
     config, measures = found.run.config, found.measures
     same = {
         "run": found.run.folder,

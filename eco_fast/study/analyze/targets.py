@@ -1,9 +1,9 @@
-"""`eco-fast analyze targets`: what the network sees and is to make as alpha grows (paper, Appendix A, Figure 7).
+"""`eco-fast analyze targets`: the network's input and target as alpha grows (paper, Appendix A, Figure 7).
 
 Target and input at alpha are alpha HR + (1 - alpha) SR and alpha D(HR) + (1 - alpha) D(SR) (Eq. 14).
 
-NAME.png                     all of them, enlarged, at the most detailed place of the image
-NAME-target-ALPHA.png ...    the same crops, each pixel as it is (rounded)
+NAME.png                     all of them, enlarged, cropped where the image has most detail
+NAME-target-ALPHA.png ...    the same crops, pixel by pixel (rounded)
 targets.csv                  of whole images: PSNR of the target against HR, and its sharpness, the mean squared
                              difference of neighbouring pixels in squared grey levels of luma
 """
@@ -34,11 +34,11 @@ def targets(
     """Write the targets of some images.
 
     Args:
-        source: a run's folder or a recipe, whose teacher makes the centroids.
-        sources: folders or files; none for the first that the recipe names to score, or trains on.
+        source: a run folder or a recipe, whose teacher makes the centroids.
+        sources: folders or files; empty: the first of the recipe's test, validation or training images.
         alphas: weights of the real pair, 0..1.
         out: folder of the results.
-        overrides: `key=value`, of a recipe.
+        overrides: `key=value` changes of a recipe.
 
     Raises:
         ValueError: a bad alpha, run, recipe or image; names it.
@@ -63,17 +63,17 @@ def opened(source: str, sources: Sequence[str], overrides: Sequence[str]) -> tup
     """The recipe, and the images with their centroids; the arguments are those of `targets`.
 
     Raises:
-        ValueError: neither a run nor a recipe, or one whose teacher is not there; says what to do.
+        ValueError: neither a run nor a recipe, or its teacher is missing; says what to do.
     """
     if Path(source).is_dir():
         if overrides:
-            raise ValueError(f"{source}: is a run, whose recipe stays as it is; --set goes with a recipe")
+            raise ValueError(f"{source}: is a run, whose recipe cannot be changed; --set goes with a recipe")
         run = open_run(Path(source))
         return run.config, examples(run.config, run.teacher, sources, "targets", run.hr)
     config = recipes.load(source, overrides)
     if config.teacher.checkpoint == "self":
         raise ValueError(
-            f"{source}: its teacher is yet to be trained; --set teacher.checkpoint=FILE, or name the folder of its run"
+            f"{source}: its teacher is not trained yet; --set teacher.checkpoint=FILE, or name a run folder"
         )
     return config, examples(config, Path(config.teacher.checkpoint), sources, "targets")
 
@@ -84,7 +84,7 @@ def blend(real: Pixels, centroid: Pixels, alpha: float) -> FloatImage:
 
 
 def luma_of(image: npt.NDArray[np.floating] | Pixels) -> FloatImage:
-    """Y of [H, W, 3] on the 0..255 scale, without the offset of 16: linear, so that it serves differences too."""
+    """Y of [H, W, 3] on the 0..255 scale, without the offset of 16: linear, so it works for differences too."""
     return image.astype(np.float64) @ (np.array(LUMA) / 255)
 
 
@@ -102,7 +102,7 @@ def draw(
     inputs: Sequence[FloatImage],
     outputs: Sequence[FloatImage],
 ) -> None:
-    """Write the crops, alone and side by side."""
+    """Write the crops, each alone and all side by side."""
     top, left = most_detailed(one.hr, scale)
     at_hr = (slice(top, top + CROP), slice(left, left + CROP))
     at_lr = tuple(slice(part.start // scale, part.stop // scale) for part in at_hr)

@@ -84,7 +84,7 @@ def test_a_network_of_another_objective_makes_no_residuals(run: Path, tmp_path: 
         text.replace('name = "residual"', 'name = "eco"').replace('store = ""', f'store = "{run / "store"}"')
     )
     assert main(["analyze", "noise", str(tmp_path / "run"), "--out", str(tmp_path)]) == 2
-    assert "expected a network that makes residuals, but its objective is eco" in capsys.readouterr().err
+    assert "expected a network that predicts residuals, but its objective is eco" in capsys.readouterr().err
 
 
 def test_the_mean_noise_of_an_ideal_teacher_is_zero_where_the_posterior_is_known() -> None:
@@ -170,9 +170,9 @@ def test_a_recipe_with_its_teacher_shows_the_targets_of_a_run_to_be(
         assert main(["analyze", "targets", *arguments, "--out", str(tmp_path / name), "--alphas", "0"]) == 0
     assert (tmp_path / "run" / "targets.csv").read_text() == (tmp_path / "recipe" / "targets.csv").read_text()
     for arguments, message in (
-        ([recipe, *overrides], "the recipe names no test or validation images; name some"),
-        ([recipe, fur], "edsr_baseline_x2_eco: its teacher is yet to be trained; --set teacher.checkpoint=FILE"),
-        ([str(run), "--set", "scale=3"], "is a run, whose recipe stays as it is"),
+        ([recipe, *overrides], "the recipe names no test or validation images; name images after it"),
+        ([recipe, fur], "edsr_baseline_x2_eco: its teacher is not trained yet; --set teacher.checkpoint=FILE"),
+        ([str(run), "--set", "scale=3"], "is a run, whose recipe cannot be changed"),
     ):
         assert main(["analyze", "targets", *arguments, "--out", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
