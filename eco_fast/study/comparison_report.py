@@ -22,28 +22,6 @@ from eco_fast.training.figures import save_figure
 from eco_fast.utils.files import write_text
 from eco_fast.utils.table_io import Table, write_csv
 
-COLUMNS = (
-    "variant",
-    "runs",
-    "last PSNR-Y",
-    "last SSIM-Y",
-    "best PSNR-Y",
-    "best SSIM-Y",
-    "last - vanilla",
-    "first half - vanilla",
-    "ahead early",
-    "steps to vanilla's end",
-    "std late",
-)
-CELLS = (
-    ("last_psnr_y", 3),
-    ("last_ssim_y", 4),
-    ("best_psnr_y", 3),
-    ("best_ssim_y", 4),
-    ("last_gain", 3),
-    ("early_gain", 3),
-)
-
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
     """Write all files."""
@@ -151,44 +129,43 @@ def teacher_points(comparison: Comparison, rows: Sequence[Mapping[str, Any]]) ->
 
 def _tables(comparison: Comparison) -> list[Table]:
     """A table of each set."""
-    return [
-        Table(
-            f"{name}: mean over the seeds and 95 % interval; PSNR in dB",
-            COLUMNS,
-            [
-                *(_teacher_cells(label, scores[name]) for label, scores in _teachers(comparison)),
-                *(_cells(comparison.row(variant, name)) for variant in comparison.variants),
-            ],
-        )
-        for name in comparison.sets
-    ]
+    tables = []
+    for name in comparison.sets:
+        variants = [_cells(comparison.row(variant, name)) for variant in comparison.variants]
+        blank, teachers = dict.fromkeys(variants[0], ""), []
+        for label, scores in _teachers(comparison):
+            psnr, ssim = f"{scores[name]['psnr_y']:.3f}", f"{scores[name]['ssim_y']:.4f}"
+            teachers.append(blank | {"variant": label, "last PSNR-Y": psnr, "last SSIM-Y": ssim})
+        title = f"{name}: mean over the seeds and 95 % interval; PSNR in dB"
+        tables.append(Table(title, list(blank), [list(row.values()) for row in [*teachers, *variants]]))
+    return tables
 
 
-def _teacher_cells(label: str, scores: Mapping[str, float]) -> list[str]:
-    return [label, "", f"{scores['psnr_y']:.3f}", f"{scores['ssim_y']:.4f}", *[""] * (len(COLUMNS) - 4)]
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    return [
-        row["variant"],
-        f"{row['seeds']} of {row['of']}" + (" missing" if row["seeds"] < row["of"] else ""),
-        *(_cell(row, key, places) for key, places in CELLS),
-        f"{row['early_ahead']} of {row['early_validations']}" if row["early_validations"] else "",
-        _reached(row),
-        format_interval(row["fluctuation"], math.nan, 3),
-    ]
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of `Comparison` for people, by column."""
+    return {
+        "variant": row["variant"],
+        "runs": f"{row['seeds']} of {row['of']}" + (" missing" if row["seeds"] < row["of"] else ""),
+        "last PSNR-Y": _cell(row, "last_psnr_y", 3),
+        "last SSIM-Y": _cell(row, "last_ssim_y", 4),
+        "best PSNR-Y": _cell(row, "best_psnr_y", 3),
+        "best SSIM-Y": _cell(row, "best_ssim_y", 4),
+        "last - vanilla": _cell(row, "last_gain", 3, "+"),
+        "first half - vanilla": _cell(row, "early_gain", 3, "+"),
+        "ahead early": f"{row['early_ahead']} of {row['early_validations']}" if row["early_validations"] else "",
+        "steps to vanilla's end": _reached(row),
+        "std late": format_interval(row["fluctuation"], math.nan, 3),
+    }
 
 
 def _teachers(comparison: Comparison) -> list[tuple[str, Scored]]:
-    """The teachers, each once, by the variants that they serve."""
-    variants: dict[str, list[str]] = {}
-    scores: dict[str, Scored] = {}
-    for variant, one in comparison.teachers.items():
-        variants.setdefault(str(one), []).append(variant)
-        scores[str(one)] = one
-    if len(variants) == 1:
-        return [("teacher", one) for one in scores.values()]
-    return [(f"teacher of {_common_end(names)}", scores[key]) for key, names in variants.items()]
+    """The teachers, each once, named after the variants that they serve."""
+    served: dict[str, list[str]] = {}
+    for variant, scores in comparison.teachers.items():
+        served.setdefault(str(scores), []).append(variant)
+    labels = ["teacher"] if len(served) == 1 else [f"teacher of {_common_end(names)}" for names in served.values()]
+    teachers = [comparison.teachers[names[0]] for names in served.values()]
+    return list(zip(labels, teachers, strict=True))
 
 
 def _common_end(names: Sequence[str]) -> str:
@@ -197,8 +174,8 @@ def _common_end(names: Sequence[str]) -> str:
     return end.partition("_")[2] or names[0]
 
 
-def _cell(row: Mapping[str, Any], key: str, places: int) -> str:
-    return format_interval(row[key], row[f"{key}_interval"], places, "+" if key.endswith("gain") else "")
+def _cell(row: Mapping[str, Any], key: str, places: int, sign: str = "") -> str:
+    return format_interval(row[key], row[f"{key}_interval"], places, sign)
 
 
 def _reached(row: Mapping[str, Any]) -> str:

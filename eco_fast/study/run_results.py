@@ -156,11 +156,20 @@ def _shipped() -> list[tuple[str, Config]]:
     return [(name, config.load(name)) for name in recipe_names()]
 
 
-def _read(folder: Path) -> list[Result]:
+def read_recipe(folder: Path) -> Config:
+    """The recipe of a run.
+
+    Raises:
+        ValueError: not a run folder.
+    """
     saved = folder / RECIPE
     if not saved.is_file():
         raise ValueError(f"{folder}: expected a run folder, but it holds no {RECIPE}; name one, such as runs/mine")
-    recipe = config.load(str(saved))
+    return config.load(str(saved))
+
+
+def _read(folder: Path) -> list[Result]:
+    recipe = read_recipe(folder)
     if recipe.objective.name == "residual":
         raise ValueError(f"{folder}: its objective is residual, whose network makes no SR images; leave it out")
     sets = _sets(folder, recipe)

@@ -19,11 +19,12 @@ from eco_fast.data.loader import PlainLoader
 from eco_fast.data.store import Store, centroid_folder, open_centroids
 from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
 from eco_fast.objective import OBJECTIVES, mix_at
+from eco_fast.study.run_results import read_recipe
 from eco_fast.training.checkpoints import STEP, state_path, weights_path
 from eco_fast.training.loop import initial_network
 from eco_fast.training.optim.optimizer_step import Updater
 from eco_fast.training.pipeline import usable
-from eco_fast.training.run_folder import CHECKPOINTS, RECIPE
+from eco_fast.training.run_folder import CHECKPOINTS
 from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import sha256_of
 
@@ -175,10 +176,7 @@ def open_run(folder: Path) -> Run:
     Raises:
         ValueError: not a run, its images are missing, or its batches do not come from a store.
     """
-    saved = folder / RECIPE
-    if not saved.is_file():
-        raise ValueError(f"{folder}: expected a run folder, but it holds no {RECIPE}; name a folder of eco-fast train")
-    config = recipes.load(str(saved))
+    config = read_recipe(folder)
     if config.data.source != "packed" or config.data.downsample != "kernel":
         raise ValueError(
             f"{folder}: analyses read the store, but this run has data.source={config.data.source} and "
