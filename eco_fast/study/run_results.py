@@ -22,39 +22,19 @@ from eco_fast.training.run_folder import RECIPE
 
 IDLE = frozenset(
     (
-        "description",
-        "seed",
-        "data.store",
-        "data.watch",
-        "data.loader",
-        "data.prefetch",
-        "train.micro_batch",
-        "train.deterministic",
-        "train.log_every",
-        "train.validate_every",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.timeout",
-        "train.compile",
-        "train.device",
-        "train.vanilla_twin",
+        *("description", "seed", "data.store", "data.watch", "data.loader", "data.prefetch", "train.micro_batch"),
+        *("train.deterministic", "train.log_every", "train.validate_every", "train.checkpoint_every"),
+        *("train.keep_checkpoints", "train.timeout", "train.compile", "train.device", "train.vanilla_twin"),
     )
 )
-"""Keys in which runs of one recipe may differ: what they change is chance, or nothing."""
+"""Keys in which runs of one recipe may differ: they change chance, or nothing."""
 PLACES = frozenset(
     (
-        "data.train",
-        "data.validation",
-        "data.test",
-        "data.source",
-        "data.centroids",
-        "teacher.checkpoint",
-        "model.start_from",
-        "train.precision",
-        "optimizer.backend",
+        *("data.train", "data.validation", "data.test", "data.source", "data.centroids", "teacher.checkpoint"),
+        *("model.start_from", "train.precision", "optimizer.backend"),
     )
 )
-"""Keys that say where a run took its parts from; no recipe of the paper knows them."""
+"""Keys of the material and the machine, which no recipe of the paper fixes."""
 METHOD = ("objective", "teacher")
 """Sections in which runs that are compared with one another may differ."""
 

@@ -15,7 +15,7 @@ from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.evaluation.evaluate import evaluate_checkpoint
-from eco_fast.study.run_results import nearest
+from eco_fast.study.run_results import IDLE, PLACES, nearest
 from eco_fast.training.pipeline import run_recipe
 
 RECIPE = "edsr_baseline_x2_l2_eco"
@@ -240,6 +240,14 @@ def test_only_runs_that_compare_stand_in_one_table(
     runs = [make("a", [], Set5=(38.0, 0.96)), make("b", second, Set5=(38.0, 0.96))]
     assert main(["table", *map(str, runs)]) == (2 if message else 0)
     assert message in capsys.readouterr().err
+
+
+def test_keys_that_may_differ_are_keys_of_a_recipe() -> None:
+    """A key that was renamed would count as a difference between runs of one recipe."""
+    recipe = config.Config().model_dump()
+    values = {key: recipe[key] for key in recipe if not isinstance(recipe[key], dict)}
+    values |= {f"{name}.{key}": value for name in recipe.keys() - values for key, value in recipe[name].items()}
+    assert values.keys() >= IDLE | PLACES
 
 
 def test_sets_of_one_name_with_different_images_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
