@@ -25,10 +25,8 @@ from eco_fast.training.figures import save_figure
 from eco_fast.utils.files import write_json
 from eco_fast.utils.table_io import Table, write_csv
 
-Figures = Mapping[str, float]
-"""By the names of `FIGURES`."""
-Curves = Mapping[int, Mapping[str, Figures]]
-"""By seed, then by step; and over all steps, "mean" and "largest"."""
+Curves = Mapping[int, Mapping[tuple[str, str], float]]
+"""By seed, then by step and figure (see `FIGURES`); the steps end with "mean" and "largest", over all of them."""
 OVERALL: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "largest": max}
 
 
@@ -74,7 +72,7 @@ def show_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
     rows = []
     for name, one in {**curves, **differences(curves)}.items():
         band = bands(one)
-        cells = [_cell(*band["mean"][figure]) for figure in FIGURES] + [_cell(*band["largest"]["smoothness"])]
+        cells = [_cell(*band["mean", figure]) for figure in FIGURES] + [_cell(*band["largest", "smoothness"])]
         rows.append([name, str(len(one)), *cells])
     Table("mean over the steps, mean over the seeds, and 95 % interval", columns, rows).show()
     print(f"numbers and plot: {folder}")
@@ -82,27 +80,23 @@ def show_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
 
 def curves_of(found: Sequence[StepLandscape]) -> dict[str, Curves]:
     """By objective, each seed's figures."""
-    by_step: dict[str, dict[int, dict[str, Figures]]] = {}
+    curves: dict[str, dict[int, dict[tuple[str, str], float]]] = {}
     for one in found:
-        by_seed = by_step.setdefault(one.run.objective, {})
-        by_seed.setdefault(one.run.config.seed, {})[str(one.step)] = one.measures.figures
-    for by_seed in by_step.values():
-        for steps in by_seed.values():
-            measured = list(steps.values())
-            for name, over in OVERALL.items():
-                steps[name] = {figure: over([values[figure] for values in measured]) for figure in FIGURES}
-    return dict(by_step)
+        values = curves.setdefault(one.run.objective, {}).setdefault(one.run.config.seed, {})
+        values |= {(str(one.step), figure): value for figure, value in one.measures.figures.items()}
+    for by_seed in curves.values():
+        for values in by_seed.values():
+            series = {figure: [value for (_, name), value in values.items() if name == figure] for figure in FIGURES}
+            values |= {(name, figure): over(series[figure]) for name, over in OVERALL.items() for figure in FIGURES}
+    return dict(curves)
 
 
 def differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
     """For each two objectives the later minus the earlier one, at the seeds that both have."""
     return {
         f"{second} - {first}": {
-            seed: {
-                step: {figure: value - curves[first][seed][step][figure] for figure, value in figures.items()}
-                for step, figures in steps.items()
-            }
-            for seed, steps in curves[second].items()
+            seed: {key: value - curves[first][seed][key] for key, value in values.items()}
+            for seed, values in curves[second].items()
             if seed in curves[first]
         }
         for first, second in itertools.combinations(curves, 2)
@@ -110,12 +104,9 @@ def differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
     }
 
 
-def bands(curves: Curves) -> dict[str, dict[str, tuple[float, float]]]:
+def bands(curves: Curves) -> dict[tuple[str, str], tuple[float, float]]:
     """By step and figure, the mean over the seeds, and the half width of its 95 % interval (`interval`)."""
-    return {
-        step: {figure: interval([one[step][figure] for one in curves.values()]) for figure in FIGURES}
-        for step in next(iter(curves.values()))
-    }
+    return {key: interval([values[key] for values in curves.values()]) for key in next(iter(curves.values()))}
 
 
 def draw_landscape(path: Path, curves: Mapping[str, Curves], loss: str) -> None:
@@ -123,13 +114,14 @@ def draw_landscape(path: Path, curves: Mapping[str, Curves], loss: str) -> None:
     unit = "squared grey levels" if loss == "l2" else "grey levels"
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     ranges, *others = figure.subplots(1, 3)
-    for number, (name, one) in enumerate(curves.items()):
-        means = {step: values for step, values in bands(one).items() if step not in OVERALL}
-        steps = [int(step) for step in means]
-        low, high = ([values[key][0] for values in means.values()] for key in ("lowest_loss", "highest_loss"))
-        ranges.fill_between(steps, low, high, color=f"C{number}", alpha=0.35, label=name)
+    for number, (objective, one) in enumerate(curves.items()):
+        band = bands(one)
+        names = [step for step, figure in band if figure == FIGURES[0] and step not in OVERALL]
+        steps = [int(name) for name in names]
+        low, high = ([band[name, key][0] for name in names] for key in ("lowest_loss", "highest_loss"))
+        ranges.fill_between(steps, low, high, color=f"C{number}", alpha=0.35, label=objective)
         for axes, key in zip(others, ("gradient_difference", "smoothness"), strict=True):
-            draw_band(axes, steps, [values[key] for values in means.values()], name, f"C{number}")
+            draw_band(axes, steps, [band[step, key] for step in names], objective, f"C{number}")
     ranges.set(title="loss along the gradient", ylabel=f"lowest to highest loss\n({unit})")
     others[0].set(title="gradient difference", ylabel=f"largest $|g(x') - g(x)|$\n({unit} per unit of weight)")
     others[1].set(
@@ -173,13 +165,9 @@ def _rows(found: StepLandscape) -> list[dict[str, Any]]:
 
 def _summary(curves: Curves) -> dict[str, Any]:
     """For JSON, which knows no NaN."""
-    steps = {
-        step: {
-            figure: {"mean": mean, "interval": None if math.isnan(width) else width}
-            for figure, (mean, width) in band.items()
-        }
-        for step, band in bands(curves).items()
-    }
+    steps: dict[str, dict[str, dict[str, float | None]]] = {}
+    for (step, figure), (mean, width) in bands(curves).items():
+        steps.setdefault(step, {})[figure] = {"mean": mean, "interval": None if math.isnan(width) else width}
     return {"seeds": list(curves), "steps": steps}
 
 
