@@ -6,25 +6,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eco_fast.cli.options import (
-    DEVICE,
-    OVERRIDES,
-    ROUNDING,
-    SCALE,
-    TILE,
-    Arguments,
-    Commands,
-    checked_tile,
-    flag,
-    noise_sigma,
-    option,
-)
+from eco_fast.cli.options import DEGRADATION, NETWORK, OVERRIDES, Commands, checked_tile, flag, noise_sigma, option
 from eco_fast.cli.study_commands import add_studies
 
 BAD_INPUT = 2
 TIMEOUT = 3600  # seconds that ranks wait for each other
-SOURCE = option("source", "SRC", "image or folder", type=Path)
-OUT = option("out", "OUT", "PNG file or folder", type=Path)
+SOURCE_AND_OUT = (
+    option("source", "SRC", "image or folder", type=Path),
+    option("out", "OUT", "PNG file or folder", type=Path),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +79,8 @@ def _add_tools(commands: Commands) -> None:
         _teach,
         option("--store", "DIR", "made by eco-fast prepare", type=Path, required=True),
         option("--teacher", "CHECKPOINT", "the teacher's weights", type=Path, required=True),
-        *(SCALE, ROUNDING, DEVICE, TILE),
+        *DEGRADATION,
+        *NETWORK,
         flag("--self-ensemble", "take the mean over the 8 orientations of each image"),
     )
     commands.add(
@@ -101,11 +92,11 @@ def _add_tools(commands: Commands) -> None:
         option("--data", "HR_DIR", "HR folders, a set each; LR is made on the fly", nargs="+"),
         option("--sr", "SR_DIR", "score these images instead of a checkpoint"),
         option("--hr", "HR_DIR", "their HR images; NAME pairs with NAME, NAMEx2, NAME_..."),
-        *(SCALE, ROUNDING),
+        *DEGRADATION,
         noise_sigma("put noise of so many grey levels on LR; scores are means over 10 draws"),
         option("--json", "FILE", "also write the scores as JSON", type=Path),
         option("--save-images", "DIR", "write the SR images (with noise, those of the first draw)", type=Path),
-        *(DEVICE, TILE),
+        *NETWORK,
     )
     commands.add(
         "upscale",
@@ -113,19 +104,21 @@ def _add_tools(commands: Commands) -> None:
         "eco-fast upscale runs/mine/checkpoints/best.safetensors holiday.jpg holiday_x2.png",
         _upscale,
         option("checkpoint", "CHECKPOINT", "the network", type=Path),
-        *(SOURCE, OUT, DEVICE, TILE),
+        *SOURCE_AND_OUT,
+        *NETWORK,
     )
     commands.add(
         "downsample",
         "Write LR images exactly as MATLAB's imresize makes them, as PNG files of the same names.",
         "eco-fast downsample DIV2K_train_HR DIV2K_train_LR_bicubic/X2 --scale 2",
         _downsample,
-        *(SOURCE, OUT, SCALE, ROUNDING),
+        *SOURCE_AND_OUT,
+        *DEGRADATION,
         noise_sigma("write the images that evaluate scores with S, to OUT/draw-00 ... OUT/draw-09"),
     )
 
 
-def _train(args: Arguments) -> None:
+def _train(args: argparse.Namespace) -> None:
     from eco_fast import config
     from eco_fast.training.pipeline import run_recipe
     from eco_fast.utils import distributed
@@ -147,20 +140,20 @@ def _train(args: Arguments) -> None:
         run_recipe(resolved, folder, resume=resume, profile=args.profile)
 
 
-def _recipes(_: Arguments) -> None:
+def _recipes(_: argparse.Namespace) -> None:
     from eco_fast.study.recipe_list import show_recipes
 
     show_recipes()
 
 
-def _prepare(args: Arguments) -> None:
+def _prepare(args: argparse.Namespace) -> None:
     from eco_fast.data.prepare import prepare
 
     store = prepare(args.sources, args.store, convert_16bit=args.convert_16bit)
     print(f"{args.store}: {len(store)} images")
 
 
-def _teach(args: Arguments) -> None:
+def _teach(args: argparse.Namespace) -> None:
     from eco_fast.inference.centroids import teach
     from eco_fast.utils import distributed
 
@@ -178,7 +171,7 @@ def _teach(args: Arguments) -> None:
         print(f"centroids: {out}")
 
 
-def _evaluate(args: Arguments) -> None:
+def _evaluate(args: argparse.Namespace) -> None:
     from eco_fast.data import noise
     from eco_fast.evaluation import evaluate
     from eco_fast.utils import distributed
@@ -213,14 +206,14 @@ def _evaluate(args: Arguments) -> None:
             evaluate.write_results(args.json, results, scale=args.scale, **facts)
 
 
-def _upscale(args: Arguments) -> None:
+def _upscale(args: argparse.Namespace) -> None:
     from eco_fast.inference.upscale import upscale
 
     written = upscale(args.checkpoint, args.source, args.out, tile=checked_tile(args), device=args.device)
     print(f"{len(written)} written to {args.out}")
 
 
-def _downsample(args: Arguments) -> None:
+def _downsample(args: argparse.Namespace) -> None:
     from eco_fast.data.downsample import downsample
 
     sigma = args.noise_sigma

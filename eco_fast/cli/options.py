@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-Arguments = argparse.Namespace
 Option = tuple[str, dict[str, Any]]
 """What `add_argument` takes: a name, and keyword args."""
 
@@ -21,7 +20,7 @@ class Commands:
         self.group = parser.add_subparsers(dest=kind, required=True, metavar=kind.upper())
 
     def add(
-        self, name: str, summary: str, example: str, run: Callable[[Arguments], None] | None, *options: Option
+        self, name: str, summary: str, example: str, run: Callable[[argparse.Namespace], None] | None, *options: Option
     ) -> argparse.ArgumentParser:
         """Add a command, whose help ends with an example; `run` is None where it has commands of its own."""
         command: argparse.ArgumentParser = self.group.add_parser(
@@ -57,17 +56,18 @@ def renamed(old: str, new: str) -> Option:
 
 
 OVERRIDES = option("--set", "KEY=VALUE", "override a key of the recipe", action="append", default=[], dest="overrides")
-SCALE = option("--scale", None, "upscaling factor", type=int, required=True, choices=(2, 3, 4, 8))
-ROUNDING = option(
-    "--rounding",
-    None,
-    "MATLAB's convention of the LR images (%(default)s)",
-    choices=("uint8", "im2double"),
-    default="uint8",
+TILE = "LR pixels a side of a tile; bounds the memory (256; 1536 for RCAN, which takes means over an image)"
+NETWORK = (
+    option("--device", None, "auto, cpu, cuda or cuda:N (%(default)s)", default="auto"),
+    option("--tile", "N", TILE, type=int),
 )
-DEVICE = option("--device", None, "auto, cpu, cuda or cuda:N (%(default)s)", default="auto")
-TILE_HELP = "LR pixels a side of a tile; bounds the memory (256; 1536 for RCAN, which takes means over an image)"
-TILE = option("--tile", "N", TILE_HELP, type=int)
+"""Where and in what pieces a network runs."""
+CONVENTION = "MATLAB's convention of the LR images (%(default)s)"
+DEGRADATION = (
+    option("--scale", None, "upscaling factor", type=int, required=True, choices=(2, 3, 4, 8)),
+    option("--rounding", None, CONVENTION, choices=("uint8", "im2double"), default="uint8"),
+)
+"""How LR images are made."""
 
 
 def noise_sigma(text: str) -> Option:
@@ -75,7 +75,7 @@ def noise_sigma(text: str) -> Option:
     return option("--noise-sigma", "S", text, type=float, default=0.0)
 
 
-def checked_tile(args: Arguments) -> int | None:
+def checked_tile(args: argparse.Namespace) -> int | None:
     """The given tile.
 
     Raises:

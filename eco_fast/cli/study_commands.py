@@ -1,8 +1,9 @@
 """The commands that put trainings beside each other: compare, analyze and table. Heavy modules load when one runs."""
 
+import argparse
 from pathlib import Path
 
-from eco_fast.cli.options import OVERRIDES, Arguments, Commands, option, renamed
+from eco_fast.cli.options import OVERRIDES, Commands, option, renamed
 
 
 def add_studies(commands: Commands) -> None:
@@ -107,7 +108,7 @@ def _add_analyses(analyses: Commands) -> None:
     )
 
 
-def _compare(args: Arguments) -> None:
+def _compare(args: argparse.Namespace) -> None:
     from eco_fast import config
     from eco_fast.study.compare import compare
     from eco_fast.utils import distributed
@@ -118,31 +119,31 @@ def _compare(args: Arguments) -> None:
         compare(resolved, args.variants, args.across, args.seeds, folder)
 
 
-def _table(args: Arguments) -> None:
+def _table(args: argparse.Namespace) -> None:
     from eco_fast.study.paper_table import make_table
 
     make_table(args.runs, args.out)
 
 
-def _landscape(args: Arguments) -> None:
+def _landscape(args: argparse.Namespace) -> None:
     from eco_fast.study.analyze.landscape import landscape
 
     landscape(args.runs, args.out, tuple(args.lengths), args.batches)
 
 
-def _spectrum(args: Arguments) -> None:
+def _spectrum(args: argparse.Namespace) -> None:
     from eco_fast.study.analyze.spectrum import spectrum
 
     spectrum(args.runs, args.out, args.checkpoint, args.batches, args.objectives)
 
 
-def _noise(args: Arguments) -> None:
+def _noise(args: argparse.Namespace) -> None:
     from eco_fast.study.analyze.inherent_noise import noise
 
     noise(args.run_folder, args.sources, args.out)
 
 
-def _targets(args: Arguments) -> None:
+def _targets(args: argparse.Namespace) -> None:
     from eco_fast.study.analyze.targets import targets
 
     targets(args.source, args.sources, args.alphas, args.out, args.overrides)
