@@ -41,12 +41,7 @@ SAMPLED = 64  # steps whose samples the fingerprint of a run covers
 def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str], seeds: int, folder: Path) -> None:
     """Train what is not finished yet, and write and show the results of all finished runs.
 
-    Args:
-        base: the recipe.
-        wanted: see `make_variants`.
-        across: see `make_variants`.
-        seeds: runs of each variant.
-        folder: the comparison's.
+    `wanted` and `across` are those of `make_variants`, `seeds` the number of runs of each variant.
 
     Raises:
         ValueError: bad variants, images or teachers; or, after all other runs are finished, the first that failed.
@@ -70,7 +65,7 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
     for run in runs:
         with ExitStack() as lock:
             if not distributed.by_first(lambda: lock.enter_context(claimed(folder / "locks" / run.name))):  # noqa: B023 - now
-                print(f"{run.name}: another process is at it", flush=True)
+                print(f"{run.name}: another process is running it", flush=True)
             elif not run.finished:
                 try:
                     carry_out(run, material, sets)
@@ -94,7 +89,7 @@ def for_all(base: Config, folder: Path) -> Config:
 
 
 def planned(variant: Variant, seed: int, folder: Path) -> PlannedRun:
-    """A variant's run of a seed; its recipe names its teacher's checkpoint, wherever that comes from."""
+    """A variant's run of a seed; its recipe names its teacher's checkpoint, given or trained here."""
     recipe = variant.recipe.model_copy(update={"seed": seed})
     if recipe.needs_centroids:
         checkpoint = teacher_checkpoint(variant.recipe.teacher, folder)
@@ -118,9 +113,6 @@ def teacher_checkpoint(teacher: Teacher, folder: Path) -> Path:
 class ScoredSets:
     """The sets that networks are scored on.
 
-    Args:
-        base: the recipe.
-
     Raises:
         ValueError: bad images, or none for the validation.
     """
@@ -135,11 +127,8 @@ class ScoredSets:
         self.base = base
         self.validation = read_pictures(data.validation, scale)
         self.watched: Sets = read_sets(data.watch, scale)
-        self.every: Sets = {
-            "+".join(map(set_name, data.validation)): self.validation,
-            **self.watched,
-            **read_sets(data.test, scale),
-        }
+        validation: Sets = {"+".join(map(set_name, data.validation)): self.validation}
+        self.every: Sets = {**validation, **self.watched, **read_sets(data.test, scale)}
         """All sets that finished networks are scored on; the first one is the validation's."""
 
     def score(self, checkpoint: Path) -> StoredScores:

@@ -144,14 +144,14 @@ def stop_at(event: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eco_fast.study.compare.write_json", counted(write_json))
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(
+def test_a_run_of_another_process_is_left_to_it(
     base: Config, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished, tmp_path / "c")
     shutil.rmtree(tmp_path / "c" / "runs" / "eco" / "seed=3")
     with contextlib.chdir(tmp_path), claimed(HERE / "locks" / "eco seed=3"):
         compare(base, VARIANTS, [], 2, HERE)
-    assert "eco seed=3: another process is at it" in capsys.readouterr().out
+    assert "eco seed=3: another process is running it" in capsys.readouterr().out
     assert "missing: eco seed=3" in (tmp_path / "c" / "table.md").read_text()
     assert not (tmp_path / "c" / "runs" / "eco" / "seed=3").exists()
 
