@@ -1,4 +1,4 @@
-"""The plain ways that benchmarks compare with, the shapes they are measured on, and how they take turns."""
+"""What benchmarks compare with: the field's usual implementations, RCAN's shapes, and timing in turns."""
 
 import statistics
 import time
@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 from eco_fast.data.images import Pixels, builtin_images, read_image
 from eco_fast.training.profiling import Work
 
-SIDE = 480  # of sub-images
+SIDE = 480  # of sub-images, in pixels
 
 
 def sub_images(count: int, generator: np.random.Generator) -> list[Pixels]:
-    """480x480 cut-outs of photographs, with a little noise, so that no two are alike."""
+    """480x480 crops of photographs, with a little noise so that no two are the same."""
     photos = [read_image(path) for group in ("train", "test") for _, path in builtin_images(group)]
     photos = [photo for photo in photos if min(photo.shape[:2]) >= SIDE]
     made = []
@@ -32,10 +32,10 @@ def sub_images(count: int, generator: np.random.Generator) -> list[Pixels]:
 
 
 class SubImages(Dataset[tuple[Tensor, ...]]):
-    """The field's habit: PNG sub-images, decoded whole for each patch; LR by Pillow.
+    """The field's usual data set: PNG sub-images, each decoded whole for one patch; LR by Pillow.
 
     Args:
-        folders: each holds its version of the same sub-images: HR, or HR and the centroids.
+        folders: each with its version of the same sub-images: HR, or HR and the centroids.
         scale: upscaling factor.
         patch: side of an LR patch.
     """
@@ -48,7 +48,7 @@ class SubImages(Dataset[tuple[Tensor, ...]]):
         return 1_000_000
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """For each folder the HR patch and its LR patch, float [3, H, W]; the same window in the same orientation."""
+        """For each folder the HR patch and its LR patch, float [3, H, W]; the same crop in the same orientation."""
         side = self.scale * self.patch
         left, top = torch.randint(0, SIDE - side + 1, (2,)).tolist()
         turn = list(Image.Transpose)[int(torch.randint(7, ()))]
@@ -92,7 +92,7 @@ def lamb_per_tensor(parameters: Sequence[nn.Parameter], state: dict[nn.Parameter
 
 
 def lamb_parameters(device: str) -> tuple[list[nn.Parameter], dict[nn.Parameter, dict[str, Any]]]:
-    """RCAN's parameters with gradients, and the state that `lamb_per_tensor` wants."""
+    """RCAN's parameters with gradients, and the state of `lamb_per_tensor`."""
     parameters = [nn.Parameter(torch.randn(shape, device=device) * 0.05) for shape in rcan_shapes()]
     state: dict[nn.Parameter, dict[str, Any]] = {}
     for parameter in parameters:
@@ -103,14 +103,14 @@ def lamb_parameters(device: str) -> tuple[list[nn.Parameter], dict[nn.Parameter,
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    """The median of the rounds' own ratios."""
+    """The median of the ratios of each round."""
     return statistics.median(one / other for one, other in zip(first, second, strict=True))
 
 
 def alternately(ways: dict[str, Work], steps: int, device: str) -> dict[str, float]:
-    """Seconds a step of each way, which take turns step by step: some percent of difference are less than the mood.
+    """Seconds per step of each way. They take turns step by step, so that a drifting clock speed hits all the same.
 
-    Each has one step before that does not count: it gets back the memory that other ways have pushed out.
+    Each does an untimed step first, which brings back the memory that the others have evicted.
     """
     for work in ways.values():
         time_of(work, 1, device)
@@ -122,7 +122,7 @@ def alternately(ways: dict[str, Work], steps: int, device: str) -> dict[str, flo
 
 
 def time_of(work: Work, times: int, device: str) -> float:
-    """Seconds that one of so many calls takes."""
+    """Seconds per call, averaged over some calls."""
     began = time.perf_counter()
     for _ in range(times):
         work()

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, also while a checkpoint is written, end in the bits of one left alone.
+"""Runs killed at random moments, also while writing a checkpoint, end in the same bits as an undisturbed run.
 
 python -m bench.soak_kills [RUNS]
 """

@@ -1,4 +1,4 @@
-"""The DALI loader against the plain one for longer than the tests have time for.
+"""The DALI loader against the plain one, for longer than the tests can afford.
 
 python -m bench.soak_loader bytes      500 batches of 5 and of 16 at every scale, packed and encoded
 python -m bench.soak_loader resume     stop at 20 steps, restart there: the following 100 batches
@@ -23,18 +23,18 @@ from tests.loaders import assert_equal_batches, dali_loader, plain_loader
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 
 
-def make_pictures() -> list[Pixels]:
-    """Photographs: two 2000 pixels long, and small ones, so that all edges and corners are met often."""
+def make_images() -> list[Pixels]:
+    """Photographs: two of 2000 pixels, and small ones, so that crops often touch every edge and corner."""
     photos = [read_image(path) for _, path in builtin_images("test")]
     row = np.concatenate([photo[:300, :400] for photo in photos * 2], axis=1)
     small = [row[place : place + 45, 150 * place : 150 * place + 47] for place in range(10)]
     return [row[:45, :2000], np.ascontiguousarray(row[50:93, 350:2350].transpose(1, 0, 2)), *small]
 
 
-def write_files(folder: Path, pictures: list[Pixels]) -> EncodedImages:
+def write_files(folder: Path, images: list[Pixels]) -> EncodedImages:
     folder.mkdir()
-    for index, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / f"{index:02}.png")
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index:02}.png")
     return EncodedImages(find_images([folder]))
 
 
@@ -45,17 +45,17 @@ def recipe(scale: Scale, batch: int, steps: int, objective: Objective) -> Config
 
 
 def check_bytes() -> None:
-    pictures = make_pictures()
-    centroids = [(255 - picture).astype(np.uint8) for picture in pictures]
+    images = make_images()
+    centroids = [(255 - image).astype(np.uint8) for image in images]
     with tempfile.TemporaryDirectory() as folder:
-        files = (write_files(Path(folder) / "hr", pictures), write_files(Path(folder) / "sr", centroids))
+        files = (write_files(Path(folder) / "hr", images), write_files(Path(folder) / "sr", centroids))
         for scale in SCALES:
             for batch in (5, 16):
                 config = recipe(scale, batch, 500, Objective())
                 edges = set()
                 with (
-                    plain_loader(config, pictures, centroids) as plain,
-                    dali_loader(config, pictures, centroids) as packed,
+                    plain_loader(config, images, centroids) as plain,
+                    dali_loader(config, images, centroids) as packed,
                     dali_loader(config, *files) as encoded,
                 ):
                     for first, second, third in zip(plain, packed, encoded, strict=True):
@@ -63,23 +63,23 @@ def check_bytes() -> None:
                         assert_equal_batches(first, third)
                         plan = plain.planner.plan(first.step).crops
                         for image, top, left in zip(plan.image, plan.top, plan.left, strict=True):
-                            ends = np.array(pictures[image].shape[:2]) // scale * scale - scale * config.data.patch
+                            ends = np.array(images[image].shape[:2]) // scale * scale - scale * config.data.patch
                             edges.add((int(top == 0) - int(top == ends[0]), int(left == 0) - int(left == ends[1])))
                 print(f"x{scale}, batch {batch}: 500 batches equal, {len(edges)} of 9 places at edges", flush=True)
 
 
 def check_resume() -> None:
-    pictures = make_pictures()
-    centroids = [(255 - picture).astype(np.uint8) for picture in pictures]
+    images = make_images()
+    centroids = [(255 - image).astype(np.uint8) for image in images]
     config = recipe(2, 16, 400, Objective())
-    plain = plain_loader(config, pictures, centroids)
+    plain = plain_loader(config, images, centroids)
     for start in range(0, 300, 15):
-        with dali_loader(config, pictures, centroids, start) as loader:
+        with dali_loader(config, images, centroids, start) as loader:
             for batch, _ in zip(loader, range(100), strict=False):
                 assert_equal_batches(plain.batch_at(batch.step), batch)
     print("20 restarts: the following 100 batches are equal")
     for world in (1, 2, 3):
-        ranks = [dali_loader(config, pictures, centroids, rank=rank, world_size=world) for rank in range(world)]
+        ranks = [dali_loader(config, images, centroids, rank=rank, world_size=world) for rank in range(world)]
         for step, *parts in zip(range(400), *ranks, strict=True):
             whole = plain.batch_at(step)
             for name in ("hr", "sr"):
@@ -94,8 +94,8 @@ def check_resume() -> None:
 
 
 def check_memory() -> None:
-    pictures = make_pictures()
-    with dali_loader(recipe(2, 16, 5200, Objective(name="vanilla")), pictures, None) as loader:
+    images = make_images()
+    with dali_loader(recipe(2, 16, 5200, Objective(name="vanilla")), images, None) as loader:
         for batch in loader:
             if batch.step == 199:
                 begin = _resident_mb()

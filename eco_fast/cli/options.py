@@ -1,66 +1,87 @@
-"""Options that several commands have."""
+"""Declaring commands, and the options that several of them share."""
 
 import argparse
 from collections.abc import Callable
+from typing import Any, NoReturn
 
-SCALES = (2, 3, 4, 8)
-ROUNDINGS = ("uint8", "im2double")
-
-Command = Callable[[str, str, str], argparse.ArgumentParser]
-"""From a name, a summary and an example to the parser of a new command."""
+Option = tuple[str, dict[str, Any]]
+"""What `add_argument` takes: a name, and keyword args."""
 
 
-def commands_of(parser: argparse.ArgumentParser, kind: str) -> Command:
-    """Let a parser have commands, whose name it keeps under `kind`; each explains itself with an example."""
-    commands = parser.add_subparsers(dest=kind, required=True, metavar=kind.upper())
+class Commands:
+    """The commands of a parser.
 
-    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    Args:
+        parser: theirs.
+        kind: what they are; the parsed arguments keep the command's name under it.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, kind: str) -> None:
+        self.group = parser.add_subparsers(dest=kind, required=True, metavar=kind.upper())
+
+    def add(
+        self, name: str, summary: str, example: str, run: Callable[[argparse.Namespace], None] | None, *options: Option
+    ) -> argparse.ArgumentParser:
+        """Add a command, whose help ends with an example; `run` is None where it has commands of its own."""
+        command: argparse.ArgumentParser = self.group.add_parser(
             name,
             help=summary,
             description=summary,
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-
-    return command
-
-
-def add_overrides(command: argparse.ArgumentParser) -> None:
-    """`--set`."""
-    command.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the recipe"
-    )
+        command.set_defaults(run=run)
+        for option_name, settings in options:
+            command.add_argument(option_name, **settings)
+        return command
 
 
-def add_degradation(command: argparse.ArgumentParser, noise: str = "") -> None:
-    """How LR pictures are made; `noise` is the help of an option that adds it."""
-    command.add_argument("--scale", type=int, required=True, choices=SCALES, help="upscaling factor")
-    command.add_argument(
-        "--rounding", choices=ROUNDINGS, default="uint8", help="MATLAB's convention of the LR pictures (%(default)s)"
-    )
-    if noise:
-        command.add_argument("--noise-sigma", type=float, default=0.0, metavar="S", help=noise)
+def option(name: str, metavar: str | tuple[str, ...] | None, text: str, **settings: Any) -> Option:
+    """An argument with a value and its help; `settings` are those of `add_argument`."""
+    return name, {"metavar": metavar, "help": text, **settings}
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
-    """Where and in what pieces a network runs."""
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    command.add_argument(
-        "--tile",
-        type=int,
-        metavar="N",
-        help="LR pixels a side of a tile; bounds the memory (256; 1536 for RCAN, which takes means over a picture)",
-    )
+def flag(name: str, text: str) -> Option:
+    """An option without a value."""
+    return name, {"action": "store_true", "help": text}
 
 
-def checked_tile(arguments: argparse.Namespace) -> int | None:
-    """The tile that was given.
+def renamed(old: str, new: str) -> Option:
+    """Refuse an option that has another name now."""
+
+    def refuse(_: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(f"is called {new} now")
+
+    return old, {"nargs": "+", "type": refuse, "help": argparse.SUPPRESS}
+
+
+OVERRIDES = option("--set", "KEY=VALUE", "override a key of the recipe", action="append", default=[], dest="overrides")
+TILE = "LR pixels a side of a tile; bounds the memory (256; 1536 for RCAN, which takes means over an image)"
+NETWORK = (
+    option("--device", None, "auto, cpu, cuda or cuda:N (%(default)s)", default="auto"),
+    option("--tile", "N", TILE, type=int),
+)
+"""Where and in what pieces a network runs."""
+CONVENTION = "MATLAB's convention of the LR images (%(default)s)"
+DEGRADATION = (
+    option("--scale", None, "upscaling factor", type=int, required=True, choices=(2, 3, 4, 8)),
+    option("--rounding", None, CONVENTION, choices=("uint8", "im2double"), default="uint8"),
+)
+"""How LR images are made."""
+
+
+def noise_sigma(text: str) -> Option:
+    """The option that adds noise to LR."""
+    return option("--noise-sigma", "S", text, type=float, default=0.0)
+
+
+def checked_tile(args: argparse.Namespace) -> int | None:
+    """The given tile.
 
     Raises:
         ValueError: it is empty.
     """
-    tile: int | None = arguments.tile
+    tile: int | None = args.tile
     if tile is not None and tile < 1:
         raise ValueError(f"--tile: expected at least 1 pixel, got {tile}")
     return tile

@@ -1,1 +1,1 @@
-"""Runs beside one another and beside the paper."""
+"""Studies of the paper: runs compared with one another and with its numbers."""

@@ -1,7 +1,7 @@
-"""The runs of a comparison and what they show: means over the seeds with 95 % intervals, and paired differences.
+"""The runs of a comparison and their statistics: means over the seeds with 95 % intervals, and paired differences.
 
-A run that is not finished is missing: it is named, and no mean is taken over it. Differences are taken seed by seed, so
-that what the arms of a seed have in common, initial weights and samples, cancels out.
+Missing runs are listed and excluded from the means. Differences are taken seed by seed, so that what the variants of a
+seed share, initial weights and samples, cancels out.
 """
 
 import json
@@ -9,33 +9,36 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from eco_fast.config import Config
 from eco_fast.study.confidence import interval
-from eco_fast.study.variants import Arm, baseline_of
+from eco_fast.study.variants import Variant, baseline_of
 from eco_fast.training.run_folder import read_rows
 
-Scored = dict[str, dict[str, float | None]]
-"""By set, the mean scores over its pictures by name; a PSNR of None means identical pictures."""
+Scored = dict[str, dict[str, float]]
+"""By set and measure, the mean score over the images."""
+StoredScores = dict[str, dict[str, float | None]]
+"""The same in JSON, where an infinite score is null."""
 Curve = dict[int, float]
 """PSNR-Y in dB by the number of steps done."""
-LATE = 0.25  # share of the validations over whose end PSNR's fluctuation is taken
+LATE = 0.25  # share of the validations, the last ones, over which the fluctuation is taken
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One training of a comparison.
 
     Attributes:
-        arm: whose it is.
-        seed: its.
+        variant: what is trained.
+        seed: its seed.
         folder: its run folder.
-        recipe: the whole recipe.
+        recipe: the variant's, with this seed and the teacher's checkpoint.
     """
 
-    arm: Arm
+    variant: Variant
     seed: int
     folder: Path
     recipe: Config
@@ -43,27 +46,27 @@ class Run:
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.arm.name} seed={self.seed}"
+        return f"{self.variant.name} seed={self.seed}"
 
     @property
     def scores(self) -> Path:
-        """Written when everything else is."""
+        """Its scores, written last."""
         return self.folder / "scores.json"
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to be done."""
+        """Whether nothing is left to do."""
         return self.scores.is_file()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run has shown.
+    """The results of a finished run.
 
     Attributes:
-        curves: of each set that was scored during training.
+        curves: by set that was scored during training.
         last: scores of the last checkpoint.
-        best: of the one with the best validation.
+        best: scores of the checkpoint with the best validation.
     """
 
     curves: Mapping[str, Curve]
@@ -71,139 +74,137 @@ class Outcome:
     best: Scored
 
 
+@dataclass(frozen=True)
 class Comparison:
     """The outcomes of all runs.
 
-    Args:
-        arms: in the order of the tables.
-        seeds: of each arm.
+    Attributes:
+        variants: in the order of the tables.
+        seeds: of each variant.
         sets: names of the sets; the first one chose the best checkpoints.
-        outcomes: by arm and seed, of the finished runs.
-        teachers: scores of each arm's teacher, where it has one.
+        outcomes: by variant and seed, of the finished runs.
+        teachers: scores of each variant's teacher, where it has one.
     """
 
-    def __init__(
-        self,
-        arms: Sequence[Arm],
-        seeds: Sequence[int],
-        sets: Sequence[str],
-        outcomes: Mapping[tuple[str, int], Outcome],
-        teachers: Mapping[str, Scored],
-    ) -> None:
-        self.arms, self.seeds, self.sets, self.outcomes, self.teachers = arms, seeds, sets, outcomes, teachers
-        self.baselines = {arm.name: base.name if (base := baseline_of(arm, arms)) else None for arm in arms}
+    variants: Sequence[Variant]
+    seeds: Sequence[int]
+    sets: Sequence[str]
+    outcomes: Mapping[tuple[str, int], Outcome]
+    teachers: Mapping[str, Scored]
+
+    @cached_property
+    def baselines(self) -> dict[str, str]:
+        """The name of each variant's baseline, or "" where it has none."""
+        found = {variant.name: baseline_of(variant, self.variants) for variant in self.variants}
+        return {name: baseline.name if baseline else "" for name, baseline in found.items()}
 
     @property
     def missing(self) -> list[str]:
         """The runs that are not finished."""
         return [
-            f"{arm.name} seed={seed}"
+            f"{variant.name} seed={seed}"
             for seed in self.seeds
-            for arm in self.arms
-            if (arm.name, seed) not in self.outcomes
+            for variant in self.variants
+            if (variant.name, seed) not in self.outcomes
         ]
 
-    def of(self, arm: str) -> dict[int, Outcome]:
-        """An arm's outcomes by seed."""
-        return {seed: self.outcomes[arm, seed] for seed in self.seeds if (arm, seed) in self.outcomes}
+    def of(self, variant: str) -> dict[int, Outcome]:
+        """A variant's outcomes by seed."""
+        return {seed: self.outcomes[variant, seed] for seed in self.seeds if (variant, seed) in self.outcomes}
 
-    def curves(self, arm: str, name: str) -> dict[int, Curve]:
-        """An arm's curves over a set by seed; none where the set was not scored during training."""
-        return {seed: one.curves[name] for seed, one in self.of(arm).items() if name in one.curves}
+    def curves(self, variant: str, name: str) -> dict[int, Curve]:
+        """A variant's curves over a set by seed; none where the set was not scored during training."""
+        return {seed: one.curves[name] for seed, one in self.of(variant).items() if name in one.curves}
 
-    def paired(self, arm: str, name: str) -> dict[int, Curve]:
-        """By seed, an arm's curve minus its baseline's at the steps that both have."""
-        baseline = self.baselines[arm]
-        if baseline is None:
-            return {}
-        theirs = self.curves(baseline, name)
+    def pairs(self, variant: str, name: str) -> dict[int, tuple[Curve, Curve]]:
+        """By seed, a variant's curve and its baseline's, of the seeds that both have."""
+        own, baseline = self.curves(variant, name), self.curves(self.baselines[variant], name)
+        return {seed: (own[seed], baseline[seed]) for seed in own if seed in baseline}
+
+    def differences(self, variant: str, name: str) -> dict[int, Curve]:
+        """By seed, a variant's curve minus its baseline's at the steps that both have."""
         return {
-            seed: {step: psnr - theirs[seed][step] for step, psnr in curve.items() if step in theirs[seed]}
-            for seed, curve in self.curves(arm, name).items()
-            if seed in theirs
+            seed: {step: psnr - baseline[step] for step, psnr in own.items() if step in baseline}
+            for seed, (own, baseline) in self.pairs(variant, name).items()
         }
 
-    def row(self, arm: Arm, name: str) -> dict[str, Any]:
-        """Everything that is said of an arm on a set; NaN where there is nothing to say.
+    def row(self, variant: Variant, name: str) -> dict[str, Any]:
+        """All statistics of a variant on a set; NaN where there are none.
 
-        PSNR in dB, differences as arm minus baseline, each with the half width of its 95 % interval over the seeds.
+        PSNR in dB, differences as variant minus baseline, each with the half width of its 95 % interval over the seeds.
         """
-        outcomes, baseline = self.of(arm.name), self.baselines[arm.name]
-        row: dict[str, Any] = {"arm": arm.name, "set": name, "seeds": len(outcomes), "of": len(self.seeds)}
+        outcomes, baselines = self.of(variant.name), self.of(self.baselines[variant.name])
+        shared = sorted(outcomes.keys() & baselines.keys())
+        row: dict[str, Any] = {"variant": variant.name, "set": name, "seeds": len(outcomes), "of": len(self.seeds)}
         for which in ("last", "best"):
             for measure in ("psnr_y", "ssim_y"):
-                values = [_number(getattr(one, which)[name][measure]) for one in outcomes.values()]
+                values = [getattr(one, which)[name][measure] for one in outcomes.values()]
                 row |= _named(f"{which}_{measure}", values)
-        others = self.of(baseline) if baseline else {}
-        shared = outcomes.keys() & others.keys()
-        row["baseline"], row["pairs"] = baseline, len(shared)
+        row |= {"baseline": self.baselines[variant.name], "pairs": len(shared)}
         for which in ("last", "best"):
-            gains = [
-                _number(getattr(outcomes[seed], which)[name]["psnr_y"])
-                - _number(getattr(others[seed], which)[name]["psnr_y"])
-                for seed in sorted(shared)
-            ]
-            row |= _named(f"{which}_gain", gains)
-        half = arm.recipe.train.steps / 2
-        early = [[gain for step, gain in one.items() if step <= half] for one in self.paired(arm.name, name).values()]
-        row |= _named("early_gain", [statistics.fmean(gains) for gains in early if gains])
-        at_steps = [interval(gains) for gains in zip(*early, strict=True)]
-        row["early_validations"] = len(at_steps)
-        row["early_ahead"] = sum(mean > 0 for mean, _ in at_steps)
-        row["early_surely_ahead"] = sum(mean - width > 0 for mean, width in at_steps)
+            own, theirs = (
+                [getattr(of[seed], which)[name]["psnr_y"] for seed in shared] for of in (outcomes, baselines)
+            )
+            row |= _named(f"{which}_gain", [psnr - other for psnr, other in zip(own, theirs, strict=True)])
+        return row | self._early(variant, name) | self._late(variant, name)
+
+    def _early(self, variant: Variant, name: str) -> dict[str, float]:
+        """The gain over the baseline in the first half of the training."""
+        half, gains = variant.recipe.train.steps / 2, self.differences(variant.name, name).values()
+        early = [[gain for step, gain in one.items() if step <= half] for one in gains]
+        at_steps = [interval(some) for some in zip(*early, strict=True)]
+        return {
+            **_named("early_gain", [statistics.fmean(one) for one in early if one]),
+            "early_validations": len(at_steps),
+            "early_ahead": sum(mean > 0 for mean, _ in at_steps),
+            "early_surely_ahead": sum(mean - width > 0 for mean, width in at_steps),
+        }
+
+    def _late(self, variant: Variant, name: str) -> dict[str, float]:
+        """The first validation that reaches the baseline's last one, and how much the last ones fluctuate."""
         reached = [
-            next((step for step, psnr in curve.items() if psnr >= _last(theirs)), None)
-            for curve, theirs in self._with_baseline(arm.name, name)
+            next((step for step, psnr in own.items() if psnr >= baseline[max(baseline)]), None)
+            for own, baseline in self.pairs(variant.name, name).values()
         ]
-        row["raced"], row["reached"] = len(reached), sum(step is not None for step in reached)
-        row |= _named("steps_to_reach", [step for step in reached if step is not None] if None not in reached else [])
-        tails = [_tail(curve) for curve in self.curves(arm.name, name).values()]
-        row |= _named("fluctuation", [statistics.stdev(tail) for tail in tails if len(tail) > 1])
-        return row
+        tails = [
+            list(one.values())[-max(round(LATE * len(one)), 2) :] for one in self.curves(variant.name, name).values()
+        ]
+        return {
+            "raced": len(reached),
+            "reached": sum(step is not None for step in reached),
+            **_named("steps_to_reach", [step for step in reached if step is not None] if None not in reached else []),
+            **_named("fluctuation", [statistics.stdev(tail) for tail in tails if len(tail) > 1]),
+        }
 
-    def _with_baseline(self, arm: str, name: str) -> list[tuple[Curve, Curve]]:
-        baseline = self.baselines[arm]
-        theirs = self.curves(baseline, name) if baseline else {}
-        return [(curve, theirs[seed]) for seed, curve in self.curves(arm, name).items() if seed in theirs]
 
-
-def collect(runs: Sequence[Run], sets: Sequence[str], teachers: Mapping[str, Scored]) -> Comparison:
+def collect(runs: Sequence[PlannedRun], sets: Sequence[str], teachers: Mapping[str, StoredScores]) -> Comparison:
     """Read what the finished runs have written; `teachers` holds scores by checkpoint."""
-    arms = {run.arm.name: run.arm for run in runs}
-    outcomes = {(run.arm.name, run.seed): _outcome(run, sets) for run in runs if run.finished}
-    taught = {
-        run.arm.name: teachers[run.recipe.teacher.checkpoint]
+    variants = {run.variant.name: run.variant for run in runs}
+    outcomes = {(run.variant.name, run.seed): _outcome(run, sets) for run in runs if run.finished}
+    by_variant = {
+        run.variant.name: _numbers(teachers[run.recipe.teacher.checkpoint])
         for run in runs
         if run.recipe.needs_centroids and run.recipe.teacher.checkpoint in teachers
     }
-    return Comparison(list(arms.values()), sorted({run.seed for run in runs}), sets, outcomes, taught)
+    return Comparison(list(variants.values()), sorted({run.seed for run in runs}), sets, outcomes, by_variant)
 
 
-def _outcome(run: Run, sets: Sequence[str]) -> Outcome:
+def _outcome(run: PlannedRun, sets: Sequence[str]) -> Outcome:
     scores = json.loads(run.scores.read_text(encoding="utf-8"))
+    keys = {name: f"psnr_y/{name}" for name in sets} | {sets[0]: "psnr_y"}
     rows = read_rows(run.folder)
-    curves: dict[str, Curve] = {}
-    for name in sets:
-        key = "psnr_y" if name == sets[0] else f"psnr_y/{name}"
-        if curve := {row["step"]: _number(row[key]) for row in rows if key in row}:
-            curves[name] = curve
-    return Outcome(curves, scores["last"], scores["best"])
+    curves = {name: {row["step"]: _number(row[key]) for row in rows if key in row} for name, key in keys.items()}
+    return Outcome({name: one for name, one in curves.items() if one}, *(_numbers(scores[w]) for w in ("last", "best")))
+
+
+def _numbers(scores: StoredScores) -> Scored:
+    return {name: {measure: _number(value) for measure, value in one.items()} for name, one in scores.items()}
 
 
 def _number(value: float | None) -> float:
-    """A score from JSON."""
     return math.inf if value is None else value
 
 
 def _named(name: str, values: Sequence[float]) -> dict[str, float]:
     mean, width = interval(values) if values else (math.nan, math.nan)
     return {name: mean, f"{name}_interval": width}
-
-
-def _last(curve: Curve) -> float:
-    return curve[max(curve)]
-
-
-def _tail(curve: Curve) -> list[float]:
-    """The values of the last validations."""
-    return list(curve.values())[-max(round(LATE * len(curve)), 2) :]

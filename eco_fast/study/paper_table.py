@@ -4,24 +4,21 @@ DIR/table.md     the table, for people
 DIR/table.csv    the same with all digits
 """
 
-import csv
 import functools
-import io
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from rich.table import Table
-from rich.text import Text
+from typing import Any
 
 from eco_fast.config import Config
 from eco_fast.objective import OBJECTIVES
-from eco_fast.study.confidence import interval
+from eco_fast.study.confidence import format_interval, interval
 from eco_fast.study.recipe_list import SETS
 from eco_fast.study.run_results import Result, by_recipe, nearest, network_of, read_results
 from eco_fast.utils.files import write_text
-from eco_fast.utils.table_io import print_table
+from eco_fast.utils.table_io import Table, write_csv
 
 DECIMALS = {"psnr_y": 2, "ssim_y": 4}  # as in the paper
 COLUMNS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y"}
@@ -41,39 +38,49 @@ class Row:
     source: str
     """The runs, or the paper's row."""
     seeds: int | None = None
-    """That the cells are means over; 0 for a run that is missing, None for the paper."""
+    """Runs that the cells are means over; 0 for a missing run, None for the paper."""
     recipe: str = ""
-    """The shipped recipe that is nearest."""
+    """The nearest shipped recipe."""
     differs: str = ""
-    """What is different from it."""
+    """The keys that differ from it, with their values."""
     cells: dict[str, Cell] = field(default_factory=dict)
     """By set."""
 
-    def text(self, name: str) -> str:
-        """What people read in a set's column."""
-        if self.seeds == 0:
-            return "missing"
-        return " / ".join(_rounded(*value, DECIMALS[measure]) for measure, value in self.cells.get(name, {}).items())
+    def cells_of(self, names: Sequence[str]) -> list[str]:
+        """What people read, of some sets."""
+        sets = [
+            " / ".join(
+                format_interval(*value, DECIMALS[measure]) for measure, value in self.cells.get(name, {}).items()
+            )
+            for name in names
+        ]
+        return [
+            f"x{self.scale}",
+            self.model,
+            self.method,
+            self.source,
+            *(["missing"] * len(sets) if self.seeds == 0 else sets),
+            ": ".join(part for part in (self.recipe, self.differs) if part),
+        ]
 
-    def numbers(self, name: str) -> list[str]:
-        """What programs read: the mean and half the interval's width of each measure."""
-        if self.seeds == 0:
-            return ["missing", ""] * len(COLUMNS)
-        cell = self.cells.get(name, {})
-        return ["" if math.isnan(value) else repr(value) for measure in COLUMNS for value in cell.get(measure, NOTHING)]
-
-
-NOTHING = (math.nan, math.nan)
+    def values_of(self, names: Sequence[str]) -> dict[str, Any]:
+        """What programs read, of some sets: the mean of each measure, and half the interval's width."""
+        keys = ("scale", "model", "method", "source", "seeds", "recipe", "differs")
+        values = {key: getattr(self, key) for key in keys}
+        for name, (measure, title) in itertools.product(names, COLUMNS.items()):
+            mean, width = self.cells.get(name, {}).get(measure, (math.nan, math.nan))
+            values |= {f"{name} {title}": "missing" if self.seeds == 0 else mean, f"{name} {title} ±": width}
+        return values
 
 
 def make_table(folders: Sequence[Path], out: Path | None = None) -> None:
     """Print the table of some runs, and write it to a folder if one is named.
 
-    A run that is not finished is a row of its own, which says that it is missing, and is in no mean.
+    An unfinished run has a row of its own that says so, and is excluded from the means.
 
     Args:
-        folders: the runs'.
-        out: where to write table.md and table.csv; None: nowhere.
+        folders: of the runs.
+        out: folder for table.md and table.csv; None: print alone.
 
     Raises:
         ValueError: a folder is no run, or runs cannot stand in one table; names them.
@@ -82,10 +89,12 @@ def make_table(folders: Sequence[Path], out: Path | None = None) -> None:
     found = dict.fromkeys(name for result in results for name in result.names)
     names = sorted(found, key=lambda name: list(IN_PAPER).index(name.lower()) if name.lower() in IN_PAPER else math.inf)
     rows = list(_rows(results, names))
-    _show(rows, names)
+    columns = ["scale", "model", "method", "results of", *names, "nearest recipe, and what differs"]
+    table = Table(TITLE, columns, [row.cells_of(names) for row in rows])
+    table.show(lines=True)
     if out is not None:
-        write_text(out / "table.md", _markdown(rows, names))
-        write_text(out / "table.csv", _csv(rows, names))
+        write_text(out / "table.md", table.markdown())
+        write_csv(out / "table.csv", [row.values_of(names) for row in rows])
         print(f"written to {out / 'table.md'} and {out / 'table.csv'}")
 
 
@@ -105,14 +114,17 @@ def _order(result: Result) -> tuple[int, str, int, str]:
 
 
 def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
-    recipe = group[0].recipe
-    name, differs = _nearest(recipe)
-    row = functools.partial(
-        Row,
+    """The row of the finished runs of a recipe, and a row for each of its runs that is not."""
+    recipe, closest = group[0].recipe, nearest(group[0].recipe)
+    differs = "no shipped recipe has this scale, network and objective"
+    if closest:
+        differs = ", ".join(f"{key}={functools.reduce(getattr, key.split('.'), recipe)}" for key in closest.differing)
+    row = Row(
         scale=recipe.scale,
         model=_model(recipe),
         method=recipe.objective.name + (" (baseline)" if group[0].network == "baseline" else ""),
-        recipe=name,
+        source="",
+        recipe=closest.name if closest else "",
         differs=differs,
     )
     finished = [result for result in group if result.sets is not None]
@@ -124,10 +136,10 @@ def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
             for name in names
             if name in (finished[0].sets or {})
         }
-        yield row(source=source, seeds=len(finished), cells=cells)
+        yield replace(row, source=source, seeds=len(finished), cells=cells)
     for result in group:
         if result.sets is None:
-            yield row(source=f"{result.folder}, not finished", seeds=0)
+            yield replace(row, source=f"{result.folder}, not finished", seeds=0)
 
 
 def _model(recipe: Config) -> str:
@@ -137,25 +149,15 @@ def _model(recipe: Config) -> str:
     return " ".join([recipe.model.name, *changed])
 
 
-def _nearest(recipe: Config) -> tuple[str, str]:
-    """The nearest recipe's name, and what differs from it."""
-    closest = nearest(recipe)
-    if closest is None:
-        return "", "no shipped recipe has this scale, network and objective"
-    name, _, keys = closest
-    values = [f"{key}={functools.reduce(getattr, key.split('.'), recipe)}" for key in keys]
-    return name, ", ".join(values)
-
-
 def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
-    """The row of the nearest recipe; None if the paper has no score on any of the sets."""
+    """The paper's row for the nearest recipe; None if the paper has no score on any of the sets."""
     closest = nearest(recipe)
     if closest is None:
         return None
-    paper = closest[1].paper
+    paper = closest.recipe.paper
     scores = {name: getattr(paper, IN_PAPER[name.lower()]) for name in names if name.lower() in IN_PAPER}
     cells: dict[str, Cell] = {
-        name: {"psnr_y": (score[0], math.nan), "ssim_y": (score[1], math.nan)}
+        name: {measure: (value, math.nan) for measure, value in zip(COLUMNS, score, strict=True)}
         for name, score in scores.items()
         if score
     }
@@ -166,63 +168,6 @@ def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
         model=_model(recipe),
         method=recipe.objective.name,
         source=f"paper: {paper.row}",
-        recipe=closest[0],
+        recipe=closest.name,
         cells=cells,
     )
-
-
-def _texts(rows: Sequence[Row], names: Sequence[str]) -> list[list[str]]:
-    """The header and the lines for people."""
-    header = ["scale", "model", "method", "results of", *names, "nearest recipe, and what differs"]
-    return [
-        header,
-        *(
-            [
-                f"x{row.scale}",
-                row.model,
-                row.method,
-                row.source,
-                *(row.text(name) for name in names),
-                ": ".join(part for part in (row.recipe, row.differs) if part),
-            ]
-            for row in rows
-        ),
-    ]
-
-
-def _show(rows: Sequence[Row], names: Sequence[str]) -> None:
-    header, *lines = _texts(rows, names)
-    table = Table(title=TITLE, show_lines=True)
-    for title in header:
-        table.add_column(Text(title))
-    for line in lines:
-        table.add_row(*map(Text, line))
-    print_table(table)
-
-
-def _markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
-    header, *lines = ([text.replace("|", "\\|") for text in line] for line in _texts(rows, names))
-    return "".join(
-        f"{line}\n"
-        for line in (f"{TITLE}.", "", _line(header), "|" + "---|" * len(header), *(_line(line) for line in lines))
-    )
-
-
-def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
-def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    columns = [f"{name} {column}{half}" for name in names for column in COLUMNS.values() for half in ("", " ±")]
-    writer.writerow(["scale", "model", "method", "source", "seeds", "recipe", "differs", *columns])
-    for row in rows:
-        numbers = [number for name in names for number in row.numbers(name)]
-        seeds = "" if row.seeds is None else row.seeds
-        writer.writerow([row.scale, row.model, row.method, row.source, seeds, row.recipe, row.differs, *numbers])
-    return file.getvalue()
-
-
-def _rounded(mean: float, width: float, places: int) -> str:
-    return f"{mean:.{places}f}" + ("" if math.isnan(width) else f" ± {width:.{places}f}")

@@ -1,11 +1,9 @@
 """`eco-fast recipes`: the shipped recipes, with the rows of the paper that they stand for."""
 
-from rich.table import Table
-
 from eco_fast import config
 from eco_fast.config import Score
 from eco_fast.config.recipe_files import recipe_names
-from eco_fast.utils.table_io import print_table
+from eco_fast.utils.table_io import Table
 
 SETS = {"Set5": "set5", "Set14": "set14", "B100": "b100", "Urban100": "urban100", "Manga109": "manga109"}
 
@@ -13,20 +11,20 @@ SETS = {"Set5": "set5", "Set14": "set14", "B100": "b100", "Urban100": "urban100"
 def show_recipes() -> None:
     """Print one table: every recipe, what it trains, and the paper's scores."""
     columns = ("recipe", "network", "objective", "optimizer", "steps x batch", "row of the paper", *SETS)
-    table = Table(*columns, title="The shipped recipes, and the paper's PSNR-Y in dB")
+    rows = []
     for name in recipe_names():
         recipe = config.load(name)
         model, optimizer, train, paper = recipe.model, recipe.optimizer, recipe.train, recipe.paper
-        table.add_row(
+        cells = [
             name,
             f"{model.name}-{model.features} x{recipe.scale}",
             f"{recipe.objective.name}, {recipe.objective.loss}",
             f"{optimizer.name}, {optimizer.learning_rate:.1e}",
             f"{train.steps:,} x {train.batch}",
             paper.row,
-            *(_psnr(getattr(paper, key)) for key in SETS.values()),
-        )
-    print_table(table)
+        ]
+        rows.append([*cells, *(_psnr(getattr(paper, key)) for key in SETS.values())])
+    Table("The shipped recipes, and the paper's PSNR-Y in dB", columns, rows).show()
 
 
 def _psnr(score: Score | None) -> str:

@@ -1,4 +1,4 @@
-"""What finished runs have scored, which of them are seeds of one recipe, and the shipped one that it is nearest to.
+"""The scores of finished runs, grouped by recipe, and the shipped recipe that each is nearest to.
 
 A run is a folder of `eco-fast train` or, under runs/, of `eco-fast compare`.
 """
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eco_fast import config
 from eco_fast.config import Config
@@ -22,39 +22,19 @@ from eco_fast.training.run_folder import RECIPE
 
 IDLE = frozenset(
     (
-        "description",
-        "seed",
-        "data.store",
-        "data.watch",
-        "data.loader",
-        "data.prefetch",
-        "train.micro_batch",
-        "train.deterministic",
-        "train.log_every",
-        "train.validate_every",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.timeout",
-        "train.compile",
-        "train.device",
-        "train.vanilla_twin",
+        *("description", "seed", "data.store", "data.watch", "data.loader", "data.prefetch", "train.micro_batch"),
+        *("train.deterministic", "train.log_every", "train.validate_every", "train.checkpoint_every"),
+        *("train.keep_checkpoints", "train.timeout", "train.compile", "train.device", "train.vanilla_twin"),
     )
 )
-"""Keys in which runs of one recipe may differ: what they change is chance, or nothing."""
+"""Keys in which runs of one recipe may differ: they change chance, or nothing."""
 PLACES = frozenset(
     (
-        "data.train",
-        "data.validation",
-        "data.test",
-        "data.source",
-        "data.centroids",
-        "teacher.checkpoint",
-        "model.start_from",
-        "train.precision",
-        "optimizer.backend",
+        *("data.train", "data.validation", "data.test", "data.source", "data.centroids", "teacher.checkpoint"),
+        *("model.start_from", "train.precision", "optimizer.backend"),
     )
 )
-"""Keys that say where a run took its parts from; no recipe of the paper knows them."""
+"""Keys of the material and the machine, which no recipe of the paper fixes."""
 METHOD = ("objective", "teacher")
 """Sections in which runs that are compared with one another may differ."""
 
@@ -66,8 +46,8 @@ class Result:
     Attributes:
         folder: the run's.
         run: the run's recipe.
-        network: student, or the run's baseline.
-        sets: by set and network (bicubic among them) the mean scores; None: the run is not finished.
+        network: student, or baseline.
+        sets: mean scores by set and network, bicubic among them; None: the run is not finished.
     """
 
     folder: Path
@@ -81,14 +61,14 @@ class Result:
         return vanilla(self.run) if self.network == "baseline" else self.run
 
     def score(self, name: str, measure: str) -> float:
-        """The mean of psnr_y (dB; infinite for identical pictures) or ssim_y over a set of a finished run."""
+        """The mean of psnr_y (dB; infinite for identical images) or ssim_y over a set of a finished run."""
         assert self.sets is not None, "only finished runs have scores"  # noqa: S101
         value = self.sets[name][self.network][measure]
         return math.inf if value is None else value
 
     @property
     def names(self) -> list[str]:
-        """Its sets: those that it was to be tested on, or else all that it was scored on."""
+        """Its test sets, or else all sets that it was scored on."""
         data = self.run.data
         wanted = [set_name(source) for source in data.test or data.validation]
         return wanted if data.test or self.sets is None else list(self.sets)
@@ -119,12 +99,22 @@ def by_recipe(results: Sequence[Result]) -> list[list[Result]]:
     return groups
 
 
-def nearest(recipe: Config) -> tuple[str, Config, list[str]] | None:
-    """The shipped recipe that differs least from one, of its scale, network and objective; None if there is none.
+class Nearest(NamedTuple):
+    """A shipped recipe.
 
-    Returns:
-        Its name, the recipe itself, and the keys in which the given one differs from it.
+    Attributes:
+        name: its name.
+        recipe: itself.
+        differing: the keys in which the given recipe differs from it.
     """
+
+    name: str
+    recipe: Config
+    differing: list[str]
+
+
+def nearest(recipe: Config) -> Nearest | None:
+    """The shipped recipe of the same scale, network and objective that differs in the fewest keys, if there is one."""
     found = []
     for name, shipped in _shipped():
         same = recipe.objective.name == shipped.objective.name
@@ -132,8 +122,8 @@ def nearest(recipe: Config) -> tuple[str, Config, list[str]] | None:
             keys = [key for key in config.differences(shipped, recipe) if key not in IDLE | PLACES]
             if not recipe.needs_centroids:
                 keys = [key for key in keys if not key.startswith(("teacher.", "objective.alpha"))]
-            found.append((name, shipped, keys))
-    return min(found, key=lambda one: len(one[2]), default=None)
+            found.append(Nearest(name, shipped, keys))
+    return min(found, key=lambda one: len(one.differing), default=None)
 
 
 def network_of(recipe: Config) -> dict[str, Any]:
@@ -146,13 +136,22 @@ def _shipped() -> list[tuple[str, Config]]:
     return [(name, config.load(name)) for name in recipe_names()]
 
 
-def _read(folder: Path) -> list[Result]:
+def read_recipe(folder: Path) -> Config:
+    """The recipe of a run.
+
+    Raises:
+        ValueError: not a run folder.
+    """
     saved = folder / RECIPE
     if not saved.is_file():
-        raise ValueError(f"{folder}: expected the folder of a run, but there is no {RECIPE}; name one, as in runs/mine")
-    recipe = config.load(str(saved))
+        raise ValueError(f"{folder}: expected a run folder, but it holds no {RECIPE}; name one, such as runs/mine")
+    return config.load(str(saved))
+
+
+def _read(folder: Path) -> list[Result]:
+    recipe = read_recipe(folder)
     if recipe.objective.name == "residual":
-        raise ValueError(f"{folder}: its objective is residual, whose network makes no SR pictures; leave it out")
+        raise ValueError(f"{folder}: its objective is residual, whose network makes no SR images; leave it out")
     sets = _sets(folder, recipe)
     networks = ("student", "baseline") if recipe.train.vanilla_twin else ("student",)
     return [Result(folder, recipe, network, sets) for network in networks]
@@ -169,8 +168,8 @@ def _sets(folder: Path, recipe: Config) -> dict[str, Any] | None:
         return {name: {"student": scores} for name, scores in content["last"].items()}
     if not (recipe.data.test or recipe.data.validation):
         raise ValueError(
-            f"{folder}: its recipe names no pictures to score (data.test), so it has no scores; "
-            "take those that `eco-fast evaluate` gives of its checkpoint"
+            f"{folder}: its recipe names no images to score (data.test), so it has no scores; "
+            "score its checkpoint with `eco-fast evaluate`"
         )
     if "sets" not in content:
         raise ValueError(
@@ -188,19 +187,19 @@ def _check(first: Result, second: Result) -> None:
     for key in differences:
         if key not in IDLE | PLACES and key.split(".")[0] not in METHOD:
             raise ValueError(
-                f"{first.folder} and {second.folder}: runs of different recipes in one table, for their {key} differs; "
+                f"{first.folder} and {second.folder}: runs of one table must share their recipe, but {key} differs; "
                 "make a table of each"
             )
-    if set(differences) <= IDLE - {"seed"} and first.network == second.network:
+    if all(key in IDLE and key != "seed" for key in differences) and first.network == second.network:
         raise ValueError(
-            f"{first.folder} and {second.folder}: the same recipe and the same seed, {first.run.seed}, which would "
-            "count as two; name one of them"
+            f"{first.folder} and {second.folder}: the same recipe and seed {first.run.seed} would count twice; "
+            "name one of them"
         )
     for name in (first.sets or {}).keys() & (second.sets or {}).keys():
         theirs = [Result(one.folder, one.run, "bicubic", one.sets) for one in (first, second)]
         bicubic = [one.score(name, "psnr_y") for one in theirs if one.sets and "bicubic" in one.sets[name]]
         if len(bicubic) == 2 and not math.isclose(*bicubic, rel_tol=1e-6):
             raise ValueError(
-                f"{first.folder} and {second.folder}: their {name} are different pictures, for bicubic scores "
+                f"{first.folder} and {second.folder}: their {name} holds different images: bicubic scores "
                 f"{bicubic[0]:.3f} dB on the one and {bicubic[1]:.3f} dB on the other; make a table of each"
             )

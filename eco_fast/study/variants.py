@@ -1,7 +1,7 @@
-"""The arms of a comparison: one base recipe, and for each arm a few keys of it that differ.
+"""The variants of a comparison: one base recipe, and for each variant a few keys of it that differ.
 
-An arm is named after an objective (vanilla, kd, noise_free, eco), which it then has, or freely, and says which keys it
-changes. What decides the pictures, the samples and the initial weights is common to all.
+A variant has the name of an objective (vanilla, kd, noise_free, eco), which it then trains, or a name of its own, and
+lists the keys it changes. All share what determines the images, the samples and the initial weights.
 """
 
 import itertools
@@ -18,15 +18,15 @@ from eco_fast.config.recipe_files import suggest
 from eco_fast.objective import OBJECTIVES
 
 FREE = ("objective", "optimizer", "teacher", "train")
-"""Sections that an arm may change."""
+"""Sections a variant may change."""
 COMMON = ("train.device", "train.validate_every", "train.vanilla_twin")
-"""Keys of them that it may not."""
-FIRST_SEED = 2  # after the recipe's own seed: that of its own run, and one more: that of its teacher
+"""Keys in them that it may not."""
+FIRST_SEED = 2  # added to the recipe's seed; its own run has 0 added, its teacher 1
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm.
+class Variant:
+    """One variant.
 
     Attributes:
         name: unique; also the name of its folder.
@@ -37,35 +37,35 @@ class Arm:
     recipe: Config
 
 
-def make_arms(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]) -> list[Arm]:
-    """The arms of a comparison, each with each of the values of each `across`.
+def make_variants(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]) -> list[Variant]:
+    """The variants of a comparison, crossed with the values of every `across`.
 
-    Arms that read no centroids have no teacher, so that one vanilla arm serves arms of several teachers.
+    A variant that reads no centroids has no teacher: one vanilla variant is the baseline for several teachers.
 
     Args:
         base: what they have in common.
-        wanted: for each arm its name and its `key=value` changes; none for the four objectives.
+        wanted: for each variant its name and `key=value` changes; empty: the four objectives.
         across: `key=[value, ...]`, in TOML; of a section, the values are tables of keys.
 
     Raises:
-        ValueError: a bad arm; names it and what is wrong with it.
+        ValueError: a bad variant; names it and what is wrong with it.
     """
     named = [(one[0], one[1:]) for one in wanted or [(name,) for name in OBJECTIVES]]
     axes = [_axis(one) for one in across]
-    arms: dict[str, Arm] = {}
+    variants: dict[str, Variant] = {}
     for (name, changes), points in itertools.product(named, list(itertools.product(*axes))):
         objective = [f"objective.name={name}"] * (name in OBJECTIVES)
         recipe = _recipe(base, name, [*objective, *changes, *(one for point in points for one in point.overrides)])
         labels = [point.label for point in points if recipe.needs_centroids or not point.is_of_teacher]
-        arm = Arm("_".join([name, *labels]), recipe)
-        if "/" in arm.name:
-            raise ValueError(f"arm {arm.name!r}: an arm is a folder, so its name has no slash; give it another name")
-        if arms.setdefault(arm.name, arm).recipe != arm.recipe:
-            raise ValueError(f"two arms are called {arm.name!r}; give each a name of its own: --arm NAME KEY=VALUE ...")
-    for first, second in itertools.combinations(arms.values(), 2):
+        variant = Variant("_".join([name, *labels]), recipe)
+        if "/" in variant.name:
+            raise ValueError(f"variant {variant.name!r}: the name becomes a folder and must not contain a slash")
+        if variants.setdefault(variant.name, variant).recipe != variant.recipe:
+            raise ValueError(f"two variants are called {variant.name!r}; name each: --variant NAME KEY=VALUE ...")
+    for first, second in itertools.combinations(variants.values(), 2):
         if not config.differences(first.recipe, second.recipe):
-            raise ValueError(f"arms {first.name!r} and {second.name!r} are the same run; leave one out")
-    return list(arms.values())
+            raise ValueError(f"variants {first.name!r} and {second.name!r} are the same run; leave one out")
+    return list(variants.values())
 
 
 def seeds_of(base: Config, count: int) -> list[int]:
@@ -75,31 +75,31 @@ def seeds_of(base: Config, count: int) -> list[int]:
         ValueError: there are none.
     """
     if count < 1:
-        raise ValueError(f"--seeds: expected at least 1 run of each arm, got {count}")
+        raise ValueError(f"--seeds: expected at least 1 run of each variant, got {count}")
     return list(range(base.seed + FIRST_SEED, base.seed + FIRST_SEED + count))
 
 
-def baseline_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The vanilla arm that differs from an arm in the fewest keys; None for a vanilla arm, or if there is none."""
-    if arm.recipe.objective.name == "vanilla":
+def baseline_of(variant: Variant, variants: Sequence[Variant]) -> Variant | None:
+    """The vanilla variant that differs in the fewest keys; None if there is none, or `variant` is vanilla itself."""
+    if variant.recipe.objective.name == "vanilla":
         return None
-    vanilla = [other for other in arms if other.recipe.objective.name == "vanilla"]
-    return min(vanilla, key=lambda other: len(config.differences(arm.recipe, other.recipe)), default=None)
+    vanilla = [other for other in variants if other.recipe.objective.name == "vanilla"]
+    return min(vanilla, key=lambda other: len(config.differences(variant.recipe, other.recipe)), default=None)
 
 
 def _recipe(base: Config, name: str, overrides: Sequence[str]) -> Config:
     if not overrides:
         raise ValueError(
-            f"arm {name!r} is neither an objective nor says what it changes{suggest(name, OBJECTIVES)}; "
-            f"an arm is one of {', '.join(OBJECTIVES)}, or NAME KEY=VALUE ..."
+            f"variant {name!r} is no objective and changes no key{suggest(name, OBJECTIVES)}; "
+            f"a variant is one of {', '.join(OBJECTIVES)}, or NAME KEY=VALUE ..."
         )
-    recipe = config.changed(base, overrides, f"arm {name!r}")
+    recipe = config.changed(base, overrides, f"variant {name!r}")
     if recipe.objective.name not in OBJECTIVES:
-        raise ValueError(f"arm {name!r}: objective.name={recipe.objective.name} cannot be scored against the others")
+        raise ValueError(f"variant {name!r}: objective.name={recipe.objective.name} cannot be scored with the others")
     for key in config.differences(base, recipe):
         if key.split(".")[0] not in FREE or key in COMMON:
             raise ValueError(
-                f"arm {name!r} changes {key}, which all arms of a comparison have in common; "
+                f"variant {name!r} changes {key}, which all variants share; "
                 "change it for all of them with --set, or make two comparisons"
             )
     return recipe if recipe.needs_centroids else recipe.model_copy(update={"teacher": base.teacher})
@@ -107,7 +107,7 @@ def _recipe(base: Config, name: str, overrides: Sequence[str]) -> Config:
 
 @dataclass(frozen=True)
 class _Point:
-    """One value of an axis: what it adds to the names of its arms (batch=4), and the overrides that set it."""
+    """One value of an axis: what it adds to the names of its variants (batch=4), and the overrides that set it."""
 
     label: str
     overrides: list[str]

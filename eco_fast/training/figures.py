@@ -1,4 +1,4 @@
-"""What a finished run shows: a table, the curves, and pictures side by side."""
+"""What a run ends with: a table, curves, and images side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,6 @@ import matplotlib as mpl
 import numpy as np
 from eco_fast_kernels import Rounding
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from eco_fast.data.images import Pixels
 from eco_fast.data.noise import describe_noise, noisy_images
@@ -18,30 +16,31 @@ from eco_fast.evaluation.metrics import Scores, luma
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import Network
 from eco_fast.utils.files import write_atomically
+from eco_fast.utils.table_io import Table
 
 mpl.use("agg")
 
 ROWS = ("bicubic", "teacher", "baseline", "student")
-CROP = 96  # HR pixels a side of the detail that is shown
+CROP = 96  # side of the shown detail, in HR pixels
 MAX_SAMPLES = 8
 
 
 def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """Print the final table, and where the pictures are."""
-    title = f"x{summary['scale']} on {len(summary['images'])} held-out pictures"
+    """Print the final table, and where the images are."""
+    title = f"x{summary['scale']} on {len(summary['images'])} held-out images"
     if "noise_sigma" in summary:
         title += f" {describe_noise(summary['noise_sigma'])}"
-    table = Table("", "PSNR-Y (dB)", "SSIM-Y", title=title)
+    rows = []
     for name in ROWS:
         if name in summary:
             psnr, ssim = summary[name]["psnr_y"], summary[name]["ssim_y"]
-            table.add_row(name, "inf" if psnr is None else f"{psnr:.3f}", f"{ssim:.4f}")
-    if table.row_count:
-        Console().print(table)
+            rows.append([name, "inf" if psnr is None else f"{psnr:.3f}", f"{ssim:.4f}"])
+    if rows:
+        Table(title, ("", "PSNR-Y (dB)", "SSIM-Y"), rows).show()
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["seconds"].items())
     print(f"time: {stages}")
-    pictures = f"pictures: {folder / 'samples'}, " if summary["images"] else ""
-    print(f"{pictures}curves: {folder / 'curves.png'}, weights: {folder / 'checkpoints'}")
+    images = f"images: {folder / 'samples'}, " if summary["images"] else ""
+    print(f"{images}curves: {folder / 'curves.png'}, weights: {folder / 'checkpoints'}")
 
 
 def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -74,7 +73,7 @@ def draw_samples(
     rounding: Rounding,
     noise_sigma: float = 0.0,
 ) -> None:
-    """Per picture, its most detailed place as LR (with its first noise), bicubic, SR and HR, and the whole's scores."""
+    """Per image, the crop with most detail as LR (with its first noise), bicubic, SR and HR, and the image's scores."""
     device = str(next(network.parameters()).device)
     for name, image in list(images.items())[:MAX_SAMPLES]:
         hr = modcrop(image, network.scale)

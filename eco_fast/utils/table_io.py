@@ -1,27 +1,53 @@
-"""Tables on the screen and in files."""
+"""Tables on the screen, in Markdown and in CSV."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import table as rich_table
 from rich.console import Console
-from rich.table import Table
 
 from eco_fast.utils.files import write_text
 
 WIDTH = 200  # of a table that goes into a file or another program
 
 
-def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal, or of a fixed width where there is none."""
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Attributes:
+        title: stands above it.
+        columns: the header.
+        rows: the cells, as many as columns; printed as they are.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def show(self, *, lines: bool = False) -> None:
+        """Print, as wide as the terminal or `WIDTH`; `lines` separates rows that may be wrapped."""
+        table = rich_table.Table(*self.columns, title=self.title, show_lines=lines)
+        for row in self.rows:
+            table.add_row(*row)
+        console = Console(markup=False, emoji=False)
+        if not console.is_terminal:
+            console.width = WIDTH
+        console.print(table)
+
+    def markdown(self) -> str:
+        """The title as a sentence, and the table below it."""
+        lines = [[cell.replace("|", "\\|") for cell in line] for line in (self.columns, *self.rows)]
+        header, *rows = (f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join([f"{self.title}.", "", header, "|" + "---|" * len(self.columns), *rows, ""])
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same keys, NaN as an empty cell."""
+    """Write rows of the same keys for programs, None and NaN as empty cells."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()

@@ -96,7 +96,7 @@ def train(*overrides: str) -> list[str]:
     return ["train", "tiny.toml", "--run", "run", *(word for one in overrides for word in ("--set", one))]
 
 
-PICTURES = {
+IMAGES = {
     "gone": "gone: there is no such file or folder",
     "empty": "empty: holds no pictures",
     "cut": "cut/cut.png: damaged picture (",
@@ -115,11 +115,11 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("source", PICTURES)
+@pytest.mark.parametrize("source", IMAGES)
 @pytest.mark.usefixtures("here")
-def test_pictures_that_cannot_be_used(command: str, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_cannot_be_used(command: str, source: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, *(word.format(source=source) for word in COMMANDS[command]))
-    assert said.startswith(PICTURES[source])
+    assert said.startswith(IMAGES[source])
 
 
 PROOF = "the-payload-has-run"
@@ -244,7 +244,7 @@ def test_scales_that_do_not_exist(command: str, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("here")
-def test_a_picture_smaller_than_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_smaller_than_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, *train('data.train=["hr", "dot"]'))
     assert said.startswith("dot/small.png is 90x15 pixels, smaller than an HR patch of 16x16 (1 such pictures); ")
     said = complaint(capsys, *train('data.train=["dot"]', "data.small_images=skip"))
@@ -262,7 +262,7 @@ def test_sizes_that_do_not_match(capsys: pytest.CaptureFixture[str]) -> None:
     "given", [[], ["--sr", "sr"], ["x2.safetensors"], ["x2.safetensors", "--data", "hr", "--sr", "sr", "--hr", "hr"]]
 )
 @pytest.mark.usefixtures("here")
-def test_evaluate_wants_a_checkpoint_or_pictures(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_wants_a_checkpoint_or_images(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, "evaluate", "--scale", "2", *given)
     assert said == "evaluate takes either CHECKPOINT with --data HR_DIR, or --sr SR_DIR with --hr HR_DIR"
 
@@ -270,9 +270,9 @@ def test_evaluate_wants_a_checkpoint_or_pictures(given: list[str], capsys: pytes
 @pytest.mark.parametrize(
     "option", ["--save-images D", "--noise-sigma 5", "--rounding im2double", "--device cpu", "--tile 9"]
 )
-def test_pictures_that_exist_take_no_option_of_a_checkpoint(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_exist_take_no_option_of_a_checkpoint(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, "evaluate", "--sr", "sr", "--hr", "hr", "--scale", "2", *option.split())
-    assert said == f"{option.split(maxsplit=1)[0]} goes with CHECKPOINT: the pictures of --sr exist already"
+    assert said == f"{option.split(maxsplit=1)[0]} goes with CHECKPOINT: the images of --sr exist already"
 
 
 @pytest.mark.usefixtures("here")
@@ -291,7 +291,7 @@ def test_a_store_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_training_without_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_without_images(capsys: pytest.CaptureFixture[str]) -> None:
     assert complaint(capsys, *train()).startswith("data.train is empty: name your HR pictures, for example --set ")
     assert complaint(capsys, *train("data.store=gone")).startswith("gone: not a store")
 

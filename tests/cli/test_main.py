@@ -40,7 +40,7 @@ SURFACE = {
     "compare": {
         "RECIPE",
         "--run DIR",
-        "--arm NAME [KEY=VALUE]... = []",
+        "--variant NAME [KEY=VALUE]... = []",
         "--across KEY=[...]... = []",
         "--seeds N = 3",
         "--set KEY=VALUE... = []",
@@ -108,7 +108,9 @@ def spelled(action: argparse.Action) -> str:
 
 def test_the_command_line_is_what_it_was() -> None:
     surface = {
-        name: {spelled(action) for action in command._actions if action.dest != "help"}
+        name: {
+            spelled(action) for action in command._actions if action.dest != "help" and action.help != argparse.SUPPRESS
+        }
         for name, command in commands().items()
     }
     assert surface == SURFACE
@@ -127,8 +129,12 @@ def test_the_command_line_is_what_it_was() -> None:
         ),
         ("train", {"recipe": None, "folder": None, "resume": False, "profile": False, "overrides": []}),
         (
-            "compare R --arm eco --arm slow optimizer.learning_rate=1e-5 --across train.batch=[2,4]",
-            {"arms": [["eco"], ["slow", "optimizer.learning_rate=1e-5"]], "across": ["train.batch=[2,4]"], "seeds": 3},
+            "compare R --variant eco --variant slow optimizer.learning_rate=1e-5 --across train.batch=[2,4]",
+            {
+                "variants": [["eco"], ["slow", "optimizer.learning_rate=1e-5"]],
+                "across": ["train.batch=[2,4]"],
+                "seeds": 3,
+            },
         ),
         ("train R --dry-run", {"recipe": "R", "dry_run": True, "resume": False}),
         (
@@ -163,6 +169,13 @@ def test_every_command_explains_itself_with_an_example_that_works(
     parsed = cli.parser().parse_args(arguments)
     assert [parsed.command, *([parsed.analysis] if "analysis" in parsed else [])] == name.split()
     assert all(action.help for action in commands()[name]._actions)
+
+
+def test_an_option_of_old_is_refused_with_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compare", "quickstart", "--arm", "slow", "optimizer.learning_rate=1e-5"])
+    assert stopped.value.code == 2
+    assert "error: argument --arm: is called --variant now" in capsys.readouterr().err
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

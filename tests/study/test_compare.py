@@ -22,7 +22,7 @@ from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
 from eco_fast.utils.files import claimed, write_json
 
-ARMS = [("vanilla",), ("eco",)]
+VARIANTS = [("vanilla",), ("eco",)]
 HERE = Path("c")
 """Runs name their stores and teachers as seen from where they run."""
 
@@ -33,7 +33,7 @@ class Stopped(BaseException):
 
 @pytest.fixture(scope="module")
 def base(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     write_png(folder / "train" / "eyes.png", photo[60:113, 120:179])
     write_png(folder / "eye" / "HR" / "a.png", photo[70:98, 150:180])
     write_png(folder / "fur" / "b.png", photo[150:191, 200:249])
@@ -57,7 +57,7 @@ def finished(base: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nothing has disturbed."""
     folder = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(folder):
-        compare(base, ARMS, [], 2, HERE)
+        compare(base, VARIANTS, [], 2, HERE)
     return folder / HERE
 
 
@@ -84,7 +84,7 @@ def test_every_run_is_scored_on_every_set_and_has_its_curves(finished: Path) -> 
     assert (finished / "teachers" / "steps=9" / "checkpoints" / "last.safetensors").is_file()
 
 
-def test_arms_of_a_seed_share_initial_weights_and_samples(finished: Path) -> None:
+def test_variants_of_a_seed_share_initial_weights_and_samples(finished: Path) -> None:
     """What the trainer really begins with and reads, and the fingerprint that is kept of it."""
 
     def begins(run: Path) -> tuple[list[Tensor], list[list[Tensor]], dict[str, str]]:
@@ -119,10 +119,10 @@ def test_a_comparison_killed_in_the_middle_and_run_again_gives_the_same_table(
         shutil.rmtree(run)
     stop_at(event, monkeypatch)
     with contextlib.chdir(tmp_path), pytest.raises(Stopped):
-        compare(base, ARMS, [], 2, HERE)
+        compare(base, VARIANTS, [], 2, HERE)
     monkeypatch.undo()
     with contextlib.chdir(tmp_path):
-        compare(base, ARMS, [], 2, HERE)
+        compare(base, VARIANTS, [], 2, HERE)
     for name in ("table.csv", "table.md", "curves.csv", "differences.csv"):
         assert (tmp_path / "c" / name).read_bytes() == (finished / name).read_bytes()
 
@@ -145,14 +145,14 @@ def stop_at(event: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eco_fast.study.compare.write_json", counted(write_json))
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(
+def test_a_run_of_another_process_is_left_to_it(
     base: Config, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(finished, tmp_path / "c")
     shutil.rmtree(tmp_path / "c" / "runs" / "eco" / "seed=3")
     with contextlib.chdir(tmp_path), claimed(HERE / "locks" / "eco seed=3"):
-        compare(base, ARMS, [], 2, HERE)
-    assert "eco seed=3: another process is at it" in capsys.readouterr().out
+        compare(base, VARIANTS, [], 2, HERE)
+    assert "eco seed=3: another process is running it" in capsys.readouterr().out
     assert "missing: eco seed=3" in (tmp_path / "c" / "table.md").read_text()
     assert not (tmp_path / "c" / "runs" / "eco" / "seed=3").exists()
 
@@ -161,8 +161,16 @@ def test_a_run_that_fails_is_missing_and_the_others_are_done(
     base: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "base.toml").write_text(config.dump(base))
-    arms = ["--arm", "bad", "optimizer.learning_rate=1e30", "train.log_every=1", "train.steps=200", "--arm", "vanilla"]
-    code = main(["compare", str(tmp_path / "base.toml"), "--run", str(tmp_path / "c"), "--seeds", "1", *arms])
+    variants = [
+        "--variant",
+        "bad",
+        "optimizer.learning_rate=1e30",
+        "train.log_every=1",
+        "train.steps=200",
+        "--variant",
+        "vanilla",
+    ]
+    code = main(["compare", str(tmp_path / "base.toml"), "--run", str(tmp_path / "c"), "--seeds", "1", *variants])
     captured = capsys.readouterr()
     assert code == 2
     assert (
@@ -175,10 +183,10 @@ def test_a_run_that_fails_is_missing_and_the_others_are_done(
 def test_a_folder_of_another_comparison_is_refused(base: Config, finished: Path) -> None:
     longer = base.model_copy(update={"train": base.train.model_copy(update={"steps": 8})})
     with contextlib.chdir(finished.parent), pytest.raises(ValueError, match=r"holds a run with another train.steps"):
-        compare(longer, ARMS, [], 2, HERE)
+        compare(longer, VARIANTS, [], 2, HERE)
 
 
 def test_a_comparison_without_validation_is_refused(base: Config, tmp_path: Path) -> None:
     without = base.model_copy(update={"data": base.data.model_copy(update={"validation": ()})})
-    with pytest.raises(ValueError, match="a comparison needs pictures to validate on"):
-        compare(without, ARMS, [], 2, tmp_path)
+    with pytest.raises(ValueError, match="a comparison needs validation images"):
+        compare(without, VARIANTS, [], 2, tmp_path)

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from eco_fast import config
 from eco_fast.study.comparison import Comparison, Outcome, Scored
 from eco_fast.study.comparison_report import teacher_points, write_comparison
 from eco_fast.study.confidence import interval
-from eco_fast.study.variants import make_arms
+from eco_fast.study.variants import make_variants
 
 T_95 = {
     2: 12.706205,
@@ -44,7 +43,7 @@ def test_one_value_has_no_interval() -> None:
 
 
 def outcome(curve: list[float], best: float | None = None) -> Outcome:
-    def scored(psnr: float) -> dict[str, dict[str, float | None]]:
+    def scored(psnr: float) -> Scored:
         return {"Kodak24": {"psnr_y": psnr, "ssim_y": psnr / 100}}
 
     curves = {"Kodak24": dict(zip(STEPS, curve, strict=True))}
@@ -63,13 +62,13 @@ def comparison(missing: tuple[tuple[str, int], ...] = ()) -> Comparison:
     for key in missing:
         del outcomes[key]
     teachers: dict[str, Scored] = {"eco": {"Kodak24": {"psnr_y": 34.3, "ssim_y": 0.9}}}
-    arms = make_arms(base, [("vanilla",), ("eco",)], [])
-    return Comparison(arms, SEEDS, ["Kodak24"], outcomes, teachers)
+    variants = make_variants(base, [("vanilla",), ("eco",)], [])
+    return Comparison(variants, SEEDS, ["Kodak24"], outcomes, teachers)
 
 
 def test_means_paired_differences_and_steps_to_reach() -> None:
     one = comparison()
-    row = one.row(one.arms[1], "Kodak24")
+    row = one.row(one.variants[1], "Kodak24")
     assert (row["seeds"], row["of"], row["pairs"], row["baseline"]) == (3, 3, 3, "vanilla")
     assert row["last_psnr_y"] == pytest.approx(33.2)
     assert row["last_psnr_y_interval"] == pytest.approx(T_95[3] * 0.1 / math.sqrt(3), rel=1e-5)
@@ -81,32 +80,32 @@ def test_means_paired_differences_and_steps_to_reach() -> None:
     assert (row["early_validations"], row["early_ahead"], row["early_surely_ahead"]) == (2, 2, 2)
     assert (row["raced"], row["reached"], row["steps_to_reach"]) == (3, 3, 300)
     assert row["fluctuation"] == pytest.approx(np.std([33.7, 33.1], ddof=1))
-    vanilla = one.row(one.arms[0], "Kodak24")
-    assert vanilla["baseline"] is None
+    vanilla = one.row(one.variants[0], "Kodak24")
+    assert vanilla["baseline"] == ""
     assert math.isnan(vanilla["last_gain"])
 
 
 def test_a_missing_run_is_named_and_in_no_mean(tmp_path: Path) -> None:
     one = comparison(missing=(("eco", 3), ("vanilla", 4)))
     assert one.missing == ["eco seed=3", "vanilla seed=4"]
-    row = one.row(one.arms[1], "Kodak24")
+    row = one.row(one.variants[1], "Kodak24")
     assert (row["seeds"], row["of"], row["pairs"]) == (2, 3, 1)
     assert row["last_psnr_y"] == pytest.approx((33.1 + 33.3) / 2)
     assert row["early_gain"] == pytest.approx(0.5)
     assert math.isnan(row["early_gain_interval"])
     write_comparison(tmp_path, one)
     table = (tmp_path / "table.md").read_text()
-    assert "| eco     | 2 of 3 missing |" in table
+    assert "| eco | 2 of 3 missing |" in table
     assert "missing: eco seed=3\nmissing: vanilla seed=4\n" in table
 
 
-def test_an_arm_without_any_run_is_shown_as_missing(tmp_path: Path) -> None:
+def test_a_variant_without_any_run_is_shown_as_missing(tmp_path: Path) -> None:
     one = comparison(missing=tuple(("eco", seed) for seed in SEEDS))
-    row = one.row(one.arms[1], "Kodak24")
+    row = one.row(one.variants[1], "Kodak24")
     assert row["seeds"] == row["pairs"] == 0
     assert math.isnan(row["last_psnr_y"])
     write_comparison(tmp_path, one)
-    assert "| eco     | 0 of 3 missing |" in (tmp_path / "table.md").read_text()
+    assert "| eco | 0 of 3 missing |" in (tmp_path / "table.md").read_text()
 
 
 def test_files_hold_what_the_plots_show(tmp_path: Path) -> None:
@@ -117,10 +116,10 @@ def test_files_hold_what_the_plots_show(tmp_path: Path) -> None:
         for name in ("curves", "differences", "table")
     )
     assert len(curves) == 2 * 3 * 4
-    assert {"set": "Kodak24", "arm": "vanilla", "seed": "3", "step": "200", "psnr_y": "31.3"} in curves
+    assert {"set": "Kodak24", "variant": "vanilla", "seed": "3", "step": "200", "psnr_y": "31.3"} in curves
     assert [round(float(row["mean"]), 6) for row in differences] == [0.6, 0.6, 1.5, -0.1]
     assert {row["seeds"] for row in differences} == {"3"}
-    (eco,) = (row for row in table if row["arm"] == "eco")
+    (eco,) = (row for row in table if row["variant"] == "eco")
     assert float(eco["early_gain"]) == pytest.approx(0.6)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert not (tmp_path / "teachers.png").exists()
@@ -128,20 +127,21 @@ def test_files_hold_what_the_plots_show(tmp_path: Path) -> None:
 
 def test_a_teachers_lead_is_over_the_end_of_vanilla() -> None:
     one = comparison()
-    (point,) = teacher_points(one, [one.row(arm, "Kodak24") for arm in one.arms])
+    (point,) = teacher_points(one, [one.row(variant, "Kodak24") for variant in one.variants])
     assert point["objective"] == "eco"
     assert point["lead"] == pytest.approx(34.3 - 33.3)
 
 
-def test_teachers_are_named_by_what_their_arms_have_in_common(tmp_path: Path) -> None:
+def test_teachers_are_named_by_what_their_variants_have_in_common(tmp_path: Path) -> None:
     base = config.load("quickstart", ["train.steps=400"])
-    arms = make_arms(base, [("vanilla",), ("kd",), ("eco",)], ["teacher=[{steps=300}, {steps=900}]"])
-    outcomes = {(arm.name, 2): outcome([30.0, 31.0, 32.0, 33.0]) for arm in arms}
+    variants = make_variants(base, [("vanilla",), ("kd",), ("eco",)], ["teacher=[{steps=300}, {steps=900}]"])
+    outcomes = {(variant.name, 2): outcome([30.0, 31.0, 32.0, 33.0]) for variant in variants}
     teachers: dict[str, Scored] = {
-        arm.name: {"Kodak24": {"psnr_y": arm.recipe.teacher.steps / 10, "ssim_y": 0.9}} for arm in arms[1:]
+        variant.name: {"Kodak24": {"psnr_y": variant.recipe.teacher.steps / 10, "ssim_y": 0.9}}
+        for variant in variants[1:]
     }
-    write_comparison(tmp_path, Comparison(arms, [2], ["Kodak24"], outcomes, teachers))
+    write_comparison(tmp_path, Comparison(variants, [2], ["Kodak24"], outcomes, teachers))
     table = (tmp_path / "table.md").read_text()
-    assert re.search(r"\| teacher of steps=300 +\| +\| 30.000 ", table)
-    assert re.search(r"\| teacher of steps=900 +\| +\| 90.000 ", table)
+    assert "| teacher of steps=300 |  | 30.000 | 0.9000 |" in table
+    assert "| teacher of steps=900 |  | 90.000 | 0.9000 |" in table
     assert (tmp_path / "teachers.png").stat().st_size > 10_000

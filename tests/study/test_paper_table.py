@@ -15,7 +15,7 @@ from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.evaluation.evaluate import evaluate_checkpoint
-from eco_fast.study.run_results import nearest
+from eco_fast.study.run_results import IDLE, PLACES, nearest
 from eco_fast.training.pipeline import run_recipe
 
 RECIPE = "edsr_baseline_x2_l2_eco"
@@ -29,12 +29,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a run's folder: `make("a", ["seed=1"], Set5=(38.0, 0.96))`; without scores, that of an unfinished run."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name: str, overrides: list[str], recipe: str = RECIPE, twin: Scores | None = None, **sets: Any) -> Path:
+    def run(name: str, overrides: list[str], recipe: str = RECIPE, baseline: Scores | None = None, **sets: Any) -> Path:
         folder = Path(name)
         folder.mkdir()
         (folder / "config.toml").write_text(config.dump(config.load(recipe, [*SETS, *overrides])), encoding="utf-8")
         if sets:
-            networks = {"student": sets, "baseline": twin or {}}
+            networks = {"student": sets, "vanilla": baseline or {}}
             by_set = {
                 one: {"bicubic": {"psnr_y": 30.0, "ssim_y": 0.9}}
                 | {
@@ -57,7 +57,7 @@ def table(*runs: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_scores_every_set_of_its_test_pictures(
+def test_a_run_scores_every_set_of_its_test_images(
     photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -92,9 +92,7 @@ def test_a_run_scores_every_set_of_its_test_pictures(
             assert sets[name][network]["psnr_y"] == pytest.approx(statistics.fmean(one.psnr_y for one in scores))
     rows = table(Path("run"))
     assert [row["method"] for row in rows] == ["vanilla (baseline)", "eco"]
-    assert [row["Set5 PSNR-Y"] for row in rows] == [
-        repr(sets["Set5"][one]["psnr_y"]) for one in ("baseline", "student")
-    ]
+    assert [row["Set5 PSNR-Y"] for row in rows] == [repr(sets["Set5"][one]["psnr_y"]) for one in ("vanilla", "student")]
     assert {row["differs"] for row in rows} == {"no shipped recipe has this scale, network and objective"}
 
 
@@ -171,15 +169,15 @@ def test_what_differs_from_the_nearest_recipe_is_said_and_places_are_not(make: M
     vanilla = config.load("edsr_baseline_x2_l2_vanilla", ["teacher.steps=3", "objective.alpha=linear"])
     found = nearest(vanilla)
     assert found is not None
-    assert (found[0], found[2]) == ("edsr_baseline_x2_l2_vanilla", [])  # vanilla training has neither
+    assert (found.name, found.differing) == ("edsr_baseline_x2_l2_vanilla", [])  # vanilla training has neither
 
 
 def test_markdown_and_csv_and_the_screen_hold_the_same(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    twin = {"Set5": (37.123, 0.95), "BSD100": (None, 1.0)}
+    baseline = {"Set5": (37.123, 0.95), "BSD100": (None, 1.0)}
     scores = {"Set5": (38.456, 0.96129), "BSD100": (32.0, 0.9)}
     runs = [
-        make("a|b", ["train.vanilla_twin=true"], twin=twin, **scores),
-        make("[b]", ["seed=1", "train.vanilla_twin=true"], twin=twin, **scores),
+        make("a|b", ["train.vanilla_twin=true"], baseline=baseline, **scores),
+        make("[b]", ["seed=1", "train.vanilla_twin=true"], baseline=baseline, **scores),
         make("c", ["seed=2"]),
     ]
     rows = table(*runs)
@@ -223,12 +221,15 @@ def test_nothing_is_written_without_a_folder_for_it(make: Make, capsys: pytest.C
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (["train.batch=2"], "a and b: runs of different recipes in one table, for their train.batch differs"),
+        (["train.batch=2"], "a and b: runs of one table must share their recipe, but train.batch differs"),
         (
             ["data.noise_sigma=10"],
-            "a and b: runs of different recipes in one table, for their data.noise_sigma differs",
+            "a and b: runs of one table must share their recipe, but data.noise_sigma differs",
         ),
-        (["train.device=cuda"], "a and b: the same recipe and the same seed, 0"),
+        ([], "a and b: the same recipe and seed 0 would count twice"),
+        (["train.device=cuda"], "a and b: the same recipe and seed 0 would count twice"),
+        (["train.device=cuda", "seed=1"], ""),
+        (["train.device=cuda", "objective.alpha=linear"], ""),
         (["model.blocks=3", "train.batch=2"], ""),  # another network has a recipe of its own
         (["objective.alpha=linear", "teacher.steps=2", 'data.train=["x"]', "seed=1"], ""),
     ],
@@ -241,19 +242,27 @@ def test_only_runs_that_compare_stand_in_one_table(
     assert message in capsys.readouterr().err
 
 
-def test_sets_of_one_name_with_different_pictures_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_that_may_differ_are_keys_of_a_recipe() -> None:
+    """A key that was renamed would count as a difference between runs of one recipe."""
+    recipe = config.Config().model_dump()
+    values = {key: recipe[key] for key in recipe if not isinstance(recipe[key], dict)}
+    values |= {f"{name}.{key}": value for name in recipe.keys() - values for key, value in recipe[name].items()}
+    assert values.keys() >= IDLE | PLACES
+
+
+def test_sets_of_one_name_with_different_images_are_refused(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [make(name, [f"seed={seed}"], Set5=(38.0, 0.96)) for seed, name in enumerate("ab")]
     summary = runs[1] / "summary.json"
     summary.write_text(summary.read_text().replace("30.0", "30.1"), encoding="utf-8")
     assert main(["table", *map(str, runs)]) == 2
-    assert "a and b: their Set5 are different pictures" in capsys.readouterr().err
+    assert "a and b: their Set5 holds different images" in capsys.readouterr().err
 
 
 def test_a_folder_that_has_no_results_is_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make("a", [], Set5=(38.0, 0.96))
     Path("empty").mkdir()
     for content, folder, message in (
-        ("", "empty", "empty: expected the folder of a run, but there is no config.toml"),
+        ("", "empty", "empty: expected a run folder, but it holds no config.toml"),
         ('{"student": {}}', "a", "a/summary.json: has no scores by set; `eco-fast train --run a --resume`"),
         ("{", "a", "a/summary.json: "),
     ):
@@ -262,7 +271,7 @@ def test_a_folder_that_has_no_results_is_named(make: Make, capsys: pytest.Captur
         assert message in capsys.readouterr().err
     (make("b", ["data.test=[]"]) / "summary.json").write_text("{}", encoding="utf-8")
     assert main(["table", "b"]) == 2
-    assert "b: its recipe names no pictures to score (data.test)" in capsys.readouterr().err
+    assert "b: its recipe names no images to score (data.test)" in capsys.readouterr().err
     make("c", ["objective.name=residual"])
     assert main(["table", "c"]) == 2
-    assert "c: its objective is residual, whose network makes no SR pictures; leave it out" in capsys.readouterr().err
+    assert "c: its objective is residual, whose network makes no SR images; leave it out" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a finished run shows: its table, curves and pictures."""
+"""What a finished run shows: its table, curves and images."""
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ def decoded(path: Path) -> Pixels:
         return np.array(image.convert("RGB"))
 
 
-def coloured(picture: Pixels) -> int:
+def coloured(image: Pixels) -> int:
     """Pixels that are neither white nor grey: lines of a plot."""
-    return int((np.ptp(picture.astype(int), axis=2) > 60).sum())
+    return int((np.ptp(image.astype(int), axis=2) > 60).sum())
 
 
 def test_curves_show_every_run_that_has_values(tmp_path: Path) -> None:
@@ -31,14 +31,14 @@ def test_curves_show_every_run_that_has_values(tmp_path: Path) -> None:
     draw_curves(tmp_path / "gaps.png", {"student": gaps})
     draw_curves(tmp_path / "one.png", {"student": rows})
     draw_curves(tmp_path / "two.png", {"student": rows, "vanilla twin": [{**row, "loss": 1.0} for row in rows]})
-    pictures = {name: decoded(tmp_path / f"{name}.png") for name in ("empty", "gaps", "one", "two")}
-    assert {picture.shape for picture in pictures.values()} == {(720, 1200, 3)}
-    counts = [coloured(picture) for picture in pictures.values()]
+    images = {name: decoded(tmp_path / f"{name}.png") for name in ("empty", "gaps", "one", "two")}
+    assert {image.shape for image in images.values()} == {(720, 1200, 3)}
+    counts = [coloured(image) for image in images.values()]
     assert 0 == counts[0] < counts[1] < counts[2] < counts[3]
 
 
 @pytest.mark.parametrize(("scale", "size"), [(2, (17, 41)), (8, (32, 33)), (3, (130, 33)), (4, (150, 160))])
-def test_samples_are_drawn_of_pictures_of_any_size(
+def test_samples_are_drawn_of_images_of_any_size(
     scale: int, size: tuple[int, int], photo: Pixels, tmp_path: Path
 ) -> None:
     images = {"set/sub/cat.jpg": photo[40 : 40 + size[0], 120 : 120 + size[1]]}
@@ -46,12 +46,12 @@ def test_samples_are_drawn_of_pictures_of_any_size(
     draw_samples(
         tmp_path, network, images, score_network(network, images), score_bicubic(images, scale), rounding="uint8"
     )
-    picture = decoded(tmp_path / "set_sub_cat.png")
-    assert picture.shape == (432, 1440, 3)
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 200
+    image = decoded(tmp_path / "set_sub_cat.png")
+    assert image.shape == (432, 1440, 3)
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 200
 
 
-def test_few_samples_are_drawn_of_many_pictures(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_samples_are_drawn_of_many_images(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "MAX_SAMPLES", 2)
     images = {f"{index}.png": photo[index : index + 16, :16] for index in range(4)}
     network = EDSR(2, 4, 1).eval()
@@ -60,11 +60,11 @@ def test_few_samples_are_drawn_of_many_pictures(photo: Pixels, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
-def test_the_detail_is_where_the_picture_has_some(scale: int) -> None:
-    picture = np.full((960, 300 // scale * scale, 3), 128, dtype=np.uint8)
+def test_the_detail_is_where_the_image_has_some(scale: int) -> None:
+    image = np.full((960, 300 // scale * scale, 3), 128, dtype=np.uint8)
     place = np.array([500, 200])
-    picture[500:530, 200:230] = np.random.default_rng(0).integers(0, 256, (30, 30, 3))
-    corner = np.array(most_detailed(picture, scale))
+    image[500:530, 200:230] = np.random.default_rng(0).integers(0, 256, (30, 30, 3))
+    corner = np.array(most_detailed(image, scale))
     assert (corner % scale == 0).all()
     assert (corner <= place).all()
     assert (place + 30 <= corner + CROP).all()
@@ -81,13 +81,13 @@ def test_the_table_names_every_network_and_an_infinite_score(capsys: pytest.Capt
     }
     show_summary(summary, Path("runs/mine"))
     said = capsys.readouterr().out
-    assert "x2 on 2 held-out pictures" in said
+    assert "x2 on 2 held-out images" in said
     rows = {words[1]: words for words in (line.split() for line in said.splitlines()) if len(words) == 7}
     assert rows["student"][3:6:2] == ["31.235", "0.9124"]
     assert rows["bicubic"][3:6:2] == ["inf", "0.9124"]
     assert "teacher" not in rows
     assert "time: prepare 1 s, train 61 s" in said
-    assert "pictures: runs/mine/samples, curves: runs/mine/curves.png" in said
+    assert "images: runs/mine/samples, curves: runs/mine/curves.png" in said
     show_summary({"scale": 2, "images": [], "seconds": {}}, Path("runs/mine"))
     said = capsys.readouterr().out
     assert "PSNR" not in said

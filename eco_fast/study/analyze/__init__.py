@@ -1,1 +1,1 @@
-"""`eco-fast analyze`: what the trainings of finished runs were like, measured from what they have kept."""
+"""`eco-fast analyze`: measurements on the kept checkpoints of runs."""

@@ -1,4 +1,4 @@
-"""Walking from a point against its gradient, as `landscape.py` does at each point of a training."""
+"""A walk from a point against its gradient; `landscape.py` walks from points of a training."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 LossAndGradient = Callable[[Tensor], tuple[float, Tensor]]
-"""From a point, floating [P], to the loss and its gradient, floating [P]."""
+"""Maps a point, floating [P], to the loss and its gradient, floating [P]."""
 FIGURES = ("lowest_loss", "highest_loss", "gradient_difference", "smoothness")
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What was met along the gradient's direction.
+    """Loss and gradient along the walk.
 
     Attributes:
-        loss: at the point itself.
-        gradient_norm: l2, there.
-        distances: from the point, rising, [K]; the lengths as far as rounding lets a point be so far away.
-        losses: there, [K].
-        differences: l2 norm of the gradient there minus that at the point, [K].
+        loss: at the start.
+        gradient_norm: l2 norm at the start.
+        distances: from the start, [K]; the lengths, as the weights' precision rounds them.
+        losses: at these distances, [K].
+        differences: l2 norm of the gradient there minus that at the start, [K].
     """
 
     loss: float
@@ -32,7 +32,7 @@ class Measures:
 
     @property
     def figures(self) -> dict[str, float]:
-        """By the names of `FIGURES`: the range of the losses, and the largest gradient difference and smoothness."""
+        """By the names of `FIGURES`: range of the losses, largest gradient difference, largest smoothness."""
         slopes = [difference / distance for difference, distance in zip(self.differences, self.distances, strict=True)]
         values = (min(self.losses), max(self.losses), max(self.differences), max(slopes))
         return dict(zip(FIGURES, values, strict=True))
@@ -43,16 +43,16 @@ def measure(loss_and_gradient: LossAndGradient, point: Tensor, lengths: Sequence
 
     Args:
         loss_and_gradient: any differentiable function.
-        point: floating [P]; its precision is that of the walk, norms are float64.
+        point: floating [P], in whose precision the walk is; norms are float64.
         lengths: l2 distances from the point, positive.
 
     Raises:
-        ValueError: the gradient is zero or not finite, so that it has no direction; or a length is too short.
+        ValueError: the gradient is zero or not finite, so has no direction; or a length is too short.
     """
     loss, gradient = loss_and_gradient(point)
     norm = norm_of(gradient)
     if not 0 < norm < math.inf:
-        raise ValueError(f"the gradient's norm is {norm}; expected one that is finite and not zero, to walk along")
+        raise ValueError(f"the gradient's norm is {norm}; expected a finite one above zero, to have a direction")
     distances, losses, differences = [], [], []
     for length in lengths:
         there = point - gradient * (length / norm)

@@ -1,8 +1,8 @@
-"""`eco-fast analyze noise`: pictures' inherent noise, and a network's regression of it (paper, Appendix B, Figure 8).
+"""`eco-fast analyze noise`: the noise of images, and a network's regression of it (paper, Appendix B, Figure 8).
 
-The noise of a picture is what its centroid lacks, HR - SR. A network that is fitted to it from LR alone (objective
-`residual`) can at best make its mean over all HR pictures of that LR, which is 0 for an ideal teacher: no network knows
-a picture's own noise, but its HR does.
+The noise of an image is HR minus centroid. A network that is fitted to it from LR alone (objective `residual`) can at
+best predict the mean over all HR images of that LR, which is 0 for an ideal teacher: the noise of a single image is in
+its HR alone.
 
 noise_NAME.png    HR and centroid, both maps on one scale, their spectra and radial profiles
 noise_NAME.npz    noise and regressed, float32 [H, W, 3], in grey levels
@@ -22,7 +22,7 @@ from eco_fast.data.images import Pixels
 from eco_fast.inference.tiling import output_of
 from eco_fast.models import Network
 from eco_fast.objective import MID_GREY
-from eco_fast.study.analyze.pictures import Taught, taught
+from eco_fast.study.analyze.examples import Example, examples
 from eco_fast.study.analyze.runs import open_run
 from eco_fast.study.analyze.spectrum_report import radial_profile
 from eco_fast.study.analyze.targets import luma_of
@@ -31,37 +31,37 @@ from eco_fast.utils.files import write_atomically
 from eco_fast.utils.table_io import write_csv
 
 Map = npt.NDArray[np.float32]
-SHOWN = 99.5  # percent of the noise's values that the colours tell apart
+SHOWN = 99.5  # percentile of the noise's magnitude at which the colours saturate
 
 
 def noise(folder: Path, sources: Sequence[str], out: Path) -> None:
-    """Write maps and numbers of some pictures.
+    """Write noise maps and their statistics.
 
     Args:
         folder: a run of objective `residual`.
-        sources: folders or files; none for the first of the run's training pictures.
+        sources: folders or files; empty: the first of the run's training images.
         out: folder of the results.
 
     Raises:
-        ValueError: another run, or a bad picture; names it.
+        ValueError: another run, or a bad image; names it.
     """
     run = open_run(folder)
     if run.objective != "residual":
         raise ValueError(
-            f"{folder}: expected a network that makes residuals, but its objective is {run.objective}; "
+            f"{folder}: expected a network that predicts residuals, but its objective is {run.objective}; "
             "train one with --set objective.name=residual"
         )
     network, _ = run.network("last")
     rows = []
-    for one in taught(run.config, run.teacher, sources, "noise", run.hr):
+    for one in examples(run.config, run.teacher, sources, "noise", run.hr):
         maps = {"noise": noise_of(one.hr, one.sr), "regressed": regressed(network, one.lr, run.device)}
         write_atomically(out / f"noise_{one.name}.npz", lambda file, maps=maps: np.savez(file, **maps))  # type: ignore[misc]
         draw(out / f"noise_{one.name}.png", one, maps)
-        rows.append({"picture": one.name, **numbers(maps)})
+        rows.append({"image": one.name, **numbers(maps)})
     write_csv(out / "noise.csv", rows)
     for row in rows:
         print(
-            f"{row['picture']}: noise {row['noise_rms']:.2f} grey levels, regressed {row['regressed_rms']:.2f}, "
+            f"{row['image']}: noise {row['noise_rms']:.2f} grey levels, regressed {row['regressed_rms']:.2f}, "
             f"correlation {row['correlation']:.3f}"
         )
     print(f"maps and numbers: {out}")
@@ -73,7 +73,7 @@ def noise_of(hr: Pixels, sr: Pixels) -> Map:
 
 
 def regressed(network: Network, lr: Pixels, device: str) -> Map:
-    """What the network takes for the noise, in grey levels, of which it may be a fraction: float32 [H, W, 3]."""
+    """The network's prediction of the noise, in grey levels, not rounded: float32 [H, W, 3]."""
     return output_of(network, lr, device=device) - np.float32(255 * MID_GREY)
 
 
@@ -87,13 +87,13 @@ def numbers(maps: Mapping[str, Map]) -> dict[str, float]:
     return {**values, "correlation": float(np.mean(first * second)) / size if size else 0.0}
 
 
-def draw(path: Path, one: Taught, maps: Mapping[str, Map]) -> None:
-    """Two rows: the picture, its centroid and both maps; the maps' spectra and profiles."""
+def draw(path: Path, one: Example, maps: Mapping[str, Map]) -> None:
+    """Two rows: the image, its centroid and both maps; the maps' spectra and profiles."""
     titles = {"noise": "HR - centroid", "regressed": "regressed from LR"}
     planes = {name: luma_of(values) for name, values in maps.items()}
     figure = Figure(figsize=(13, 6), layout="constrained")
-    (*pictures, noise, regression), (*spectra, profiles, rest) = figure.subplots(2, 4)
-    for axes, title, pixels in zip(pictures, ("HR", "centroid"), (one.hr, one.sr), strict=True):
+    (*images, noise, regression), (*spectra, profiles, rest) = figure.subplots(2, 4)
+    for axes, title, pixels in zip(images, ("HR", "centroid"), (one.hr, one.sr), strict=True):
         axes.imshow(pixels, interpolation="nearest")
         axes.set_title(title)
     limit = float(np.percentile(np.abs(planes["noise"]), SHOWN)) or 1.0
@@ -114,13 +114,13 @@ def draw(path: Path, one: Taught, maps: Mapping[str, Map]) -> None:
     profiles.set(yscale="log", xlabel="cycles per pixel", ylabel="magnitude (grey levels)", title="radial profiles")
     profiles.grid(alpha=0.3)
     profiles.legend(fontsize="small")
-    for axes in (*pictures, noise, regression, rest):
+    for axes in (*images, noise, regression, rest):
         axes.axis("off")
     save_figure(figure, path)
 
 
 def spectrum_of(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Magnitudes of the largest square in the middle, orthonormal, zero frequency in the centre: float64 [n, n]."""
+    """Magnitudes of the largest central square, orthonormal, zero frequency in the centre: float64 [n, n]."""
     side = min(plane.shape)
     top, left = ((size - side) // 2 for size in plane.shape)
     square = plane[top : top + side, left : left + side]

@@ -1,17 +1,17 @@
 """`eco-fast analyze landscape`: loss and gradient along the gradient's direction (paper, section 6.1, Figure 2).
 
 After Santurkar et al., "How Does Batch Normalization Help Optimization?" (NeurIPS 2018), section 3.1: at a point x of
-the training with the gradient g of its batch, the loss and the gradient are taken at the points x - t g/|g|. Reported
+the training, g being the gradient of its batch, loss and gradient are computed at the points x' = x - t g/|g|. Reported
 are the range of the losses, the largest gradient difference |g(x') - g(x)| and the effective beta-smoothness, the
 largest |g(x') - g(x)| / |x' - x|.
 
-**The lengths t.** Santurkar et al. train with SGD and go from 1/2 to 4 times learning rate * |g|: from 1/2 to 4 times
-the distance that a step moves the weights. Adam and LAMB do not move in proportion to |g|, so that distance is measured
-here: by the very step that the optimizer would do next, with its moments and its learning rate, on the same batch.
-Losses and gradients at different distances say nothing about which objective is smoother; so at each step all runs go
-the same lengths, multiples of the mean of their distances.
+**The lengths t.** Santurkar et al. train with SGD, and t is 1/2 to 4 times learning rate * |g|: 1/2 to 4 times the
+distance that a step moves the weights. Adam and LAMB do not move in proportion to |g|, so we measure that distance: the
+optimizer takes its next step, with its moments and its learning rate, on the same batch. Losses and gradients at
+different distances do not tell which objective is smoother, so at each step all runs use the same lengths, multiples of
+their mean distance.
 
-What it writes is in `landscape_report.py`.
+`landscape_report.py` writes the results.
 """
 
 import math
@@ -28,7 +28,7 @@ from eco_fast.config import Config
 from eco_fast.data.batch import Samples
 from eco_fast.models import Network
 from eco_fast.study.analyze.gradient_walk import measure, norm_of
-from eco_fast.study.analyze.landscape_report import Found, show_landscape, write_landscape
+from eco_fast.study.analyze.landscape_report import StepLandscape, show_landscape, write_landscape
 from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
 from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
 from eco_fast.training.precision import set_precision
@@ -41,11 +41,11 @@ SAME = (
 
 
 class BatchLoss:
-    """The mean loss of some batches and its gradient, as a function of the weights that are trained.
+    """The mean loss of some batches and its gradient, as a function of the trained weights.
 
     Args:
         network: its weights are overwritten.
-        recipe: says what the loss is, and computed in which precision.
+        recipe: determines the loss and the precision.
         batches: on the network's device, each of `train.batch` samples.
     """
 
@@ -80,7 +80,7 @@ class BatchLoss:
         return loss, gradient
 
     def distance_of(self, updater: OptimizerStep, learning_rate: float) -> float:
-        """How far (l2) the optimizer moves the weights in a step from where they are, which it leaves moved."""
+        """The l2 distance that one optimizer step moves the weights; they stay moved."""
         before = self.point
         loss, gradient = self(before)
         for weight, part in zip(self.weights, self._like_weights(gradient), strict=True):
@@ -94,18 +94,18 @@ class BatchLoss:
 
 
 def landscape(folders: Sequence[Path], out: Path, lengths: tuple[float, float, float], batches: int) -> None:
-    """Measure runs at all kept steps that they have in common, and write what was found.
+    """Measure runs at all kept steps that they share, and write the results.
 
     The end of the training is left out: no step begins there.
 
     Args:
         folders: runs of the same recipe with different objectives and seeds.
         out: folder of the results.
-        lengths: first and last multiple of a step's distance, above 0, and the number of multiples, evenly spaced.
-        batches: training batches, from the step's own on, over whose mean the loss is taken.
+        lengths: first and last multiple of a step's distance, above 0, and the number of evenly spaced multiples.
+        batches: training batches to average the loss over, starting with the step's own.
 
     Raises:
-        ValueError: bad lengths, or runs that cannot be compared; one sentence.
+        ValueError: bad lengths, or runs that cannot be compared.
     """
     first, last, count = lengths
     if not (0 < first <= last < math.inf and count >= 1 and count % 1 == 0 and batches >= 1):
@@ -125,19 +125,19 @@ def landscape(folders: Sequence[Path], out: Path, lengths: tuple[float, float, f
                 measures = measure(loss, loss.point, [multiple * unit for multiple in multiples])
             except ValueError as error:
                 raise ValueError(f"{run.folder}: step {step}: {error}") from error
-            found.append(Found(run, step, unit, multiples, measures))
+            found.append(StepLandscape(run, step, unit, multiples, measures))
     write_landscape(out, found)
     show_landscape(out, found)
 
 
 def distance_of_step(run: Run, step: int, batches: int = 1) -> float:
-    """How far (l2) the run's optimizer moves the weights in the step of this number, counted from 0."""
+    """The l2 distance that the run's optimizer moves the weights in this step, counted from 0."""
     loss, updater = begin(run, step, batches)
     return loss.distance_of(updater, learning_rate_at(run.config.optimizer, step, run.config.train.steps))
 
 
 def begin(run: Run, step: int, batches: int) -> tuple[BatchLoss, OptimizerStep]:
-    """The loss of a step's batches under the run's objective, at the step's weights, and the optimizer."""
+    """The loss of a step's batches under the run's objective, at the step's weights, and its optimizer."""
     network, updater = run.training(step)
     recipe = recipe_at(run.config, step)
     return BatchLoss(network, recipe, run.batches(recipe, step, batches)), updater

@@ -1,10 +1,10 @@
-"""What the landscape of some trainings is, as files beside each other.
+"""The files of `eco-fast analyze landscape`.
 
-landscape.csv     one row for each run, step and length, with all that was measured there: losses on the 0..255 scale,
-                  distances and gradients as l2 norms over the weights
+landscape.csv     one row for each run, step and length, with all measurements: losses on the 0..255 scale, distances
+                  and gradients as l2 norms over the weights
 landscape.json    by objective and step, means over the seeds with 95 % intervals; and the differences between the
                   objectives, taken seed by seed
-landscape.png     the losses' range, gradient difference and effective beta-smoothness over the steps
+landscape.png     range of the losses, gradient difference and effective beta-smoothness over the steps
 """
 
 import itertools
@@ -15,34 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from eco_fast.objective import blend_weights_at
 from eco_fast.study.analyze.gradient_walk import FIGURES, Measures
 from eco_fast.study.analyze.runs import Run
-from eco_fast.study.confidence import interval
+from eco_fast.study.confidence import draw_band, interval
 from eco_fast.training.figures import save_figure
 from eco_fast.utils.files import write_json
-from eco_fast.utils.table_io import print_table, write_csv
+from eco_fast.utils.table_io import Table, write_csv
 
-Figures = Mapping[str, float]
-"""By the names of `FIGURES`."""
-Curves = Mapping[int, Mapping[str, Figures]]
-"""By seed, then by step; and over all steps, their "mean" and the "largest"."""
+Curves = Mapping[int, Mapping[tuple[str, str], float]]
+"""By seed, then by step and figure (see `FIGURES`); the steps end with "mean" and "largest", over all of them."""
 OVERALL: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "largest": max}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one run's landscape is at one step.
+class StepLandscape:
+    """The landscape of a run at one step.
 
     Attributes:
-        run: whose.
+        run: the run.
         step: steps done.
-        unit: the distance of a step, l2.
-        multiples: of the unit, one for each length, [K].
+        unit: l2 distance of a step.
+        multiples: the lengths in this unit, [K].
         measures: at these lengths.
     """
 
@@ -53,7 +49,7 @@ class Found:
     measures: Measures
 
 
-def write_landscape(folder: Path, found: Sequence[Found]) -> None:
+def write_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
     """Write all files."""
     write_csv(folder / "landscape.csv", [row for one in found for row in _rows(one)])
     curves = curves_of(found)
@@ -62,59 +58,45 @@ def write_landscape(folder: Path, found: Sequence[Found]) -> None:
         {
             "multiples": list(found[0].multiples),
             "unit": {str(one.step): one.unit for one in found},
-            "objectives": {name: {"seeds": list(one), "steps": bands(one)} for name, one in curves.items()},
-            "differences": {
-                name: {"seeds": list(one), "steps": bands(one)} for name, one in differences(curves).items()
-            },
+            "objectives": {name: _summary(one) for name, one in curves.items()},
+            "differences": {name: _summary(one) for name, one in differences(curves).items()},
         },
     )
     draw_landscape(folder / "landscape.png", curves, found[0].run.config.objective.loss)
 
 
-def show_landscape(folder: Path, found: Sequence[Found]) -> None:
+def show_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
     """Print the means over the steps, and where the rest is."""
     curves = curves_of(found)
-    table = Table(
-        "",
-        "seeds",
-        "lowest loss",
-        "highest loss",
-        "gradient difference",
-        "beta-smoothness",
-        "largest beta",
-        title="mean over the steps, mean over the seeds, and 95 % interval",
-    )
+    columns = ("", "seeds", "lowest loss", "highest loss", "gradient difference", "beta-smoothness", "largest beta")
+    rows = []
     for name, one in {**curves, **differences(curves)}.items():
         band = bands(one)
-        cells = [_cell(band["mean"][figure]) for figure in FIGURES] + [_cell(band["largest"]["smoothness"])]
-        table.add_row(name, str(len(one)), *cells)
-    print_table(table)
+        cells = [_cell(*band["mean", figure]) for figure in FIGURES] + [_cell(*band["largest", "smoothness"])]
+        rows.append([name, str(len(one)), *cells])
+    Table("mean over the steps, mean over the seeds, and 95 % interval", columns, rows).show()
     print(f"numbers and plot: {folder}")
 
 
-def curves_of(found: Sequence[Found]) -> dict[str, Curves]:
+def curves_of(found: Sequence[StepLandscape]) -> dict[str, Curves]:
     """By objective, each seed's figures."""
-    by_step: dict[str, dict[int, dict[str, Figures]]] = {}
+    curves: dict[str, dict[int, dict[tuple[str, str], float]]] = {}
     for one in found:
-        by_seed = by_step.setdefault(one.run.objective, {})
-        by_seed.setdefault(one.run.config.seed, {})[str(one.step)] = one.measures.figures
-    for by_seed in by_step.values():
-        for steps in by_seed.values():
-            measured = list(steps.values())
-            for name, over in OVERALL.items():
-                steps[name] = {figure: over([values[figure] for values in measured]) for figure in FIGURES}
-    return dict(by_step)
+        values = curves.setdefault(one.run.objective, {}).setdefault(one.run.config.seed, {})
+        values |= {(str(one.step), figure): value for figure, value in one.measures.figures.items()}
+    for by_seed in curves.values():
+        for values in by_seed.values():
+            series = {figure: [value for (_, name), value in values.items() if name == figure] for figure in FIGURES}
+            values |= {(name, figure): over(series[figure]) for name, over in OVERALL.items() for figure in FIGURES}
+    return dict(curves)
 
 
 def differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
-    """For each two objectives the later minus the earlier one, of the seeds that both have."""
+    """For each two objectives the later minus the earlier one, at the seeds that both have."""
     return {
         f"{second} - {first}": {
-            seed: {
-                step: {figure: value - curves[first][seed][step][figure] for figure, value in figures.items()}
-                for step, figures in steps.items()
-            }
-            for seed, steps in curves[second].items()
+            seed: {key: value - curves[first][seed][key] for key, value in values.items()}
+            for seed, values in curves[second].items()
             if seed in curves[first]
         }
         for first, second in itertools.combinations(curves, 2)
@@ -122,26 +104,24 @@ def differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
     }
 
 
-def bands(curves: Curves) -> dict[str, dict[str, dict[str, float | None]]]:
-    """By step and figure, the mean over the seeds, and the half width of its 95 % interval; None for a single seed."""
-    steps = next(iter(curves.values()))
-    return {
-        step: {figure: _band([one[step][figure] for one in curves.values()]) for figure in FIGURES} for step in steps
-    }
+def bands(curves: Curves) -> dict[tuple[str, str], tuple[float, float]]:
+    """By step and figure, the mean over the seeds, and the half width of its 95 % interval (`interval`)."""
+    return {key: interval([values[key] for values in curves.values()]) for key in next(iter(curves.values()))}
 
 
 def draw_landscape(path: Path, curves: Mapping[str, Curves], loss: str) -> None:
-    """Three panels: band of the losses' range, and two curves with intervals."""
+    """Three panels: the range of the losses as a band, and two curves with intervals."""
     unit = "squared grey levels" if loss == "l2" else "grey levels"
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     ranges, *others = figure.subplots(1, 3)
-    for number, (name, one) in enumerate(curves.items()):
-        means = {step: values for step, values in bands(one).items() if step not in OVERALL}
-        steps = [int(step) for step in means]
-        low, high = ([values[key]["mean"] for values in means.values()] for key in ("lowest_loss", "highest_loss"))
-        ranges.fill_between(steps, low, high, color=f"C{number}", alpha=0.35, label=name)
+    for number, (objective, one) in enumerate(curves.items()):
+        band = bands(one)
+        names = [step for step, figure in band if figure == FIGURES[0] and step not in OVERALL]
+        steps = [int(name) for name in names]
+        low, high = ([band[name, key][0] for name in names] for key in ("lowest_loss", "highest_loss"))
+        ranges.fill_between(steps, low, high, color=f"C{number}", alpha=0.35, label=objective)
         for axes, key in zip(others, ("gradient_difference", "smoothness"), strict=True):
-            _draw(axes, steps, [values[key] for values in means.values()], name, f"C{number}")
+            draw_band(axes, steps, [band[step, key] for step in names], objective, f"C{number}")
     ranges.set(title="loss along the gradient", ylabel=f"lowest to highest loss\n({unit})")
     others[0].set(title="gradient difference", ylabel=f"largest $|g(x') - g(x)|$\n({unit} per unit of weight)")
     others[1].set(
@@ -156,7 +136,7 @@ def draw_landscape(path: Path, curves: Mapping[str, Curves], loss: str) -> None:
     save_figure(figure, path)
 
 
-def _rows(found: Found) -> list[dict[str, Any]]:
+def _rows(found: StepLandscape) -> list[dict[str, Any]]:
     config, measures = found.run.config, found.measures
     same = {
         "run": found.run.folder,
@@ -183,17 +163,13 @@ def _rows(found: Found) -> list[dict[str, Any]]:
     ]
 
 
-def _band(values: Sequence[float]) -> dict[str, float | None]:
-    mean, width = interval(values)
-    return {"mean": mean, "interval": None if math.isnan(width) else width}
+def _summary(curves: Curves) -> dict[str, Any]:
+    """For JSON, which knows no NaN."""
+    steps: dict[str, dict[str, dict[str, float | None]]] = {}
+    for (step, figure), (mean, width) in bands(curves).items():
+        steps.setdefault(step, {})[figure] = {"mean": mean, "interval": None if math.isnan(width) else width}
+    return {"seeds": list(curves), "steps": steps}
 
 
-def _cell(band: Mapping[str, float | None]) -> str:
-    return f"{band['mean']:.4g}" + ("" if band["interval"] is None else f" ± {band['interval']:.2g}")
-
-
-def _draw(axes: Axes, steps: Sequence[int], band: Sequence[Mapping[str, float | None]], label: str, color: str) -> None:
-    pairs = [(one["mean"] or 0.0, one["interval"] or 0.0) for one in band]
-    axes.plot(steps, [mean for mean, _ in pairs], label=label, color=color, marker="." if len(steps) < 20 else None)
-    low, high = ([mean + sign * width for mean, width in pairs] for sign in (-1, 1))
-    axes.fill_between(steps, low, high, color=color, alpha=0.2)
+def _cell(mean: float, width: float) -> str:
+    return f"{mean:.4g}" + ("" if math.isnan(width) else f" ± {width:.2g}")

@@ -1,6 +1,6 @@
-"""Opening runs for analysis: recipe, pictures, centroids, and the network at any kept step. Nothing is trained.
+"""Runs opened for analysis: recipe, images, centroids, and the network at any kept step. Nothing is trained.
 
-A training's samples are a pure function of its recipe and the step, so the very batch of any step can be had again.
+The samples of a training are a pure function of its recipe and the step, so any step's batch can be reproduced.
 """
 
 import json
@@ -20,9 +20,10 @@ from eco_fast.data.sources import without_small
 from eco_fast.data.store import Store, centroid_folder, open_centroids
 from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
 from eco_fast.objective import OBJECTIVES, blend_weights_at
+from eco_fast.study.run_results import read_recipe
 from eco_fast.training.checkpoints import STEP, state_path, weights_path
 from eco_fast.training.optim.optimizer_step import OptimizerStep
-from eco_fast.training.run_folder import CHECKPOINTS, RECIPE
+from eco_fast.training.run_folder import CHECKPOINTS
 from eco_fast.training.state import initial_network
 from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import sha256_of
@@ -30,12 +31,12 @@ from eco_fast.utils.files import sha256_of
 
 @dataclass(frozen=True)
 class Run:
-    """A training that is over, or has come to some kept checkpoints.
+    """A training with kept checkpoints, finished or not.
 
     Attributes:
-        folder: the run's.
+        folder: its run folder.
         config: its recipe.
-        hr: its HR pictures.
+        hr: its HR images.
     """
 
     folder: Path
@@ -44,24 +45,24 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """What its network was fitted to: vanilla, kd, noise_free, eco or residual."""
+        """The name of its objective: vanilla, kd, noise_free, eco or residual."""
         return self.config.objective.name
 
     @property
     def device(self) -> str:
-        """Where its network is analysed: the device of its recipe."""
+        """The device of its recipe, where its network is analysed."""
         return pick_device(self.config.train.device)
 
     @property
     def checkpoints(self) -> Path:
-        """Where its weights are."""
+        """The folder of its weights."""
         return self.folder / CHECKPOINTS
 
     def kept_steps(self) -> list[int]:
-        """Steps done at the kept checkpoints, rising, with the initial weights' 0 before them.
+        """Steps done at the initial weights, 0, and at the kept checkpoints, ascending.
 
         Raises:
-            ValueError: none are kept; says how to keep some.
+            ValueError: no checkpoints are kept; says how to keep some.
         """
         names = [path.name.removesuffix(".safetensors") for path in self.checkpoints.glob("step-*.safetensors")]
         if not names:
@@ -72,10 +73,10 @@ class Run:
         return [0, *sorted(int(name.removeprefix("step-")) for name in names)]
 
     def network(self, at: str | int) -> tuple[Network, int]:
-        """The weights for use (the running average, where the recipe keeps one), and the steps done at them.
+        """The weights for inference (the running average, where the recipe keeps one), and the steps done at them.
 
         Args:
-            at: the name of a checkpoint, last or best, or the number of steps done; 0 is the initial weights.
+            at: the name of a checkpoint, last or best, or the number of steps done; 0: the initial weights.
 
         Returns:
             The network in evaluation mode, frozen, on the run's device.
@@ -93,13 +94,13 @@ class Run:
         return load_network_of_scale(path, self.config.scale).to(self.device), step
 
     def training(self, step: int) -> tuple[Network, OptimizerStep]:
-        """The network (its own weights, not their average) and the optimizer, as the step of this number found them.
+        """The network (its own weights, not their average) and the optimizer at the beginning of a step.
 
         Returns:
             Both on the run's device: the network in training mode; its optimizer, which skips no spikes.
 
         Raises:
-            ValueError: no training state is kept of that step.
+            ValueError: no training state of that step is kept.
         """
         network = self._initial().train()
         accepting = self.config.optimizer.model_copy(update={"spike_factor": 0.0})
@@ -114,11 +115,11 @@ class Run:
         return network, updater
 
     def batches(self, recipe: Config, step: int, count: int) -> list[Samples]:
-        """The samples of `count` steps from this one on, under the recipe's objective, on the run's device.
+        """The batches of `count` steps under the recipe's objective, on the run's device.
 
         Args:
             recipe: the run's, or with another objective; see `recipe_at`.
-            step: the first one, counted from 0; it may be beyond the end of the training.
+            step: the first one, counted from 0; may be beyond the end of the training.
             count: at least 1.
 
         Raises:
@@ -133,11 +134,11 @@ class Run:
         """The teacher's checkpoint.
 
         Raises:
-            ValueError: it is not where it was.
+            ValueError: it is missing.
         """
         named = self.config.teacher.checkpoint
         places = [Path(named)]
-        if named == "self":  # a twin's folder is inside the student's
+        if named == "self":  # a baseline's folder is inside the student's
             places = [weights_path(one / "teacher" / CHECKPOINTS, "last") for one in (self.folder, self.folder.parent)]
         found = next((path for path in places if path.is_file()), None)
         if found is None:
@@ -146,10 +147,10 @@ class Run:
 
     @cached_property
     def centroids(self) -> Store:
-        """The teacher's outputs over the HR pictures, in their order.
+        """The teacher's outputs over the HR images, in their order.
 
         Raises:
-            ValueError: they or the teacher are missing, or the pictures have changed since they were made.
+            ValueError: they or the teacher are missing, or the images have changed since they were made.
         """
         teacher = self.teacher
         scale, rounding = self.config.scale, self.config.data.rounding
@@ -163,7 +164,7 @@ class Run:
         return open_centroids(self.hr, folder, scale)
 
     def _initial(self) -> Network:
-        """The weights that the training began with, on the run's device."""
+        """The initial weights, on the run's device."""
         network, _ = initial_network(self.config)
         network.to(device=self.device, memory_format=network.memory_format)  # type: ignore[call-overload]
         return network
@@ -173,12 +174,9 @@ def open_run(folder: Path) -> Run:
     """Open a run folder.
 
     Raises:
-        ValueError: not a run, its pictures are missing, or its batches are not made from a store.
+        ValueError: not a run, its images are missing, or its batches do not come from a store.
     """
-    saved = folder / RECIPE
-    if not saved.is_file():
-        raise ValueError(f"{folder}: expected a run folder, but it holds no {RECIPE}; name a folder of eco-fast train")
-    config = recipes.load(str(saved))
+    config = read_recipe(folder)
     if config.data.source != "packed" or config.data.downsample != "kernel":
         raise ValueError(
             f"{folder}: analyses read the store, but this run has data.source={config.data.source} and "
@@ -191,34 +189,32 @@ def open_run(folder: Path) -> Run:
 
 
 def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
-    """Open several runs that are to be compared, in the order of objectives and seeds.
+    """Open runs that are to be compared, ordered by objective and seed.
 
     Args:
-        folders: the runs'.
-        same: beginnings of the keys in which their recipes must agree.
+        folders: their run folders.
+        same: prefixes of the keys in which their recipes must agree.
 
     Raises:
-        ValueError: as `open_run`; or an objective makes no SR pictures; or recipes or pictures differ, or objective
-            and seed of two do not; names the runs.
+        ValueError: as `open_run`; or an objective makes no SR images; or recipes or images differ; or two runs have
+            the same objective and seed; names the runs.
     """
     runs = [open_run(folder) for folder in folders]
     seen: dict[tuple[str, int], Run] = {}
     for run in runs:
         if run.objective not in OBJECTIVES:
             raise ValueError(
-                f"{run.folder}: its objective is {run.objective}, which makes no SR pictures; "
+                f"{run.folder}: its objective is {run.objective}, which makes no SR images; "
                 f"expected one of {', '.join(OBJECTIVES)}"
             )
         differing = [key for key in recipes.differences(runs[0].config, run.config) if key.startswith(tuple(same))]
         if differing:
             raise ValueError(
-                f"{run.folder}: its {differing[0]} is not that of {runs[0].folder}; name runs that differ in "
-                "objective and seed alone"
+                f"{run.folder}: its {differing[0]} is not that of {runs[0].folder}; name runs that differ only in "
+                "objective and seed"
             )
         if [entry.sha256 for entry in run.hr.entries] != [entry.sha256 for entry in runs[0].hr.entries]:
-            raise ValueError(
-                f"{run.folder}: was trained on other pictures than {runs[0].folder}; name runs of the same"
-            )
+            raise ValueError(f"{run.folder}: was trained on other images than {runs[0].folder}; name runs of the same")
         key = (run.objective, run.config.seed)
         if key in seen:
             raise ValueError(
@@ -229,9 +225,9 @@ def open_runs(folders: Sequence[Path], same: Sequence[str]) -> list[Run]:
 
 
 def recipe_at(config: Config, step: int, objective: str | None = None) -> Config:
-    """A recipe whose objective stays as it is at a step, so that eco's alpha is constant, and that computes in float32.
+    """A recipe in float32 whose objective stays as it is at a step: eco's alpha is constant.
 
-    16 bits would drown differences of gradients in rounding errors.
+    Half precision would drown differences of gradients in rounding errors.
 
     Args:
         config: the recipe.

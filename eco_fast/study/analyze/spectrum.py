@@ -1,19 +1,19 @@
 """`eco-fast analyze spectrum`: patches and their losses' gradients by spatial frequency (paper, appendix C, Figure 9).
 
-As in the paper, images go through the Fourier transform and back before anything is done with them, and the gradient of
-the loss is taken with respect to the spectrum in between:
+As in the paper, images first go through the Fourier transform and back, and the gradient of the loss is taken with
+respect to the spectrum in between:
 
     input  --fft2--> X --ifft2--> network --> prediction --+
     target --fft2--> T --ifft2-----------------------------+--> loss
 
 Input and target are those of the objective: LR and HR under vanilla, blended with the centroid's under eco. With
-respect to the HR picture alone, the gradient is alpha times the target's.
+respect to the HR image alone, the gradient is alpha times the target's.
 
 **Convention.** Transforms are orthonormal. torch's gradient with respect to a complex z = x + iy is dL/dx + i dL/dy;
 for a real image behind an orthonormal transform that is the transform of the image's own gradient, of the same energy
-(Parseval). Means over patches are taken of magnitudes, before any logarithm: where a network is below the target in all
-of a patch, the gradient of L1 is constant, and its other magnitudes are 0. Patches are not windowed, so that their
-borders show as a cross through the centre.
+(Parseval). Magnitudes are averaged over patches before any logarithm: where a network is below the target in all of a
+patch, the gradient of L1 is constant, and its other magnitudes are 0. Patches are not windowed: their borders show as a
+cross through the centre.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,13 +36,13 @@ from eco_fast.training.precision import set_precision
 from eco_fast.training.step import network_input
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
-"""From inputs [N, 3, h, w] and targets [N, 3, H, W], both 0..1, to the sum of the patches' mean losses, []."""
+"""Maps inputs [N, 3, h, w] and targets [N, 3, H, W], both 0..1, to the sum of the patches' mean losses, []."""
 SAME = ("scale", "model.", "data.patch")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A loss that is looked at: a run's weights under an objective."""
+    """A loss: the weights of a run under an objective."""
 
     name: str
     run: Run
@@ -52,17 +52,17 @@ class Case:
 def spectrum(
     folders: Sequence[Path], out: Path, checkpoint: str, batches: int, objectives: Sequence[str] | None = None
 ) -> None:
-    """Take means over training patches, and write them.
+    """Write mean spectra of training patches and of their gradients.
 
     Args:
         folders: runs of networks of the same architecture and scale.
         out: folder of the results.
-        checkpoint: last, best, or the number of steps done at a kept one; 0 is the initial weights.
-        batches: training batches, from the checkpoint's step on, over whose patches means are taken.
-        objectives: take the losses of these on the weights of a single run; None for each run's own.
+        checkpoint: last, best, or the number of steps done at a kept one; 0: the initial weights.
+        batches: training batches to average over, from the checkpoint's step on.
+        objectives: their losses on the weights of a single run; None: each run's own.
 
     Raises:
-        ValueError: bad arguments, or runs that cannot be compared; one sentence.
+        ValueError: bad arguments, or runs that cannot be compared.
     """
     if batches < 1:
         raise ValueError(f"--batches: expected at least 1, got {batches}")
@@ -81,10 +81,10 @@ def spectrum(
 
 
 def cases(runs: Sequence[Run], objectives: Sequence[str] | None) -> list[Case]:
-    """The losses that are looked at, each with a name of its own.
+    """The losses, each with a name of its own.
 
     Raises:
-        ValueError: several runs with objectives.
+        ValueError: objectives with several runs.
     """
     if objectives is None:
         own = [run.objective for run in runs]
@@ -104,7 +104,7 @@ def mean_spectra(
 
     Args:
         network: frozen, in evaluation mode.
-        recipe: says what input, target and loss are.
+        recipe: determines input, target and loss.
         batches: the patches, on the network's device.
 
     Returns:
@@ -143,7 +143,7 @@ def spectra(loss_of: LossOf, inputs: Tensor, targets: Tensor) -> tuple[float, tu
 
 
 def through_spectrum(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The spectrum of images [..., h, w], a leaf that asks for its gradient, and the images again, made from it."""
+    """The spectrum of images [..., h, w], a leaf that requires its gradient, and the images made from it again."""
     found = torch.fft.fft2(images, norm="ortho").detach().requires_grad_()
     return found, torch.fft.ifft2(found, norm="ortho").real
 
@@ -166,7 +166,7 @@ def loss_of(network: nn.Module, recipe: Config, batch: Samples) -> LossOf:
 
 
 def target_of(batch: Samples, scale: int) -> Tensor:
-    """What the prediction is compared with: float32 [N, 3, H, W], 0..1."""
+    """The target of the prediction: float32 [N, 3, H, W], 0..1."""
     inner = slice(margin_of(scale), -margin_of(scale))
     hr, sr = (None if windows is None else windows[:, inner, inner] for windows in (batch.hr, batch.sr))
     target: Tensor = blend_lr(hr, sr, batch.target_alpha)

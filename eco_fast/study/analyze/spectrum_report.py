@@ -1,4 +1,4 @@
-"""What spectra of patches and gradients are, as files beside each other.
+"""The files of `eco-fast analyze spectrum`.
 
 spectrum.npz      the mean magnitudes, float64 [h, w] under NAME/input, ..., zero frequency in the centre
 spectrum.csv      their radial profiles
@@ -19,17 +19,17 @@ from eco_fast.utils.table_io import write_csv
 
 Plane = npt.NDArray[np.float64]
 
-TINY = 1e-30  # what a magnitude of 0 is drawn as
+TINY = 1e-30  # the least magnitude that is drawn
 NAMES = ("input", "target", "input_gradient", "target_gradient")
 TITLES = ("network input (LR)", "target (HR)", "gradient wrt the input", "gradient wrt the target")
 
 
 @dataclass(frozen=True)
 class Spectra:
-    """What was found under one objective.
+    """The mean spectra under one objective.
 
     Attributes:
-        name: for people; no two have the same.
+        name: unique.
         step: steps done.
         alpha: weight of the real pair in the target.
         loss: mean over the patches, on the 0..255 scale.

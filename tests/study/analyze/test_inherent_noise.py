@@ -1,4 +1,4 @@
-"""Noise and targets of pictures: real runs of tiny networks, and a set of pictures whose posterior is known."""
+"""Noise and targets of images: real runs of tiny networks, and a set of images whose posterior is known."""
 
 import csv
 import itertools
@@ -23,19 +23,19 @@ from eco_fast.training.pipeline import run_recipe
 
 
 @pytest.fixture(scope="module")
-def pictures(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     write_png(folder / "train" / "eyes.png", photo[60:170, 120:239])
     write_png(folder / "new" / "fur.png", photo[150:250, 200:321])
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of objective residual."""
     folder = tmp_path_factory.mktemp("runs") / "residual"
     values: dict[str, Any] = {
-        "data": {"train": [str(pictures / "train")], "patch": 8},
+        "data": {"train": [str(images / "train")], "patch": 8},
         "model": {"features": 8, "blocks": 1},
         "teacher": {"steps": 30},
         "objective": {"name": "residual"},
@@ -46,11 +46,11 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_maps_are_what_teacher_and_network_make(run: Path, pictures: Path, tmp_path: Path) -> None:
-    assert main(["analyze", "noise", str(run), str(pictures / "new"), "--out", str(tmp_path)]) == 0
+def test_maps_are_what_teacher_and_network_make(run: Path, images: Path, tmp_path: Path) -> None:
+    assert main(["analyze", "noise", str(run), str(images / "new"), "--out", str(tmp_path)]) == 0
     with np.load(tmp_path / "noise_new_fur.npz") as maps:
         noise, regressed = maps["noise"], maps["regressed"]
-    hr = read_image(pictures / "new" / "fur.png")[:100, :120]
+    hr = read_image(images / "new" / "fur.png")[:100, :120]
     lr = downsample_image(hr, 2, "uint8")
     sr = super_resolve(load_network(run / "teacher" / "checkpoints" / "last.safetensors"), lr)
     assert np.array_equal(noise, hr.astype(int) - sr.astype(int))
@@ -66,12 +66,12 @@ def test_maps_are_what_teacher_and_network_make(run: Path, pictures: Path, tmp_p
         assert figure.width > 1000
 
 
-def test_a_run_that_names_a_store_alone_shows_its_pictures(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_that_names_a_store_alone_shows_its_images(run: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     recipe = config.load(str(run / "config.toml"), ["data.train=[]", f"data.store={run / 'store'}"])
     (tmp_path / "run" / "config.toml").write_text(config.dump(recipe))
     assert main(["analyze", "noise", str(tmp_path / "run"), "--out", str(tmp_path)]) == 0
-    hr = read_image(pictures / "train" / "eyes.png")[:110, :118]
+    hr = read_image(images / "train" / "eyes.png")[:110, :118]
     sr = super_resolve(load_network(run / "teacher" / "checkpoints" / "last.safetensors"), downsample_image(hr, 2))
     with np.load(tmp_path / "noise_train_eyes.npz") as maps:
         assert np.array_equal(maps["noise"], hr.astype(int) - sr.astype(int))
@@ -84,13 +84,13 @@ def test_a_network_of_another_objective_makes_no_residuals(run: Path, tmp_path: 
         text.replace('name = "residual"', 'name = "eco"').replace('store = ""', f'store = "{run / "store"}"')
     )
     assert main(["analyze", "noise", str(tmp_path / "run"), "--out", str(tmp_path)]) == 2
-    assert "expected a network that makes residuals, but its objective is eco" in capsys.readouterr().err
+    assert "expected a network that predicts residuals, but its objective is eco" in capsys.readouterr().err
 
 
 def test_the_mean_noise_of_an_ideal_teacher_is_zero_where_the_posterior_is_known() -> None:
-    """Each LR has two HR pictures, which differ by a pattern that downsampling takes out; their mean is its centroid.
+    """Each LR has two HR images, which differ by a pattern that downsampling takes out; their mean is its centroid.
 
-    So the best regression of the noise from LR is 0, while no picture's own noise is: the point of Appendix B.
+    So the best regression of the noise from LR is 0, while no image's own noise is: the point of Appendix B.
     """
     generator = np.random.default_rng(0)
     for grey, amplitude in ((60, 20), (128, 40), (200, 30)):
@@ -109,7 +109,7 @@ def test_the_mean_noise_of_an_ideal_teacher_is_zero_where_the_posterior_is_known
 
 
 def test_least_squares_finds_nothing_of_the_noise_in_lr_though_hr_holds_all_of_it(photo: Pixels) -> None:
-    """Textured pictures with a checkerboard of either sign on them, which no LR shows away from the borders."""
+    """Textured images with a checkerboard of either sign on them, which no LR shows away from the borders."""
     generator = np.random.default_rng(1)
     pattern = 20 * (1 - 2 * (np.indices((24, 24)).sum(axis=0) % 2))[..., None]
     noises, patches = [], {"lr": [], "hr": []}  # type: ignore[var-annotated]
@@ -126,7 +126,7 @@ def test_least_squares_finds_nothing_of_the_noise_in_lr_though_hr_holds_all_of_i
     for name, values in patches.items():
         regression, *_ = np.linalg.lstsq(np.stack(values), np.array(noises), rcond=None)
         found[name] = np.mean((np.stack(values) @ regression) ** 2) / np.mean(np.square(noises))
-    assert np.abs(noises).min() == 20, "no picture is without noise"
+    assert np.abs(noises).min() == 20, "no image is without noise"
     assert found["lr"] < (10 + 4 * np.sqrt(20)) / 400, "beyond four standard deviations of ten fitted numbers"
     assert found["hr"] > 0.9
 
@@ -138,12 +138,12 @@ def invisible_pattern() -> Any:
     return np.outer(rows, columns)
 
 
-def test_targets_are_equation_14(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_targets_are_equation_14(run: Path, images: Path, tmp_path: Path) -> None:
     alphas = ("0", "0.3", "1")
-    source = str(pictures / "new" / "fur.png")
+    source = str(images / "new" / "fur.png")
     assert main(["analyze", "targets", str(run), source, "--out", str(tmp_path), "--alphas", *alphas]) == 0
     rows = list(csv.DictReader((tmp_path / "targets.csv").read_text().splitlines()))
-    hr = read_image(pictures / "new" / "fur.png")[:100, :120]
+    hr = read_image(images / "new" / "fur.png")[:100, :120]
     lr = downsample_image(hr, 2, "uint8")
     sr = super_resolve(load_network(run / "teacher" / "checkpoints" / "last.safetensors"), lr)
     blended = 0.3 * hr.astype(float) + 0.7 * sr.astype(float)
@@ -161,18 +161,18 @@ def test_targets_are_equation_14(run: Path, pictures: Path, tmp_path: Path) -> N
 
 
 def test_a_recipe_with_its_teacher_shows_the_targets_of_a_run_to_be(
-    run: Path, pictures: Path, tmp_path: Path, capsys: Any
+    run: Path, images: Path, tmp_path: Path, capsys: Any
 ) -> None:
     teacher = run / "teacher" / "checkpoints" / "last.safetensors"
-    recipe, fur = "edsr_baseline_x2_eco", str(pictures / "new" / "fur.png")
+    recipe, fur = "edsr_baseline_x2_eco", str(images / "new" / "fur.png")
     overrides = ["--set", f"teacher.checkpoint={teacher}", "--set", "train.device=cpu"]
     for name, arguments in (("run", [str(run), fur]), ("recipe", [recipe, fur, *overrides])):
         assert main(["analyze", "targets", *arguments, "--out", str(tmp_path / name), "--alphas", "0"]) == 0
     assert (tmp_path / "run" / "targets.csv").read_text() == (tmp_path / "recipe" / "targets.csv").read_text()
     for arguments, message in (
-        ([recipe, *overrides], "the recipe names no test or validation pictures; name some"),
-        ([recipe, fur], "edsr_baseline_x2_eco: its teacher is yet to be trained; --set teacher.checkpoint=FILE"),
-        ([str(run), "--set", "scale=3"], "is a run, whose recipe stays as it is"),
+        ([recipe, *overrides], "the recipe names no test or validation images; name images after it"),
+        ([recipe, fur], "edsr_baseline_x2_eco: its teacher is not trained yet; --set teacher.checkpoint=FILE"),
+        ([str(run), "--set", "scale=3"], "is a run, whose recipe cannot be changed"),
     ):
         assert main(["analyze", "targets", *arguments, "--out", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err

@@ -83,11 +83,18 @@ def test_a_linear_network_of_two_layers_is_measured_as_its_formula_says() -> Non
 
 
 @pytest.mark.parametrize(
-    ("gradient", "length", "said"), [(0.0, 1.0, "norm is 0"), (np.nan, 1.0, "norm is nan"), (1.0, 1e-12, "is lost")]
+    ("gradient", "lengths", "said"),
+    [
+        (0.0, [1.0], "gradient's norm is 0.0"),
+        (np.nan, [1.0], "gradient's norm is nan"),
+        (np.inf, [1.0], "gradient's norm is inf"),
+        (1.0, [1e-12], "a length of 1e-12 is lost"),
+        (1.0, [1.0, 1e-12, 2.0], "a length of 1e-12 is lost"),
+    ],
 )
-def test_a_walk_without_direction_or_distance_is_refused(gradient: float, length: float, said: str) -> None:
+def test_a_walk_without_direction_or_distance_is_refused(gradient: float, lengths: list[float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        measure(lambda p: (1.0, torch.full_like(p, gradient)), torch.ones(3), [length])
+        measure(lambda p: (1.0, torch.full_like(p, gradient)), torch.ones(3), lengths)
 
 
 @pytest.mark.parametrize("name", ["vanilla-2", "noise_free-1", "eco-1"])
@@ -192,7 +199,7 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
         "the training state beside the weights is missing": [stateless],
         "its scale is not that of": [run, changed(other, tmp_path / "x4", scale=4)],
         "its model.features is not that of": [run, changed(other, tmp_path / "wide", model__features=16)],
-        "other pictures than": [run, changed(other, tmp_path / "pictures", data__store=fewer.folder)],
+        "other images than": [run, changed(other, tmp_path / "images", data__store=fewer.folder)],
         "its objective is residual": [run, changed(other, tmp_path / "residual", objective__name="residual")],
         "the same objective vanilla and seed 1": [run, changed(run, tmp_path / "twice")],
         "eco-fast centroids --store": [changed(other, tmp_path / "untaught", teacher__self_ensemble="true")],

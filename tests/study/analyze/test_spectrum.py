@@ -22,7 +22,7 @@ PATCH, BATCH = 8, 3
 
 
 def waves(side: int, rows: int, columns: int) -> Array:
-    """A picture of a single frequency: so many periods down and across."""
+    """An image of a single frequency: so many periods down and across."""
     y, x = np.mgrid[:side, :side] / side
     wave: Array = np.cos(2 * np.pi * (rows * y + columns * x))
     return wave
@@ -61,15 +61,15 @@ def test_losses_are_those_of_the_training_and_gradients_keep_their_energy(name: 
 @pytest.mark.parametrize(("rows", "columns", "ring"), [(3, 0, 3), (0, 10, 10), (3, 4, 5), (16, 16, 23)])
 def test_a_single_frequency_is_on_its_ring(rows: int, columns: int, ring: int) -> None:
     side = 32
-    picture = torch.from_numpy(waves(side, rows, columns))[None, None].float()
-    frequencies, profile = radial_profile(mean_magnitude(torch.fft.fft2(picture, norm="ortho")).numpy())
+    image = torch.from_numpy(waves(side, rows, columns))[None, None].float()
+    frequencies, profile = radial_profile(mean_magnitude(torch.fft.fft2(image, norm="ortho")).numpy())
     assert len(frequencies) == len(profile)
     assert frequencies[profile.argmax()] == ring / side == pytest.approx(np.hypot(rows, columns) / side, abs=0.5 / side)
     assert np.delete(profile, ring).max() < 1e-4 * profile[ring]
 
 
 @pytest.mark.parametrize("side", [8, 9])
-def test_a_flat_picture_is_in_the_centre(side: int) -> None:
+def test_a_flat_image_is_in_the_centre(side: int) -> None:
     plane = mean_magnitude(torch.fft.fft2(torch.full((2, 3, side, side), 0.5), norm="ortho")).numpy()
     assert plane[side // 2, side // 2] == pytest.approx(0.5 * side)
     assert radial_profile(plane)[1] == pytest.approx([0.5 * side] + [0] * (len(radial_profile(plane)[1]) - 1), abs=1e-5)

@@ -1,4 +1,4 @@
-"""Whole pictures beside what a teacher makes of them."""
+"""Whole images with their centroids."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network_of_scale
 from eco_fast.utils.device import pick_device
 
-AT_MOST = 4  # pictures that are taken where none are named
+DEFAULT_COUNT = 4  # images, where none are named
 
 
 @dataclass(frozen=True)
-class Taught:
-    """A picture and its centroid.
+class Example:
+    """An image and its centroid.
 
     Attributes:
-        name: a file name without its suffix, for the files of the results.
+        name: its file name without the suffix, for the result files.
         hr: uint8 [H, W, 3], a multiple of the scale.
         lr: D(hr).
         sr: the centroid, as large as `hr`.
@@ -34,32 +34,32 @@ class Taught:
     sr: Pixels
 
 
-def taught(
+def examples(
     config: Config, teacher: Path, sources: Sequence[str], label: str, store: Store | None = None
-) -> Iterator[Taught]:
-    """Pictures with the outputs of a teacher.
+) -> Iterator[Example]:
+    """Images with their centroids, made one by one.
 
     Args:
-        config: the recipe, which says how LR pictures are made.
-        teacher: its teacher's checkpoint.
-        sources: folders or files; none for the first of the recipe's test or validation pictures, or of the store.
+        config: the recipe, which says how LR images are made.
+        teacher: the teacher's checkpoint.
+        sources: folders or files; empty: the first of the recipe's test or validation images, or of the store.
         label: of the progress bar.
-        store: training pictures.
+        store: the training images.
 
     Raises:
-        ValueError: the teacher or the pictures are missing or bad; names them.
+        ValueError: the teacher or the images are missing or bad; names them.
     """
     scale, device = config.scale, pick_device(config.train.device)
     network = load_network_of_scale(teacher, scale).to(device)
-    for name, picture in track(chosen(config, sources, store).items(), description=label):
-        hr = read_cropped(picture, scale) if isinstance(picture, Path) else modcrop(picture, scale)
+    for name, image in track(choose_images(config, sources, store).items(), description=label):
+        hr = read_cropped(image, scale) if isinstance(image, Path) else modcrop(image, scale)
         lr = downsample_image(hr, scale, config.data.rounding)
         sr = super_resolve(network, lr, device=device, self_ensemble=config.teacher.self_ensemble)
-        yield Taught(Path(name).with_suffix("").as_posix().replace("/", "_"), hr, lr, sr)
+        yield Example(Path(name).with_suffix("").as_posix().replace("/", "_"), hr, lr, sr)
 
 
-def chosen(config: Config, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
-    """The pictures that `taught` takes, by name.
+def choose_images(config: Config, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
+    """The images of `examples`, by name.
 
     Raises:
         ValueError: a source is missing, or there is none.
@@ -67,8 +67,8 @@ def chosen(config: Config, sources: Sequence[str], store: Store | None) -> dict[
     if sources:
         return dict(find_images(sources))
     if named := config.data.test or config.data.validation:
-        return dict(list(find_images(named).items())[:AT_MOST])
+        return dict(list(find_images(named).items())[:DEFAULT_COUNT])
     if store is None:
-        raise ValueError("the recipe names no test or validation pictures; name some to look at behind it")
+        raise ValueError("the recipe names no test or validation images; name images after it")
     names = [entry.name for entry in store.entries]
-    return dict(zip(names[:AT_MOST], store.images[:AT_MOST], strict=True))
+    return dict(zip(names[:DEFAULT_COUNT], store.images[:DEFAULT_COUNT], strict=True))
