@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import torch
-from eco_fast_kernels import lamb_step
+from eco_fast_kernels import LambOptions, lamb_step
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -113,16 +113,18 @@ class Lamb(torch.optim.Optimizer):
                 gradients,
                 [self.state[parameter]["exp_avg"] for parameter in parameters],
                 [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+                options=LambOptions(
+                    *self.config.betas,
+                    epsilon=self.config.epsilon,
+                    weight_decay=self.config.weight_decay,
+                    norm_clamp=NORM_CLAMP,
+                    clip_value=self.config.clip_value or None,
+                    average_decay=self.average_decay,
+                ),
                 learning_rate=learning_rate,
                 skip=skip,
-                betas=self.config.betas,
-                epsilon=self.config.epsilon,
-                weight_decay=self.config.weight_decay,
-                norm_clamp=NORM_CLAMP,
-                clip_value=self.config.clip_value or None,
                 inverse_scale=inverse_scale,
                 average=[self.averages[parameter] for parameter in parameters] if self.averages else None,
-                average_decay=self.average_decay,
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
