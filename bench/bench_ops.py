@@ -4,7 +4,7 @@
 
 On a GPU the op is Triton; on a CPU it is the reference, so there the comparison shows what compiling it would bring.
 LAMB is measured as the optimizer that the device gets, against the authors' loop over the tensors.
-`extra_info` holds the bytes that the contract says must move, and the rate that they make with the measured time.
+`extra_info` holds the compulsory bytes (`bench.compulsory`), and the rate that they make with the measured time.
 """
 
 import statistics
@@ -18,6 +18,7 @@ from eco_fast_kernels.crops import empty_crops, move_crops
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
+from bench import compulsory
 from bench.plain import lamb_parameters, lamb_per_tensor, rcan_shapes
 from eco_fast.config import Optimizer
 from eco_fast.training.optim.lamb import Lamb
@@ -33,7 +34,7 @@ def test_downsample_blend(benchmark: BenchmarkFixture, device: str, scale: int, 
     """Both crops in, the network's input out."""
     hr, sr = _crops(scale, device), _crops(scale, device)
     alpha = torch.tensor(0.5, device=device)
-    moved = 2 * hr.numel() + SAMPLES * 3 * PATCH**2 * 4
+    moved = round(SAMPLES * 3 * PATCH**2 * compulsory.downsample_blend(scale, PATCH, 4))
     ways = {
         "op": lambda: downsample_blend(hr, sr, alpha, scale),
         "reference": lambda: reference.downsample_blend(hr, sr, alpha, scale),
@@ -51,7 +52,7 @@ def test_blended_loss(benchmark: BenchmarkFixture, device: str, kind: reference.
     alpha = torch.tensor(0.5, device=device)
     prediction = torch.rand(SAMPLES, 3, scale * PATCH, scale * PATCH, device=device)
     prediction = prediction.contiguous(memory_format=torch.channels_last).requires_grad_()
-    moved = prediction.numel() * (2 * prediction.element_size() + 2)
+    moved = prediction.numel() * compulsory.blended_loss(prediction.element_size())
     margin = margin_of(scale)
 
     def plain() -> Tensor:
@@ -74,14 +75,14 @@ def test_blended_loss(benchmark: BenchmarkFixture, device: str, kind: reference.
 def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
     """One update of RCAN's list of parameters, by the backend that this device gets, against the authors' loop.
 
-    Every round times all ways one after the other, so that a change of the machine's mood hits all alike.
+    Every round times all ways one after the other, so that a change of the machine's load meets them all.
     """
     recipe = Optimizer(name="lamb", betas=(0.9, 0.99), epsilon=1e-6, clip_value=0.1)
     parameters, _ = lamb_parameters(device)
     theirs, state = lamb_parameters(device)
     optimizer = Lamb(parameters, recipe, torch.tensor(1e-3, device=device))
     skip = torch.tensor(False, device=device)
-    moved = 44 * sum(parameter.numel() for parameter in parameters)
+    moved = compulsory.lamb_step() * sum(parameter.numel() for parameter in parameters)
     source = torch.empty(moved // 2, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source).fill_(0)
 
@@ -113,7 +114,7 @@ def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
     for way in ("authors' loop", "copy"):
         paired = [other / own for other, own in zip(seconds[way], seconds["backend"], strict=True)]
         result[f"{way} / backend"] = statistics.median(paired)
-    benchmark.extra_info.update(bytes_moved=moved, **result)
+    benchmark.extra_info.update(compulsory_bytes=moved, **result)
     print("\n" + "\n".join(f"{name}: {value:.2f}" for name, value in result.items()))
     assert not skip
 
@@ -138,7 +139,7 @@ def _measure(
     benchmark.group = name
     source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    run = ways.get(way, lambda: target.copy_(source))  # reads and writes: as many bytes as the op must move
+    run = ways.get(way, lambda: target.copy_(source))  # reads and writes: the compulsory bytes
 
     def once() -> None:
         run()
@@ -147,7 +148,7 @@ def _measure(
     torch.compiler.reset()
     benchmark.pedantic(once, rounds=20, warmup_rounds=3)
     assert benchmark.stats is not None
-    benchmark.extra_info.update(bytes_moved=moved, gigabytes_per_second=moved / benchmark.stats["median"] / 1e9)
+    benchmark.extra_info.update(compulsory_bytes=moved, gigabytes_per_second=moved / benchmark.stats["median"] / 1e9)
 
 
 def _wait(device: str) -> None:

@@ -3,12 +3,13 @@
 from eco_fast_kernels.crops import empty_crops, move_crops
 from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS, Rounding, crop_side, margin_of, symmetric_indices
 from eco_fast_kernels.ops import blended_loss, downsample, downsample_blend, imresize, lamb_step
-from eco_fast_kernels.reference import LOSS_KINDS, LossKind, blend_lr
+from eco_fast_kernels.reference import LOSS_KINDS, LambOptions, LossKind, blend_lr
 
 __all__ = [
     "LOSS_KINDS",
     "ROUNDINGS",
     "STENCILS",
+    "LambOptions",
     "LossKind",
     "Rounding",
     "blend_lr",

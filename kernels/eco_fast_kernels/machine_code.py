@@ -1,13 +1,18 @@
 """Compile every kernel variant ahead of time for each GPU generation, and print what the machine code looks like.
 
-    python -m eco_fast_kernels.machine_code            Markdown tables, as in kernels/README.md
-    python -m eco_fast_kernels.machine_code --sm 75    one generation
+    python -m eco_fast_kernels.machine_code > machine_code.md     Markdown tables of all generations
+    python -m eco_fast_kernels.machine_code --sm 75               one generation
+
+At the shapes of the recipes (LR patch 48). The tables change with every release of Triton, so they are made on demand.
 
 Needs no GPU: Triton's own ptxas makes the machine code, its cuobjdump and nvdisasm read it. Columns:
 
     registers     per thread            spills     bytes of stack plus accesses to local memory; must be 0
     shared        bytes per program     loads, stores    widths of the global accesses in bits, most used first
     instructions  in the machine code, per value that a thread makes in one pass over it (loops counted once)
+
+128-bit accesses are the pixels and weights; 32-bit and 64-bit ones are stencil weights, scalars, table entries, and the
+masked tail of LAMB's last block; 8-bit ones are flags.
 """
 
 import argparse
@@ -33,7 +38,7 @@ from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS
 
 TARGETS = (75, 80, 86, 90)  # TITAN RTX, A100, A6000, H100
 PATCH = 48
-FLOAT_TYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
+FLOAT_TYPES = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +54,6 @@ class Variant:
     warps: int
     values: int
     """Values that a program makes in one pass over its code."""
-    bytes_moved: str = ""
-    """Bytes per value, against the least possible."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +127,8 @@ def table(target: int) -> str:
     lines = [
         f"### sm_{target}",
         "",
-        "| kernel | registers | spills | shared | loads | stores | instructions | bytes per value (least) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kernel | registers | spills | shared | loads | stores | instructions |",
+        "|---|---|---|---|---|---|---|",
     ]
     for variant in variants():
         one = compile_variant(variant, target)
@@ -134,14 +137,13 @@ def table(target: int) -> str:
         )
         lines.append(
             f"| {variant.name} | {one.registers} | {one.spills} | {one.shared} | {loads} | {stores} | "
-            f"{one.instructions:.1f} | {variant.bytes_moved} |"
+            f"{one.instructions:.1f} |"
         )
     return "\n".join(lines)
 
 
 def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) -> Variant:
-    side = crop_side(scale, PATCH)
-    crops = empty_crops(1, side, margin_of(scale))
+    crops = empty_crops(1, crop_side(scale, PATCH), margin_of(scale))
     sizes = {
         "sample_pitch": crops.stride(0),
         "pitch": crops.stride(1),
@@ -151,8 +153,6 @@ def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) ->
         "out_width": PATCH * 3,
     }
     alone = dtype == "u8"
-    inputs = 2 if has_sr else 1
-    moved = inputs * side**2 / PATCH**2 + (1 if alone else FLOAT_TYPES[dtype])
     pointers = {"hr": "*u8", "sr": "*u8", "alpha": "*fp32", "transposed": "*u8", "weights": "*i32", "out": f"*{dtype}"}
     return Variant(
         name=f"{'downsample' if alone else 'downsample_blend'} x{scale} {rounding} {dtype}"
@@ -169,7 +169,6 @@ def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) ->
         divisible=frozenset((*pointers, *(name for name, size in sizes.items() if size % 16 == 0))) - {"transposed"},
         warps=blend.WARPS,
         values=blend.PIXELS * 3,
-        bytes_moved=f"{moved:.2f} ({moved:.2f})",
     )
 
 
@@ -186,7 +185,6 @@ def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> Variant
     }
     pointers = {"prediction": f"*{dtype}", "hr": "*u8", "sr": "*u8", "alpha": "*fp32", "gradient_scale": "*fp32"}
     pointers |= {"gradient": f"*{dtype}", "partial": "*fp32"}
-    moved = 2 * FLOAT_TYPES[dtype] + (2 if has_sr else 1)
     return Variant(
         name=f"blended_loss {kind} {dtype} x{scale}" + (", hr and sr" if has_sr else ", hr alone"),
         kernel=loss.blended_loss_kernel,
@@ -202,7 +200,6 @@ def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> Variant
         divisible=frozenset((*pointers, *(name for name, size in sizes.items() if size % 16 == 0))),
         warps=4,
         values=loss.ROWS * loss.COLUMNS,
-        bytes_moved=f"{moved} ({moved})",
     )
 
 
@@ -216,7 +213,6 @@ def _lamb() -> Iterator[Variant]:
         types={"table": "*i64", "chunks": "*i32", "bad": "*i32"},
         constants=common,
         divisible=frozenset(("table", "chunks", "bad")),
-        bytes_moved="4 (4)",
         **rest,
     )
     yield Variant(
@@ -234,7 +230,6 @@ def _lamb() -> Iterator[Variant]:
         types=pointers | {"sums": "*fp32", "inverse_scale": "*fp32"} | dict.fromkeys(numbers, "fp32"),
         constants={"CLIP": True, **common},
         divisible=frozenset((*pointers, "sums", "inverse_scale")),
-        bytes_moved="24 (24)",
         **rest,
     )
     scalars = ("epsilon", "weight_decay", "norm_clamp", "one_minus_decay")
@@ -245,7 +240,6 @@ def _lamb() -> Iterator[Variant]:
             types=pointers | {"sums": "*fp32", "learning_rate": "*fp32"} | dict.fromkeys(scalars, "fp32"),
             constants={"AVERAGE": average, **common},
             divisible=frozenset((*pointers, "sums", "learning_rate")),
-            bytes_moved="24 (24)" if average else "16 (16)",
             **rest,
         )
 

@@ -22,7 +22,7 @@ from eco_fast_kernels.checks import (
 )
 from eco_fast_kernels.crops import first_present
 from eco_fast_kernels.downsampling import Rounding
-from eco_fast_kernels.reference import LossKind
+from eco_fast_kernels.reference import LambOptions, LossKind
 
 
 def downsample(crops: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:
@@ -123,17 +123,12 @@ def lamb_step(
     exp_avg: list[Tensor],
     exp_avg_sq: list[Tensor],
     *,
+    options: LambOptions = LambOptions(),  # noqa: B008 - immutable
     learning_rate: Tensor,
     skip: Tensor,
     step_count: Tensor | None = None,
-    betas: tuple[float, float] = (0.9, 0.99),
-    epsilon: float = 1e-6,
-    weight_decay: float = 0.0,
-    norm_clamp: float = 10.0,
-    clip_value: float | None = None,
     inverse_scale: Tensor | None = None,
     average: list[Tensor] | None = None,
-    average_decay: float = 0.999,
 ) -> None:
     """One LAMB update in place: see `reference.lamb_step` for the formula and every argument.
 
@@ -168,24 +163,8 @@ def lamb_step(
     check_scalar("lamb_step", "skip", skip, torch.bool, parameters[0])
     count = skip.new_zeros((), dtype=torch.int64) if step_count is None else step_count
     check_scalar("lamb_step", "step_count", count, torch.int64, parameters[0])
-    torch.ops.eco_fast.lamb_step(
-        parameters,
-        gradients,
-        exp_avg,
-        exp_avg_sq,
-        average,
-        learning_rate,
-        skip,
-        count,
-        inverse_scale,
-        betas[0],
-        betas[1],
-        epsilon,
-        weight_decay,
-        norm_clamp,
-        clip_value,
-        average_decay,
-    )
+    scalars = (learning_rate, skip, count, inverse_scale)
+    torch.ops.eco_fast.lamb_step(parameters, gradients, exp_avg, exp_avg_sq, average, *scalars, *options)
 
 
 def _fused_by_the_compiler(tensor: Tensor) -> bool:

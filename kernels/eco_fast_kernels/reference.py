@@ -11,7 +11,7 @@ Sources: Lee and Heo, AAAI 2024, Eq. 14; LAMB: You et al., ICLR 2020, in the for
 and the authors of ECO train with.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,6 +125,25 @@ def blended_loss_and_gradient(
     return loss.mean(), gradient.view(samples, height, width, channels).permute(0, 3, 1, 2)
 
 
+class LambOptions(NamedTuple):
+    """What stays the same in all steps of LAMB; see `lamb_step` for the formula."""
+
+    beta1: float = 0.9
+    """Decay of m."""
+    beta2: float = 0.99
+    """Decay of v."""
+    epsilon: float = 1e-6
+    """Added to sqrt(v)."""
+    weight_decay: float = 0.0
+    """Decoupled from the moments, inside the trust ratio."""
+    norm_clamp: float = 10.0
+    """Upper bound of |p|."""
+    clip_value: float | None = None
+    """Bound of each gradient element, or None."""
+    average_decay: float = 0.999
+    """Decay of the running average of the weights."""
+
+
 @torch.no_grad()
 def lamb_step(
     parameters: list[Tensor],
@@ -132,17 +151,12 @@ def lamb_step(
     exp_avg: list[Tensor],
     exp_avg_sq: list[Tensor],
     *,
+    options: LambOptions = LambOptions(),  # noqa: B008 - immutable
     learning_rate: Tensor,
     skip: Tensor,
     step_count: Tensor | None = None,
-    betas: tuple[float, float] = (0.9, 0.99),
-    epsilon: float = 1e-6,
-    weight_decay: float = 0.0,
-    norm_clamp: float = 10.0,
-    clip_value: float | None = None,
     inverse_scale: Tensor | None = None,
     average: list[Tensor] | None = None,
-    average_decay: float = 0.999,
 ) -> None:
     """One LAMB update in place; per tensor, with g = gradient * inverse_scale, clipped element by element:
 
@@ -157,17 +171,12 @@ def lamb_step(
         gradients: same shapes; not changed.
         exp_avg: m, same shapes.
         exp_avg_sq: v, same shapes.
+        options: the constants of the formula.
         learning_rate: float32 [].
         skip: bool []; set if a gradient is not finite. Where true nothing changes, whatever the gradients hold.
         step_count: int64 [], counts the updates that were made.
-        betas: decay of m and v.
-        epsilon: added to sqrt(v).
-        weight_decay: decoupled from the moments, inside the trust ratio.
-        norm_clamp: upper bound of |p|.
-        clip_value: bound of each gradient element, or None.
         inverse_scale: float32 [], undoes a gradient scaler's factor.
         average: running average of the weights, same shapes; empty or None for none.
-        average_decay: its decay.
     """  # noqa: D415 - the formula is the summary
     skip |= ~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
     if skip:
@@ -175,20 +184,21 @@ def lamb_step(
     if step_count is not None:
         step_count += 1
     averages: list[Tensor] | list[None] = average or [None] * len(parameters)
+    beta1, beta2, clip = options.beta1, options.beta2, options.clip_value
     for p, gradient, m, v, mean in zip(parameters, gradients, exp_avg, exp_avg_sq, averages, strict=True):
         g = gradient if inverse_scale is None else gradient * inverse_scale
-        if clip_value is not None:
-            g = g.clamp(-clip_value, clip_value)
-        m.mul_(betas[0]).add_(g, alpha=1 - betas[0])
-        v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
-        update = m / v.sqrt().add_(epsilon)
-        if weight_decay:
-            update.add_(p, alpha=weight_decay)
-        weight_norm, update_norm = p.norm().clamp(max=norm_clamp), update.norm()
+        if clip is not None:
+            g = g.clamp(-clip, clip)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        update = m / v.sqrt().add_(options.epsilon)
+        if options.weight_decay:
+            update.add_(p, alpha=options.weight_decay)
+        weight_norm, update_norm = p.norm().clamp(max=options.norm_clamp), update.norm()
         trust = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
         p.sub_(update.mul_(learning_rate * trust))
         if mean is not None:
-            mean.lerp_(p, 1 - average_decay)
+            mean.lerp_(p, 1 - options.average_decay)
 
 
 def _blend(hr: Tensor, sr: Tensor, alpha: Tensor) -> Tensor:

@@ -175,22 +175,18 @@ def _lamb_step(
     clip_value: float | None,
     average_decay: float,
 ) -> None:
+    options = reference.LambOptions(beta1, beta2, epsilon, weight_decay, norm_clamp, clip_value, average_decay)
     reference.lamb_step(
         parameters,
         gradients,
         exp_avg,
         exp_avg_sq,
+        options=options,
         learning_rate=learning_rate,
         skip=skip,
         step_count=step_count,
-        betas=(beta1, beta2),
-        epsilon=epsilon,
-        weight_decay=weight_decay,
-        norm_clamp=norm_clamp,
-        clip_value=clip_value,
         inverse_scale=inverse_scale,
         average=average,
-        average_decay=average_decay,
     )
 
 
@@ -205,13 +201,7 @@ def _(
     skip: Tensor,
     step_count: Tensor,
     inverse_scale: Tensor | None,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-    weight_decay: float,
-    norm_clamp: float,
-    clip_value: float | None,
-    average_decay: float,
+    *options: Any,
 ) -> None:
     from eco_fast_kernels.fused import lamb_step as kernel  # noqa: PLC0415
 
@@ -221,16 +211,11 @@ def _(
         exp_avg,
         exp_avg_sq,
         average,
+        options=reference.LambOptions(*options),
         learning_rate=learning_rate,
         skip=skip,
         step_count=step_count,
         inverse_scale=_one(skip.device) if inverse_scale is None else inverse_scale,
-        betas=(beta1, beta2),
-        epsilon=epsilon,
-        weight_decay=weight_decay,
-        norm_clamp=norm_clamp,
-        clip_value=clip_value,
-        average_decay=average_decay,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from eco_fast_kernels import reference
+from eco_fast_kernels import LambOptions, reference
 from eco_fast_kernels.fused import lamb_step as fused
 from torch import Tensor
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 Place = Callable[[Tensor], Tensor]
 GROUPS = ("parameters", "exp_avg", "exp_avg_sq", "average")
 BETAS, EPSILON, NORM_CLAMP, AVERAGE_DECAY = (0.9, 0.99), 1e-6, 10.0, 0.999
+OPTIONS = LambOptions(*BETAS, EPSILON, norm_clamp=NORM_CLAMP, average_decay=AVERAGE_DECAY)
 
 
 @dataclass
@@ -41,23 +42,16 @@ class Weights:
         """One step by the kernels, or by the reference of float32 on the CPU; returns whether it was skipped."""
         skipped = torch.tensor(skip, device=self.device)
         tensors = [self.place(gradient.to(self.device)) for gradient in gradients]
-        given = {
-            "learning_rate": torch.tensor(0.01, device=self.device),
-            "inverse_scale": torch.tensor(1.0, device=self.device),
-            "betas": BETAS,
-            "epsilon": EPSILON,
-            "weight_decay": 0.0,
-            "norm_clamp": NORM_CLAMP,
-            "clip_value": None,
-            "average_decay": AVERAGE_DECAY,
+        scalars = {
+            name: torch.tensor(options.pop(name, usual), device=self.device)
+            for name, usual in (("learning_rate", 0.01), ("inverse_scale", 1.0))
         }
-        for name, value in options.items():
-            given[name] = torch.tensor(value, device=self.device) if isinstance(given[name], Tensor) else value
-        self.run(tensors, self.average if average else [], skip=skipped, step_count=self.step_count, **given)
+        averages = self.average if average else []
+        self.run(tensors, averages, OPTIONS._replace(**options), skip=skipped, step_count=self.step_count, **scalars)
         return bool(skipped)
 
-    def run(self, gradients: list[Tensor], average: list[Tensor], **options: Any) -> None:
-        fused.launch(self.parameters, gradients, self.exp_avg, self.exp_avg_sq, average, **options)
+    def run(self, gradients: list[Tensor], average: list[Tensor], options: LambOptions, **scalars: Any) -> None:
+        fused.launch(self.parameters, gradients, self.exp_avg, self.exp_avg_sq, average, options=options, **scalars)
 
     def all(self) -> list[Tensor]:
         return [*self.parameters, *self.exp_avg, *self.exp_avg_sq, *self.average]
@@ -69,10 +63,9 @@ class Weights:
 class Plain(Weights):
     """The same by the reference, in float32."""
 
-    def run(self, gradients: list[Tensor], average: list[Tensor], **options: Any) -> None:
-        reference.lamb_step(
-            self.parameters, gradients, self.exp_avg, self.exp_avg_sq, average=average or None, **options
-        )
+    def run(self, gradients: list[Tensor], average: list[Tensor], options: LambOptions, **scalars: Any) -> None:
+        lists = self.parameters, gradients, self.exp_avg, self.exp_avg_sq
+        reference.lamb_step(*lists, options=options, average=average, **scalars)
 
 
 class Exact:
@@ -232,7 +225,7 @@ def test_a_tensor_of_more_chunks_than_one_read_takes(device: str, monkeypatch: p
 
 def test_by_hand(device: str, lamb_case: Any) -> None:
     weights = Weights([torch.tensor(lamb_case.start)], device)
-    options: dict[str, Any] = {"learning_rate": 0.1, "betas": (0.0, 0.0), "epsilon": 1e-12}
+    options: dict[str, Any] = {"learning_rate": 0.1, "beta1": 0.0, "beta2": 0.0, "epsilon": 1e-12}
     weights.step([torch.tensor(lamb_case.gradient)], **options, clip_value=lamb_case.clip_value)
     assert weights.parameters[0].tolist() == pytest.approx(lamb_case.expected, rel=1e-6)
     assert weights.exp_avg[0].tolist() == pytest.approx(lamb_case.clipped, rel=1e-6)
@@ -328,11 +321,11 @@ def test_what_is_not_to_change_does_not(device: str) -> None:
     gradient = torch.randn(70, device=device)
     given, average = gradient.clone(), weights.average[0].clone()
     rate, scale = (torch.tensor(value, device=device) for value in (0.01, 0.5))
+    options = OPTIONS._replace(weight_decay=0.1, clip_value=0.1)
+    keep = torch.tensor(False, device=device)
     weights.run(
-        [gradient], [], learning_rate=rate, inverse_scale=scale, skip=torch.tensor(False, device=device),
-        step_count=weights.step_count, betas=BETAS, epsilon=EPSILON, weight_decay=0.1, norm_clamp=NORM_CLAMP,
-        clip_value=0.1, average_decay=AVERAGE_DECAY,
-    )  # fmt: skip
+        [gradient], [], options, learning_rate=rate, inverse_scale=scale, skip=keep, step_count=weights.step_count
+    )
     assert torch.equal(gradient, given)
     assert torch.equal(weights.average[0], average)
     assert (float(rate), float(scale)) == (float(torch.tensor(0.01)), 0.5)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ for target, wanted in json.loads(sys.argv[1]):
             made = machine_code.compile_variant(variant, target)
             print(json.dumps({
                 "name": variant.name, "target": target, "registers": made.registers, "spills": made.spills,
-                "loads": made.loads, "stores": made.stores, "bytes_moved": variant.bytes_moved,
+                "loads": made.loads, "stores": made.stores,
             }))
 """
 
@@ -45,7 +44,6 @@ class Made:
     spills: int
     loads: dict[str, int]
     stores: dict[str, int]
-    bytes_moved: str
 
     @property
     def is_blend(self) -> bool:
@@ -116,17 +114,6 @@ def test_no_pixel_is_read_alone(made: list[Made]) -> None:
         if variant.is_loss:
             assert variant.loads["32"] == 2, variant  # alpha and the gradient's scale
             assert "64" not in variant.loads, variant
-
-
-def test_bytes_moved_are_the_least_possible(made: list[Made]) -> None:
-    for variant in made:
-        if not variant.bytes_moved:
-            continue
-        found = re.fullmatch(r"([\d.]+) \(([\d.]+)\)", variant.bytes_moved)
-        assert found is not None
-        assert found.group(1) == found.group(2), variant
-        if variant.name.startswith("blended_loss l1 bf16"):
-            assert float(found.group(1)) == 6
 
 
 # --- the report itself ---

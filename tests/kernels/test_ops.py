@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from eco_fast_kernels import (
+    LambOptions,
     blended_loss,
     downsample,
     downsample_blend,
@@ -54,7 +55,9 @@ def cases() -> dict[str, tuple[Any, ...]]:
     prediction = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
     half = torch.rand(2, 3, 12, 12, dtype=torch.bfloat16, requires_grad=True)
     one = torch.rand(1, 3, 1, 1, requires_grad=True)
-    scale, numbers = torch.tensor(16.0), (0.9, 0.99, 1e-6, 0.1, 10.0)
+    scale, options = torch.tensor(16.0), LambOptions(weight_decay=0.1, average_decay=0.99)
+    overflown = lamb_lists()
+    overflown[1][1][2] = float("inf")
     return {
         "downsample oblong": (random_bytes(2, 12, 14, 3), 2, "uint8", None),
         "downsample transposed": (hr, 2, "im2double", flags),
@@ -63,10 +66,13 @@ def cases() -> dict[str, tuple[Any, ...]]:
         "blended_loss margin": (prediction, hr, sr, HALF, "l2", 2, scale),
         "blended_loss contiguous": (half, hr, None, torch.rand(2), "l1", 0, None),
         "blended_loss pixel": (one, random_bytes(1, 1, 1, 3), random_bytes(1, 1, 1, 3), HALF, "charbonnier", 0, None),
-        "lamb_step average": (*lamb_lists(), RATE, KEEP.clone(), torch.tensor(0), scale, *numbers, 0.1, 0.99),
-        "lamb_step skipped": (
-            *lamb_lists(average=False), RATE, torch.tensor(True), torch.tensor(0), None, *numbers, None, 0.99,
+        "lamb_step average": (
+            *lamb_lists(), RATE, KEEP.clone(), torch.tensor(0), scale, *options._replace(clip_value=0.1),
         ),
+        "lamb_step to skip": (
+            *lamb_lists(average=False), RATE, torch.tensor(True), torch.tensor(0), None, *options,
+        ),
+        "lamb_step overflown": (*overflown, RATE, KEEP.clone(), torch.tensor(0), None, *options),
     }  # fmt: skip
 
 
@@ -227,9 +233,9 @@ def test_cpu_tensors_run_the_reference(scale: int, rounding: Any) -> None:
     ours, plain = lamb_lists(), lamb_lists()
     for one, other in zip(ours, plain, strict=True):
         torch._foreach_copy_(one, other)
-    options: dict[str, Any] = {"learning_rate": RATE, "weight_decay": 0.1, "clip_value": 0.2, "norm_clamp": 1.0}
-    lamb_step(*ours[:4], skip=KEEP.clone(), average=ours[4], **options)
-    reference.lamb_step(*plain[:4], skip=KEEP.clone(), average=plain[4], **options)
+    options = LambOptions(0.8, 0.98, epsilon=1e-4, weight_decay=0.1, norm_clamp=1.0, clip_value=0.2, average_decay=0.9)
+    lamb_step(*ours[:4], options=options, learning_rate=RATE, skip=KEEP.clone(), average=ours[4])
+    reference.lamb_step(*plain[:4], options=options, learning_rate=RATE, skip=KEEP.clone(), average=plain[4])
     for one, other in zip(ours, plain, strict=True):
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
@@ -275,10 +281,8 @@ def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
         elif name == "blended_loss":
             module.launch(prediction, hr, sr, alpha, "l1", 2, one)
         else:
-            module.launch(
-                *lists, learning_rate=one, skip=skip, step_count=count, inverse_scale=one, betas=(0.9, 0.99),
-                epsilon=1e-6, weight_decay=0.1, norm_clamp=10.0, clip_value=0.1, average_decay=0.9,
-            )  # fmt: skip
+            options = LambOptions(weight_decay=0.1, clip_value=0.1)
+            module.launch(*lists, options=options, learning_rate=one, skip=skip, step_count=count, inverse_scale=one)
 
     launch()  # compiles, and makes what is made once
     before = torch.cuda.get_sync_debug_mode() if device == "cuda" else 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from eco_fast_kernels.downsampling import STENCILS, Rounding, downsample, margin_of, symmetric_indices
-from eco_fast_kernels.reference import LOSS_KINDS, LossKind, blended_loss, downsample_blend, lamb_step
+from eco_fast_kernels.reference import LOSS_KINDS, LambOptions, LossKind, blended_loss, downsample_blend, lamb_step
 from torch import Tensor
 
 SCALAR_AND_PER_SAMPLE = pytest.mark.parametrize("alpha", [torch.tensor(0.3), torch.tensor([0.0, 0.25, 0.7, 1.0])])
@@ -212,16 +212,8 @@ class Weights:
         self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def step(self, gradients: list[Tensor], rate: float, skip: Tensor = CPU_FALSE, **options: Any) -> None:
-        learning_rate = torch.tensor(rate)
-        lamb_step(
-            self.parameters,
-            gradients,
-            self.exp_avg,
-            self.exp_avg_sq,
-            learning_rate=learning_rate,
-            skip=skip,
-            **options,
-        )
+        lists, learning_rate = (self.parameters, gradients, self.exp_avg, self.exp_avg_sq), torch.tensor(rate)
+        lamb_step(*lists, options=LambOptions(**options), learning_rate=learning_rate, skip=skip)
 
     def bits(self) -> list[Tensor]:
         return [tensor.clone().view(torch.int32) for tensor in (*self.parameters, *self.exp_avg, *self.exp_avg_sq)]
@@ -274,7 +266,7 @@ def test_lamb_equals_float64_over_100_steps(weight_decay: float, clip_value: flo
 
 def test_lamb_by_hand(lamb_case: Any) -> None:
     weights = Weights([torch.tensor(lamb_case.start)])
-    options: dict[str, Any] = {"betas": (0.0, 0.0), "epsilon": 1e-12, "clip_value": lamb_case.clip_value}
+    options: dict[str, Any] = {"beta1": 0.0, "beta2": 0.0, "epsilon": 1e-12, "clip_value": lamb_case.clip_value}
     weights.step([torch.tensor(lamb_case.gradient)], 0.1, **options)
     assert weights.parameters[0].tolist() == pytest.approx(lamb_case.expected, rel=1e-6)
     assert weights.exp_avg[0].tolist() == pytest.approx(lamb_case.clipped, rel=1e-6)
@@ -283,7 +275,8 @@ def test_lamb_by_hand(lamb_case: Any) -> None:
 
 def test_lamb_options_are_used() -> None:
     results = []
-    for options in ({}, {"epsilon": 0.1}, {"norm_clamp": 20.0}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.5}):
+    changes: list[dict[str, Any]] = [{}, {"epsilon": 0.1}, {"norm_clamp": 20.0}, {"weight_decay": 0.5}]
+    for options in (*changes, {"beta1": 0.8}, {"beta2": 0.999}):
         torch.manual_seed(0)
         weights = some_weights()
         for _ in range(2):
@@ -325,9 +318,9 @@ def test_lamb_leaves_gradients_and_rate_alone(skip: Tensor) -> None:
         gradients,
         weights.exp_avg,
         weights.exp_avg_sq,
+        options=LambOptions(clip_value=0.1),
         learning_rate=learning_rate,
         skip=skip,
-        clip_value=0.1,
     )
     for gradient, expected in zip(gradients, before, strict=True):
         assert torch.equal(gradient, expected)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from eco_fast_kernels import lamb_step
+from eco_fast_kernels import LambOptions, lamb_step
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -24,7 +24,6 @@ from eco_fast.training.optim.lamb_torch import lamb_by_torch
 from eco_fast.training.precision import multiply_gradients
 
 Backend = Literal["triton", "torch", "apex"]
-NORM_CLAMP = 10.0  # the authors' bound of a weight's norm
 
 
 def choose_backend(wanted: str, device: torch.device) -> Backend:
@@ -63,13 +62,18 @@ class Lamb(torch.optim.Optimizer):
         average_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate})
-        self.config = config
-        self.average_decay = average_decay
         every = self.param_groups[0]["params"]
         self.averages = {} if average is None else dict(zip(every, average, strict=True))
         backend = choose_backend(config.backend, every[0].device)
         self._lamb_step = lamb_by_torch if backend == "torch" else lamb_step
         self._apex = make_apex(every, config) if backend == "apex" else None
+        self._options = LambOptions(
+            *config.betas,
+            epsilon=config.epsilon,
+            weight_decay=config.weight_decay,
+            clip_value=config.clip_value or None,
+            average_decay=average_decay,
+        )
 
     @torch.no_grad()
     def step(self, skip: Tensor, inverse_scale: Tensor | None = None) -> None:  # type: ignore[override]
@@ -99,16 +103,11 @@ class Lamb(torch.optim.Optimizer):
             gradients,
             [self.state[parameter]["exp_avg"] for parameter in parameters],
             [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
+            options=self._options,
             learning_rate=learning_rate,
             skip=skip,
-            betas=self.config.betas,
-            epsilon=self.config.epsilon,
-            weight_decay=self.config.weight_decay,
-            norm_clamp=NORM_CLAMP,
-            clip_value=self.config.clip_value or None,
             inverse_scale=inverse_scale,
             average=[self.averages[parameter] for parameter in parameters] if self.averages else None,
-            average_decay=self.average_decay,
         )
 
     def _step_by_apex(
@@ -125,10 +124,10 @@ class Lamb(torch.optim.Optimizer):
         rate, skipped = torch.stack([learning_rate, skip.to(learning_rate.dtype)]).tolist()
         if skipped:
             return
-        if self.config.clip_value:
-            torch.nn.utils.clip_grad_value_(parameters, self.config.clip_value)
+        if self._options.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, self._options.clip_value)
         apex.state = self.state  # anew, for loading makes another one
         apex.param_groups[0]["lr"] = rate
         apex.step()
         for parameter in parameters if self.averages else ():
-            self.averages[parameter].lerp_(parameter, 1 - self.average_decay)
+            self.averages[parameter].lerp_(parameter, 1 - self._options.average_decay)

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from eco_fast_kernels import lamb_step
+from eco_fast_kernels import LambOptions, lamb_step
 from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
@@ -38,11 +38,9 @@ def make_apex(parameters: list[Parameter], config: Optimizer) -> torch.optim.Opt
         [gradient],
         [torch.zeros_like(gradient)],
         [torch.zeros_like(gradient)],
+        options=LambOptions(*config.betas, epsilon=config.epsilon, weight_decay=config.weight_decay),
         learning_rate=torch.tensor(0.01, device=gradient.device),
         skip=torch.tensor(False, device=gradient.device),
-        betas=config.betas,
-        epsilon=config.epsilon,
-        weight_decay=config.weight_decay,
     )
     if not torch.allclose(trial, expected, rtol=1e-5, atol=1e-6):
         raise ValueError(

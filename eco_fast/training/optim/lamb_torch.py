@@ -3,6 +3,7 @@
 import math
 
 import torch
+from eco_fast_kernels import LambOptions
 from eco_fast_kernels.checks import matches_layout
 from torch import Tensor
 
@@ -15,16 +16,11 @@ def lamb_by_torch(
     exp_avg: list[Tensor],
     exp_avg_sq: list[Tensor],
     *,
+    options: LambOptions,
     learning_rate: Tensor,
     skip: Tensor,
-    betas: tuple[float, float],
-    epsilon: float,
-    weight_decay: float,
-    norm_clamp: float,
-    clip_value: float | None,
     inverse_scale: Tensor | None,
     average: list[Tensor] | None,
-    average_decay: float,
 ) -> None:
     """One LAMB update in place, on any device and without a read by the host; the arguments are `lamb_step`'s.
 
@@ -38,26 +34,40 @@ def lamb_by_torch(
     _check_layouts(parameters, gradients, exp_avg, exp_avg_sq, updates, average or parameters)
     one = torch.ones_like(learning_rate)
     multiply_gradients(gradients, one if inverse_scale is None else inverse_scale, skip)
-    if clip_value is not None:
-        torch._foreach_clamp_min_(gradients, -clip_value)
-        torch._foreach_clamp_max_(gradients, clip_value)
+    if options.clip_value is not None:
+        torch._foreach_clamp_min_(gradients, -options.clip_value)
+        torch._foreach_clamp_max_(gradients, options.clip_value)
     skipped, no_bias_correction = skip.float(), [one * math.inf] * len(parameters)
     torch._fused_adam_(
-        updates, gradients, exp_avg, exp_avg_sq, [], no_bias_correction, found_inf=skipped, lr=-1.0, beta1=betas[0],
-        beta2=betas[1], eps=epsilon, weight_decay=0.0, amsgrad=False, maximize=False,
-    )  # fmt: skip
-    if weight_decay:
-        torch._foreach_add_(updates, parameters, alpha=weight_decay)
+        updates,
+        gradients,
+        exp_avg,
+        exp_avg_sq,
+        [],
+        no_bias_correction,
+        found_inf=skipped,
+        lr=-1.0,
+        beta1=options.beta1,
+        beta2=options.beta2,
+        eps=options.epsilon,
+        weight_decay=0.0,
+        amsgrad=False,
+        maximize=False,
+    )
+    if options.weight_decay:
+        torch._foreach_add_(updates, parameters, alpha=options.weight_decay)
     weight_norms, update_norms = (
         torch.stack(torch._foreach_norm(tensors))  # noqa: SLF001 - no public name
         for tensors in (parameters, updates)
     )
-    trust = torch.where((weight_norms > 0) & (update_norms > 0), weight_norms.clamp(max=norm_clamp) / update_norms, 1.0)
+    trust = torch.where(
+        (weight_norms > 0) & (update_norms > 0), weight_norms.clamp(max=options.norm_clamp) / update_norms, 1.0
+    )
     torch._foreach_mul_(updates, (learning_rate * trust).unbind())
     _subtract(parameters, updates, 1.0, skipped)
     if average:
         changes = list[Tensor](torch._foreach_sub(average, parameters))  # noqa: SLF001 - likewise
-        _subtract(average, changes, 1 - average_decay, skipped)
+        _subtract(average, changes, 1 - options.average_decay, skipped)
 
 
 def _subtract(tensors: list[Tensor], changes: list[Tensor], factor: float, skipped: Tensor) -> None:

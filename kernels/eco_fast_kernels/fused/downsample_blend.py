@@ -11,9 +11,9 @@ implementation of the formula. The blend is float32, rounded once at the store. 
 downsampled columns first, because MATLAB rounds between the passes.
 
 Source: Lee and Heo, AAAI 2024, Eq. 14.  Reference: `reference.downsample_blend`.
-Traffic: hr and sr once, out once: 2 * scale**2 * (1 + 4/h) * (1 + 4/w) + out.element_size() bytes per output value; the
-rows that neighbouring programs share come from the cache. Rows are read 16 bytes a thread where they lie as `crops`
-lays them; a 16-bit output is written 16 bytes a thread.
+Traffic: 2 * scale**2 * (1 + 4/h) * (1 + 4/w) + out.element_size() bytes per output value are compulsory. Each program
+asks for every row under its stencil, 3.4 to 3.7 times as much, which the caches serve. Rows are read 16 bytes a thread
+where they lie as `crops` lays them; a 16-bit output is written 16 bytes a thread.
 
 One program makes one output row of up to 48 pixels of one sample. Rows first: sum the weighted rows in registers,
 round, then gather each output's taps from the summed row. Columns first: the same with the gathering inside the sum.

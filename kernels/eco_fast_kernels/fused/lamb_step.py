@@ -14,8 +14,9 @@ ratio; weights, and their running average. Where `skip` is set, (3) and (4) chan
 
 Source: You et al., ICLR 2020, in the form of `torch_optimizer.Lamb` with the weight norm clamped, as the authors of ECO
 train.  Reference: `reference.lamb_step`.
-Traffic: 44 bytes per weight (4 + 24 + 16), 52 with the average. Sums are made in a fixed order, without atomics. All
-arrays are read and written 16 bytes a thread where their addresses allow it.
+Traffic: 44 bytes per weight (4 + 24 + 16), 52 with the average. 28 (36) are compulsory; the rest is read again after
+the decision to skip, and after the norms. Sums are made in a fixed order, without atomics. All arrays are read and
+written 16 bytes a thread where their addresses allow it.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from eco_fast_kernels.reference import LambOptions
 
 CHUNK = 32768  # weights of one program
 BLOCK = 1024
@@ -78,14 +81,7 @@ def _count_nonfinite(gradient, o, numel, MASKED: tl.constexpr):
 
 
 @triton.jit
-def find_nonfinite_kernel(
-    table,
-    chunks,
-    bad,
-    ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def find_nonfinite_kernel(table, chunks, bad, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     i_chunk = tl.program_id(0)
     i_tensor, _, o, whole, more, numel = _chunk(table, chunks, i_chunk, CHUNK, BLOCK)
     gradient = _address(table, i_tensor, 1, ALIGNED)
@@ -268,16 +264,11 @@ def launch(
     exp_avg_sq: Sequence[Tensor],
     average: Sequence[Tensor],
     *,
+    options: LambOptions,
     learning_rate: Tensor,
     skip: Tensor,
     step_count: Tensor,
     inverse_scale: Tensor,
-    betas: tuple[float, float],
-    epsilon: float,
-    weight_decay: float,
-    norm_clamp: float,
-    clip_value: float | None,
-    average_decay: float,
 ) -> None:
     """Run the four launches on checked arguments; `average` may be empty."""
     device = skip.device
@@ -296,32 +287,12 @@ def launch(
     flag = skip.view(torch.uint8)
     find_nonfinite_kernel[grid](table, chunks, bad, **sizes_of)
     decide_skip_kernel[(1,)](bad, flag, step_count, len(owners), BLOCK=BLOCK, num_warps=4)
+    beta1, beta2, epsilon, weight_decay, norm_clamp, clip_value, average_decay = options
     moments_kernel[grid](
-        table,
-        chunks,
-        sums,
-        flag,
-        inverse_scale,
-        betas[0],
-        betas[1],
-        1 - betas[0],
-        1 - betas[1],
-        epsilon,
-        weight_decay,
-        clip_value or 0.0,
-        CLIP=clip_value is not None,
-        **sizes_of,
-    )
+        table, chunks, sums, flag, inverse_scale, beta1, beta2, 1 - beta1, 1 - beta2, epsilon, weight_decay,
+        clip_value or 0.0, CLIP=clip_value is not None, **sizes_of,
+    )  # fmt: skip
     update_kernel[grid](
-        table,
-        chunks,
-        sums,
-        flag,
-        learning_rate,
-        epsilon,
-        weight_decay,
-        norm_clamp,
-        1 - average_decay,
-        AVERAGE=bool(average),
-        **sizes_of,
-    )
+        table, chunks, sums, flag, learning_rate, epsilon, weight_decay, norm_clamp, 1 - average_decay,
+        AVERAGE=bool(average), **sizes_of,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from eco_fast_kernels import reference
+from eco_fast_kernels import LambOptions, reference
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -153,12 +153,13 @@ def plain(tensors: list[Tensor], steps: list[list[Tensor]], clamp: float, option
     weights, average = ([tensor.clone() for tensor in tensors] for _ in range(2))
     first, second = ([torch.zeros_like(tensor) for tensor in tensors] for _ in range(2))
     scale = options.get("inverse_scale")
+    fixed = LambOptions(
+        *BETAS, EPSILON, options.get("weight_decay", 0.0), clamp, options.get("clip_value"), average_decay=DECAY
+    )
     for gradients in steps:
         reference.lamb_step(
-            weights, gradients, first, second, learning_rate=torch.tensor(RATE), skip=torch.tensor(False), betas=BETAS,
-            epsilon=EPSILON, weight_decay=options.get("weight_decay", 0.0), norm_clamp=clamp,
-            clip_value=options.get("clip_value"), inverse_scale=None if scale is None else torch.tensor(scale),
-            average=average, average_decay=DECAY,
+            weights, gradients, first, second, options=fixed, learning_rate=torch.tensor(RATE),
+            skip=torch.tensor(False), inverse_scale=None if scale is None else torch.tensor(scale), average=average,
         )  # fmt: skip
     return {"weights": weights, "exp_avg": first, "exp_avg_sq": second, "average": average}
 

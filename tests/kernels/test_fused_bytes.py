@@ -1,0 +1,152 @@
+"""What the kernels read and write: the compulsory bytes, and those that all threads together ask for."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from eco_fast_kernels import STENCILS, crop_side, downsample_blend, reference
+from eco_fast_kernels.fused import downsample_blend as blend
+from torch import Tensor
+
+from bench import compulsory, counting, traffic
+
+Measured = dict[str, traffic.PerValue]
+
+README = Path(__file__).parents[2] / "kernels" / "README.md"
+PATCH = traffic.RECIPES_PATCH
+
+
+@pytest.fixture(scope="module")
+def measured(device: str) -> Measured:
+    """The table of `python -m bench.traffic`."""
+    if device != "cpu":
+        pytest.skip("accesses are counted in Triton's interpreter, and with a GPU the kernels are not interpreted")
+    return traffic.measure_kernels()
+
+
+def random_bytes(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def bytes_of(*tensors: Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+# --- compulsory: as many bytes as the op's own arrays have ---
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("scale", STENCILS)
+def test_compulsory_bytes_of_the_blend(scale: int, images: int, dtype: torch.dtype) -> None:
+    side = crop_side(scale, 6)
+    hr, sr = random_bytes(2, side, side, 3), random_bytes(2, side, side, 3) if images == 2 else None
+    out = downsample_blend(hr, sr, torch.tensor(0.5), scale, dtype=dtype)
+    expected = bytes_of(hr, sr, out) / out.numel()
+    assert compulsory.downsample_blend(scale, 6, dtype.itemsize, images) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("images", [1, 2])
+def test_compulsory_bytes_of_the_loss(images: int, dtype: torch.dtype) -> None:
+    prediction = torch.rand(2, 3, 5, 7).to(dtype)
+    hr, sr = random_bytes(2, 5, 7, 3), random_bytes(2, 5, 7, 3) if images == 2 else None
+    _, gradient = reference.blended_loss_and_gradient(prediction, hr, sr, torch.tensor(0.5), "l1", 0, None)
+    expected = bytes_of(prediction, hr, sr, gradient) / prediction.numel()
+    assert compulsory.blended_loss(dtype.itemsize, images) == expected
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_compulsory_bytes_of_lamb(average: bool) -> None:
+    parameter, gradient, m, v, mean = arrays = [torch.rand(7) for _ in range(5)]
+    before = [array.clone() for array in arrays]
+    reference.lamb_step(
+        [parameter], [gradient], [m], [v], learning_rate=torch.tensor(0.1), skip=torch.tensor(False),
+        average=[mean] if average else None,
+    )  # fmt: skip
+    read = arrays if average else arrays[:4]
+    written = [array for array, old in zip(arrays, before, strict=True) if not torch.equal(array, old)]
+    assert compulsory.lamb_step(average=average) == bytes_of(*read, *written) / parameter.numel()
+
+
+# --- requested: every access of every thread, by what the programs are made of ---
+
+
+def readable_row(scale: int) -> int:
+    """Bytes of a crop's row: the unused ones before it, its pixels, and what is missing to a multiple of 16."""
+    lead = -3 * 2 * scale % 16
+    return math.ceil((lead + 3 * crop_side(scale, PATCH)) / 16) * 16
+
+
+@pytest.mark.parametrize(("scale", "rounded"), [(2, 38.5), (3, 79.0), (4, 146.0)])
+def test_requested_bytes_of_the_blend(measured: Measured, scale: int, rounded: float) -> None:
+    taps = 4 * scale - scale % 2
+    of_an_image = taps * readable_row(scale) + 2 * taps * 4  # the rows under the stencil; its weights, once per pass
+    of_a_row = 2 * of_an_image + 4 + 3 * PATCH * 2  # hr and sr, alpha, the output in bfloat16
+    requested = measured[f"downsample_blend x{scale}, hr and sr, bf16"].requested
+    assert requested == of_a_row / (3 * PATCH)
+    assert round(requested, 1) == rounded
+
+
+def test_requested_bytes_of_the_loss(measured: Measured) -> None:
+    rows, programs = 2 * PATCH, 2 * PATCH // 32
+    values = 3 * (2 * PATCH) ** 2
+    # Prediction, hr, sr and gradient; alpha for each row; the gradient's scale, and a partial sum that is read again.
+    requested = (2 + 1 + 1 + 2) * values + 4 * rows + (4 + 4 + 4) * programs + 4 + 1  # the loss, whether it is finite
+    assert measured["blended_loss l1 x2, hr and sr, bf16"].requested == requested / values
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_requested_bytes_of_lamb(measured: Measured, average: bool) -> None:
+    """Gradients; then p, g, m, v in and m, v out; then p, m, v in and p out, with the average in and out."""
+    of_a_weight = 4 * (1 + (4 + 2) + (3 + 1) + 2 * average)
+    requested = measured["lamb_step with average" if average else "lamb_step"].requested
+    assert of_a_weight <= requested <= of_a_weight + 0.1  # addresses and sums of each block of 1024
+
+
+def test_the_readme_has_these_figures(measured: Measured) -> None:
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README.read_text("utf-8"), re.MULTILINE)
+    written = {name: tuple(map(float, figures)) for name, *figures in rows}
+    assert written == {
+        name: (round(least, 1), round(requested, 1), round(requested / least, 2))
+        for name, (least, requested) in measured.items()
+    }
+
+
+# --- the rule by which eager operators are counted ---
+
+
+@pytest.mark.parametrize(
+    ("work", "launches", "read_and_written"),
+    [
+        (lambda a, b: a + b, 1, 4 * (12 + 12 + 12)),
+        (lambda a, _: a + a, 1, 4 * (12 + 12)),  # one address, once
+        (lambda a, _: a[:1].expand(3, 4) + a, 1, 4 * (12 + 12 + 4 - 4 + 4)),
+        (lambda a, b: a.add_(b), 1, 4 * (12 + 12 + 12)),
+        (lambda a, b: a.copy_(b), 1, 4 * (12 + 12)),  # what is overwritten is not read
+        (lambda a, _: a.zero_(), 1, 4 * 12),
+        (lambda a, _: torch.zeros_like(a), 1, 4 * 12),
+        (lambda a, _: a.view(12)[2:].view(2, 5), 0, 0),
+        (lambda a, b: torch._foreach_add_([a, b], 1.0), 1, 4 * 2 * (12 + 12)),
+    ],
+)
+def test_an_operator_reads_and_writes_each_address_once(work: Any, launches: int, read_and_written: int) -> None:
+    first, second = torch.rand(3, 4), torch.rand(3, 4)
+    assert counting.count_eager(lambda: work(first, second)) == (launches, read_and_written)
+
+
+def test_a_kernel_reads_and_writes_each_address_once(device: str) -> None:
+    """LAMB reads and writes its moments and weights, which are two accesses; the blend's programs share rows."""
+    if device != "cpu":
+        pytest.skip("needs Triton's interpreter")
+    weights = 2048
+    counts = counting.count_fused(traffic.fused_lamb([torch.randn(weights)], [torch.randn(weights)], []))
+    assert counts.launches == 4
+    assert 44 * weights <= counts.bytes <= 44 * weights + 200  # one tensor's addresses, sums and scalars
+    hr, sr = (traffic.random_crops(1, 2, 2) for _ in range(2))
+    counts = counting.count_fused(lambda: blend.launch(hr, sr, traffic.ALPHA, 2, "uint8", None, torch.bfloat16))
+    rows, row = 12 - 2 * 1, 48  # the stencil leaves the first and the last row; 4 + 36 bytes, to a multiple of 16
+    assert counts == (1, 2 * rows * row + 8 * 4 + 4 + 2 * 2 * 3 * 2)  # its weights, alpha, the output
