@@ -71,7 +71,7 @@ def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
         scale=SCALE,
         data=Data(patch=PATCH, downsample="dali" if way.endswith("LR in DALI") else "kernel"),
         objective=Objective(name="vanilla"),
-        train=Train(batch=batch, steps=10_000_000),
+        train=Train(batch_size=batch, steps=10_000_000),
     )
     made: Loader[Any]
     if way == "plain":

@@ -88,7 +88,7 @@ def bare(recipe: Config, device: str) -> Work:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     side = recipe.data.patch
     lr, hr = (
-        torch.rand(recipe.train.batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        torch.rand(recipe.train.batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         for size in (side, recipe.scale * side)
     )
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
@@ -112,7 +112,7 @@ def field(recipe: Config, pictures: Path, device: str) -> Work:
     plain_upsampling(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     dataset = SubImages([pictures / "hr", pictures / "sr"], recipe.scale, recipe.data.patch)
-    batches = iter(DataLoader(dataset, batch_size=recipe.train.batch, num_workers=2))
+    batches = iter(DataLoader(dataset, batch_size=recipe.train.batch_size, num_workers=2))
     alpha = 0.5
 
     def work() -> float:
@@ -180,7 +180,7 @@ def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: 
     for values in seconds.values():
         del values[:2]  # of the warm-up
 
-    flops = training_flops(build(recipe.model, recipe.scale), recipe.data.patch) * recipe.train.batch
+    flops = training_flops(build(recipe.model, recipe.scale), recipe.data.patch) * recipe.train.batch_size
     rates = {way: [work / value / 1e9 for value in seconds[way]] for way, (_, work) in peaks.items()}
     rates["whole"] = [flops / value / 1e9 for value in seconds["whole"]]
     best = [max(pair) for pair in zip(rates["convolution"], rates["matmul"], strict=True)]

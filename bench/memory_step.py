@@ -20,21 +20,23 @@ from eco_fast.training.step import TrainStep
 
 def a_batch(recipe: Config) -> Batch:
     side = crop_side(recipe.scale, recipe.data.patch)
-    hr, sr = torch.randint(0, 256, (2, recipe.train.batch, side, side, 3), dtype=torch.uint8)
+    hr, sr = torch.randint(0, 256, (2, recipe.train.batch_size, side, side, 3), dtype=torch.uint8)
     alpha = torch.tensor(0.5)
-    transposed = torch.zeros(recipe.train.batch, dtype=torch.bool)
+    transposed = torch.zeros(recipe.train.batch_size, dtype=torch.bool)
     conditions = Conditions(transposed, input_alpha=alpha, target_alpha=alpha, noise=None, drop_path_uniforms=None)
     return Batch(recipe.train.steps // 2, Samples.of(Crops(hr, sr), conditions))
 
 
 def build_step(recipe: Config) -> tuple[TrainStep, TrainingState]:
     state = TrainingState(recipe, "cpu", None, "memory")
-    return TrainStep(state, recipe.train.batch), state
+    return TrainStep(state, recipe.train.batch_size), state
 
 
 def load_libraries() -> None:
     """A step of next to nothing, so that the modules and the machine code that a step loads count before it."""
-    tiny = config.load("quickstart", ["model.features=8", "model.blocks=1", "train.batch=1", "train.compile=false"])
+    tiny = config.load(
+        "quickstart", ["model.features=8", "model.blocks=1", "train.batch_size=1", "train.compile=false"]
+    )
     build_step(tiny)[0](a_batch(tiny), 1e-4)
 
 
@@ -52,7 +54,7 @@ def peak_during(step: TrainStep, batch: Batch) -> int:
 
 def main(name: str, count: int) -> None:
     load_libraries()
-    recipe = config.load(name, [f"train.batch={count}", "train.compile=false", "optimizer.name=adam"])
+    recipe = config.load(name, [f"train.batch_size={count}", "train.compile=false", "optimizer.name=adam"])
     batch = a_batch(recipe)
     before = resident()
     step, state = build_step(recipe)

@@ -23,7 +23,7 @@ blocks = 4
 name = "vanilla"
 [train]
 steps = 60
-batch = 2
+batch_size = 2
 log_every = 3
 checkpoint_every = 1
 keep_checkpoints = 2

@@ -40,7 +40,11 @@ def write_files(folder: Path, images: list[Pixels]) -> EncodedImages:
 
 def recipe(scale: Scale, batch: int, steps: int, objective: Objective) -> Config:
     return Config(
-        scale=scale, seed=1, data=Data(patch=32 // scale), objective=objective, train=Train(batch=batch, steps=steps)
+        scale=scale,
+        seed=1,
+        data=Data(patch=32 // scale),
+        objective=objective,
+        train=Train(batch_size=batch, steps=steps),
     )
 
 

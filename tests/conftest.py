@@ -104,7 +104,7 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"features": 8, "blocks": 1},
         "teacher": {"checkpoint": str(folder / "teacher.safetensors")},
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
-        "train": {"steps": 4, "batch": 3, "compile": False, "device": "cpu"},
+        "train": {"steps": 4, "batch_size": 3, "compile": False, "device": "cpu"},
     }
     values["train"] |= {"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9}
     for objective, seed in (("vanilla", 1), ("vanilla", 2), ("noise_free", 1), ("noise_free", 2), ("eco", 1)):

@@ -74,10 +74,10 @@ def _add_tools(commands: Commands) -> None:
         flag("--verify", "hash every stored image, whatever its modification time"),
     )
     commands.add(
-        "teach",
+        "centroids",
         "Make the centroids: a teacher's output over every image of a store.",
-        "eco-fast teach --store stores/div2k --teacher edsr_baseline_x2-1bc95232.pt --scale 2",
-        _teach,
+        "eco-fast centroids --store stores/div2k --teacher edsr_baseline_x2-1bc95232.pt --scale 2",
+        _centroids,
         option("--store", "DIR", "made by eco-fast prepare", type=Path, required=True),
         option("--teacher", "CHECKPOINT", "the teacher's weights", type=Path, required=True),
         *DEGRADATION,
@@ -85,6 +85,7 @@ def _add_tools(commands: Commands) -> None:
         flag("--self-ensemble", "take the mean over the 8 orientations of each image"),
         flag("--verify", "hash every stored centroid, whatever its modification time"),
     )
+    commands.rename("teach", "centroids")
     commands.add(
         "evaluate",
         "Score a checkpoint over HR folders, or existing SR images: PSNR and SSIM.",
@@ -155,7 +156,7 @@ def _prepare(args: argparse.Namespace) -> None:
     print(f"{args.store}: {len(store)} images")
 
 
-def _teach(args: argparse.Namespace) -> None:
+def _centroids(args: argparse.Namespace) -> None:
     from eco_fast.data.store import Store
     from eco_fast.inference.centroids import make_centroids
     from eco_fast.models import load_network_of_scale

@@ -35,6 +35,16 @@ class Commands:
             command.add_argument(option_name, **settings)
         return command
 
+    def rename(self, old: str, new: str) -> None:
+        """Refuse a command that has another name now, whatever follows it."""
+
+        def refuse(_: argparse.Namespace) -> NoReturn:
+            raise ValueError(f"{old} is called {new} now")
+
+        gone = self.group.add_parser(old, prefix_chars="\0", add_help=False)  # so that no argument is an option
+        gone.add_argument("rest", nargs="*")
+        gone.set_defaults(run=refuse)
+
 
 def option(name: str, metavar: str | tuple[str, ...] | None, text: str, **settings: Any) -> Option:
     """An argument with a value and its help; `settings` are those of `add_argument`."""

@@ -12,7 +12,7 @@ def add_studies(commands: Commands) -> None:
         "compare",
         "Train several variants of a recipe with several seeds on equal terms: tables, intervals, curves.",
         "eco-fast compare edsr_baseline_x2_eco --variant vanilla --variant eco --seeds 3 "
-        "--across train.batch='[2, 4, 8, 16]'",
+        "--across train.batch_size='[2, 4, 8, 16]'",
         _compare,
         option("recipe", "RECIPE", "name of a shipped recipe, or a .toml file"),
         option("--run", "DIR", "folder (runs/RECIPE-compared)", dest="folder", type=Path),

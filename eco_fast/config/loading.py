@@ -15,6 +15,15 @@ from eco_fast.config import recipe_files
 from eco_fast.config.recipe_files import suggest
 from eco_fast.config.schema import MODELS, Config, architecture_of
 
+RENAMED = {
+    "data.watch": "data.monitor",
+    "data.small_images": "data.on_small_image",
+    "train.batch": "train.batch_size",
+    "train.vanilla_twin": "train.baseline",
+    "optimizer.halve_every": "optimizer.step_size",
+    "optimizer.halve_at": "optimizer.milestones",
+}
+RENAMED_VALUES = {("data.source", "packed"): "store", ("data.source", "encoded"): "files"}
 TOML_WORDS = {  # where pydantic speaks of Python's types
     "tuple_type": 'input should be an array, such as ["a", "b"]',
     "model_type": "input should be a section with keys of its own",
@@ -105,6 +114,10 @@ def _sentence(error: ValidationError) -> str:
     elif place[0] == "model" and len(place) > 1:  # pydantic names the architecture as if it were a section
         example = Config(model=MODELS[place.pop(1)]())
     key = ".".join(place)
+    if key in RENAMED:
+        return f"{key} is called {RENAMED[key]} now"
+    if (key, value) in RENAMED_VALUES:
+        return f"{key}={value} is called {key}={RENAMED_VALUES[key, value]} now"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{_suggest_key(key, example)}"
     expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])

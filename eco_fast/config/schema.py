@@ -27,7 +27,7 @@ class Data(Section):
     """Folder of the decoded images and their centroids; empty: a folder inside the run."""
     validation: tuple[str, ...] = ()
     """HR images scored during training. Used to select best.safetensors: do not put a benchmark set here."""
-    watch: tuple[str, ...] = ()
+    monitor: tuple[str, ...] = ()
     """Extra sets to monitor, one per folder of HR images; they never select a checkpoint."""
     test: tuple[str, ...] = ()
     """HR images of the final table; empty: the validation images."""
@@ -35,13 +35,13 @@ class Data(Section):
     """MATLAB's convention of the LR images: on 8-bit images (EDSR, RCAN, ECO) or after im2double (BasicSR)."""
     patch: Positive = 48
     """Side of an LR patch, in pixels; the HR patch is `scale` times as large."""
-    small_images: Literal["refuse", "skip"] = "refuse"
+    on_small_image: Literal["refuse", "skip"] = "refuse"
     """What to do about a training image that no HR patch fits into."""
     loader: Literal["auto", "dali", "plain"] = "auto"
     """Data loader. Both give identical batches; auto uses DALI if available and logs the choice."""
     prefetch: NonNegative = 2
     """Batches that a thread assembles ahead of the step."""
-    source: Literal["packed", "encoded"] = "packed"
+    source: Literal["store", "files"] = "store"
     """store: read the HR images from the store; files: decode the files of `train` at every step (needs DALI)."""
     centroids: str = ""
     """Files only: folder of the centroids' image files, named as the HR files; empty: those of the store."""
@@ -210,9 +210,9 @@ class Optimizer(Section):
     """Course of the learning rate after the warm-up."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up."""
-    halve_every: Positive = 200_000
+    step_size: Positive = 200_000
     """Step schedule only: the learning rate is halved every so many steps."""
-    halve_at: tuple[Positive, ...] = ()
+    milestones: tuple[Positive, ...] = ()
     """Milestones schedule only: the learning rate is halved at these steps."""
     clip_value: Annotated[float, Field(ge=0)] = 0.0
     """Bound of each gradient element (the authors use 0.1); 0 means no clipping."""
@@ -225,7 +225,7 @@ class Train(Section):
 
     steps: Positive = 300_000
     """Optimizer steps."""
-    batch: Positive = 16
+    batch_size: Positive = 16
     """Patches per step, over all devices."""
     micro_batch: NonNegative = 0
     """Patches that a device takes at once: less memory, the same gradients, accumulated. 0: its whole share."""
@@ -249,8 +249,8 @@ class Train(Section):
     """torch.compile the input, the model and the loss."""
     device: str = "auto"
     """"auto" takes a GPU where there is one, each process its own; or "cpu", "cuda", "cuda:1"."""
-    vanilla_twin: bool = False
-    """Also train a twin on real pairs alone (same steps, samples and initial weights) to compare with."""
+    baseline: bool = False
+    """Also train the network on real pairs alone (same steps, samples and initial weights) to compare with."""
 
 
 class Paper(Section):

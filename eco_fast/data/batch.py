@@ -119,10 +119,10 @@ class BatchPlanner:
     """
 
     def __init__(self, config: Config, sizes: Sequence[tuple[int, int]], rank: int = 0, world_size: int = 1) -> None:
-        batch_size, scale = config.train.batch, config.scale
+        batch_size, scale = config.train.batch_size, config.scale
         if batch_size < world_size:
             raise ValueError(
-                f"train.batch is {batch_size}, but {world_size} processes are to share it; raise it to {world_size}"
+                f"train.batch_size is {batch_size}, but {world_size} processes share it; raise it to {world_size}"
             )
         self.config = config
         self.samples = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)

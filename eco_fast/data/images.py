@@ -98,7 +98,7 @@ def simple_size(path: Path) -> tuple[int, int]:
             refusal = f"has colour mode {image.mode}"
         size = (image.height, image.width)
     if refusal:
-        raise ValueError(f"{path}: {refusal}; convert it, or use data.source=packed, which decodes it once")
+        raise ValueError(f"{path}: {refusal}; convert it, or use data.source=store, which decodes it once")
     return size
 
 

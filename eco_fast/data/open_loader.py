@@ -40,7 +40,7 @@ def choose_loader(data: Data, device: str) -> tuple[Literal["dali", "plain"], st
         ValueError: the recipe needs DALI, which cannot run here; says what to install.
     """
     needs = [f"data.{key}={value}" for key, value in (("source", data.source), ("downsample", data.downsample))]
-    needs = [need for need in needs if need in ("data.source=encoded", "data.downsample=dali")]
+    needs = [need for need in needs if need in ("data.source=files", "data.downsample=dali")]
     if data.loader == "plain":
         if needs:
             raise ValueError(f"{needs[0]} is done by DALI, but data.loader=plain; set data.loader=dali")

@@ -94,7 +94,7 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
 def for_all(base: Config, folder: Path) -> Config:
     """The base recipe with one store for all runs, and without a baseline of its own, which is a variant here."""
     data = base.data.model_copy(update={"store": base.data.store or str(folder / "store")})
-    train = base.train.model_copy(update={"vanilla_twin": False})
+    train = base.train.model_copy(update={"baseline": False})
     return base.model_copy(update={"data": data, "train": train})
 
 
@@ -136,9 +136,9 @@ class ScoredSets:
             )
         self.base = base
         self.validation = read_images(data.validation, scale)
-        self.watched: BenchmarkSets = read_sets(data.watch, scale)
+        self.monitored: BenchmarkSets = read_sets(data.monitor, scale)
         validation: BenchmarkSets = {"+".join(map(set_name, data.validation)): self.validation}
-        self.every: BenchmarkSets = {**validation, **self.watched, **read_sets(data.test, scale)}
+        self.every: BenchmarkSets = {**validation, **self.monitored, **read_sets(data.test, scale)}
         """All sets that finished networks are scored on; the first one is the validation's."""
 
     def score(self, network: Network) -> StoredScores:
@@ -205,7 +205,7 @@ def carry_out(run: PlannedRun, material: Material, sets: ScoredSets) -> None:
     sr = None
     if run.recipe.needs_centroids:
         sr = material.images.centroid_files or material.centroids[run.variant.recipe.teacher]
-    train_network(files, material.images.hr, sr, ValidationSets(sets.validation, sets.watched), run.name)
+    train_network(files, material.images.hr, sr, ValidationSets(sets.validation, sets.monitored), run.name)
     last, best = (files.checkpoint(name) for name in ("last", "best"))
     scale = run.recipe.scale
     scores = {"last": sets.score(load_network_of_scale(last, scale))}

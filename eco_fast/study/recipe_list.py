@@ -20,7 +20,7 @@ def show_recipes() -> None:
             f"{model.name}-{model.features} x{recipe.scale}",
             f"{recipe.objective.name}, {recipe.objective.loss}",
             f"{optimizer.name}, {optimizer.learning_rate:.1e}",
-            f"{train.steps:,} x {train.batch}",
+            f"{train.steps:,} x {train.batch_size}",
             paper.row,
         ]
         rows.append([*cells, *(_psnr(getattr(paper, key)) for key in SETS.values())])

@@ -22,9 +22,9 @@ from eco_fast.training.run_folder import RECIPE
 
 IDLE = frozenset(
     (
-        *("description", "seed", "data.store", "data.watch", "data.loader", "data.prefetch", "train.micro_batch"),
+        *("description", "seed", "data.store", "data.monitor", "data.loader", "data.prefetch", "train.micro_batch"),
         *("train.deterministic", "train.log_every", "train.validate_every", "train.checkpoint_every"),
-        *("train.keep_checkpoints", "train.timeout", "train.compile", "train.device", "train.vanilla_twin"),
+        *("train.keep_checkpoints", "train.timeout", "train.compile", "train.device", "train.baseline"),
     )
 )
 """Keys in which runs of one recipe may differ: they change chance, or nothing."""
@@ -153,7 +153,7 @@ def _read(folder: Path) -> list[Result]:
     if recipe.objective.name == "residual":
         raise ValueError(f"{folder}: its objective is residual, whose network makes no SR images; leave it out")
     sets = _sets(folder, recipe)
-    networks = ("student", "baseline") if recipe.train.vanilla_twin else ("student",)
+    networks = ("student", "baseline") if recipe.train.baseline else ("student",)
     return [Result(folder, recipe, network, sets) for network in networks]
 
 

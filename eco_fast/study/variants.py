@@ -19,7 +19,7 @@ from eco_fast.objective import OBJECTIVES
 
 FREE = ("objective", "optimizer", "teacher", "train")
 """Sections a variant may change."""
-COMMON = ("train.device", "train.validate_every", "train.vanilla_twin")
+COMMON = ("train.device", "train.validate_every", "train.baseline")
 """Keys in them that it may not."""
 FIRST_SEED = 2  # added to the recipe's seed; its own run has 0 added, its teacher 1
 
@@ -124,7 +124,7 @@ def _axis(text: str) -> list[_Point]:
     except tomllib.TOMLDecodeError:
         values = None
     if not isinstance(values, list) or not values:
-        raise ValueError(f"--across takes KEY=[VALUE, ...], for example train.batch='[2, 4, 8, 16]'; got {text!r}")
+        raise ValueError(f"--across takes KEY=[VALUE, ...], for example train.batch_size='[2, 4, 8, 16]'; got {text!r}")
     return [_Point(_label(key, value), _overrides(key, value)) for value in values]
 
 

@@ -46,7 +46,7 @@ def estimate(config: Config, device: str, precision: Precision) -> Cost:
     with torch.device("meta"):
         network = build(config.model, config.scale)
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    samples = -(-config.train.batch // distributed.world_size())
+    samples = -(-config.train.batch_size // distributed.world_size())
     at_once = max(part.stop - part.start for part in split(samples, config.train.micro_batch or samples))
     loss = TrainingLoss(network, config.data, config.objective, precision)
     halfway = blend_weights_at(config.objective, config.train.steps // 2, config.train.steps)

@@ -143,9 +143,9 @@ def describe(step: TrainStep, state: TrainingState, label: str) -> None:
     weights = sum(parameter.numel() for parameter in state.network.parameters())
     copies = 4 + (state.averaged is not None)  # weights, gradients and two moments; the average
     print(
-        f"{label} batch {train.batch}: {world} process{'es' if world > 1 else ''}, "
+        f"{label} batch {train.batch_size}: {world} process{'es' if world > 1 else ''}, "
         f"{step.micro_batches[-1].stop} patches each, in {parts} part{'s' if parts > 1 else ''}; "
-        f"{train.batch * train.steps:,} patches in all; "
+        f"{train.batch_size * train.steps:,} patches in all; "
         f"learning rate {config.optimizer.learning_rate:.2e}, {config.optimizer.name}, {state.precision.name}; "
         f"{weights * 4 * copies / 1e6:.0f} MB of weights, gradients and optimizer",
         flush=True,

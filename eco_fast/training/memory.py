@@ -22,9 +22,9 @@ def explain_oom(train: Train) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and "can't allocate memory" not in str(error):
             raise
-        at_once = train.micro_batch or -(-train.batch // distributed.world_size())
+        at_once = train.micro_batch or -(-train.batch_size // distributed.world_size())
         precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"
         raise ValueError(
             f"out of memory ({str(error).splitlines()[0]}): set train.micro_batch below {at_once}, which gives the "
-            f"same gradients{precision}; or lower train.batch or data.patch, which do not"
+            f"same gradients{precision}; or lower train.batch_size or data.patch, which do not"
         ) from error

@@ -93,13 +93,13 @@ class Pipeline:
         self.stages = [Stage("prepare", lambda: state_of_store(config.data, folder), self._prepare)]
         if not config.needs_centroids:
             self.stages.append(Stage("teacher", lambda: f"not needed for {config.objective.name}"))
-        elif config.data.source == "encoded" and config.data.centroids:
+        elif config.data.source == "files" and config.data.centroids:
             self.stages.append(Stage("centroids", lambda: f"not needed: {state_of_images([config.data.centroids])}"))
         else:
             self.stages.append(Stage("teacher", self._state_of_teacher, self._obtain_teacher))
             self.stages.append(Stage("centroids", self._state_of_centroids, self._make_centroids))
         self.stages.append(Stage("train", lambda: state_of_training(config, folder, resume=resume), self._train))
-        if config.train.vanilla_twin:
+        if config.train.baseline:
             self.stages.append(Stage("baseline", self._state_of_baseline, self._train_baseline))
         scored = config.data.test or config.data.validation
         self.stages.append(Stage("evaluate", lambda: state_of_images(scored), self._evaluate))
@@ -111,7 +111,7 @@ class Pipeline:
             ValueError: names what is wrong.
         """
         config, data = self.config, self.config.data
-        self.sets = ValidationSets(read_images(data.validation, config.scale), read_sets(data.watch, config.scale))
+        self.sets = ValidationSets(read_images(data.validation, config.scale), read_sets(data.monitor, config.scale))
         self.test = read_images(data.test, config.scale) or self.sets.images
         if config.teacher.checkpoint != "self" and config.needs_centroids:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
@@ -229,8 +229,8 @@ def dry_run(config: Config, folder: Path, *, resume: bool) -> None:
         "network": f"{config.model.name} x{config.scale}, {cost.parameters:,} parameters, {cost.multiply_adds:,} "
         f"multiply-adds for a patch of {patch}x{patch} LR pixels",
         "training": f"{config.objective.name}, {config.objective.loss}; {config.optimizer.name}, "
-        f"{config.optimizer.learning_rate:.2e}, {config.optimizer.schedule}; {train.steps:,} steps of {train.batch} "
-        f"patches, {train.steps * train.batch:,} patches in all",
+        f"{config.optimizer.learning_rate:.2e}, {config.optimizer.schedule}; {train.steps:,} steps of "
+        f"{train.batch_size} patches, {train.steps * train.batch_size:,} patches in all",
         "memory": f"{size_in_words(cost.memory)} on {pipeline.device}, for {cost.at_once} patches at once in "
         f"{precision.name}: {size_in_words(cost.copies * cost.weights)} of weights, gradients and optimizer, "
         f"{size_in_words(cost.activations)} of activations at most",
@@ -257,8 +257,8 @@ def check_scored(data: Data, objective: Objective, train: Train) -> None:
     Raises:
         ValueError: there are images to score it on, or a baseline to compare it with; names all that is to be changed.
     """
-    changes = [f"data.{key}=[]" for key in ("validation", "watch", "test") if getattr(data, key)]
-    changes += ["train.vanilla_twin=false"] * train.vanilla_twin
+    changes = [f"data.{key}=[]" for key in ("validation", "monitor", "test") if getattr(data, key)]
+    changes += ["train.baseline=false"] * train.baseline
     if objective.name == "residual" and changes:
         raise ValueError(
             "objective.name=residual trains a network to make residuals, which have no PSNR; "

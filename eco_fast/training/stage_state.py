@@ -22,7 +22,7 @@ def state_of_images(sources: Sequence[str]) -> str:
 def state_of_store(data: Data, folder: Path) -> str:
     """The state of the HR images; `folder` is the run's."""
     where = store_folder(data, folder)
-    if data.source == "encoded":
+    if data.source == "files":
         return f"not needed: {state_of_images(data.train)}, decoded at every step"
     if not data.train and not data.store:
         return """data.train is missing: name your HR images, for example --set data.train='["DIV2K_HR"]'"""

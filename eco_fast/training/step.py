@@ -116,7 +116,7 @@ class TrainStep:
         total = torch.zeros((), device=self.device)
         for micro_batch in self.micro_batches:
             self.on_stage("forward")
-            share = (micro_batch.stop - micro_batch.start) / self.train.batch
+            share = (micro_batch.stop - micro_batch.start) / self.train.batch_size
             # DDP averages over ranks; we want a sum, so scale by world size
             upstream = self.updater.scale * (share * distributed.world_size())
             with self._reduced_at_the_end(micro_batch):

@@ -23,8 +23,8 @@ WAIT_WARNING = 0.05  # share of the time above which waiting for data is worth a
 TRACED = 3  # steps in a trace
 NAMED_SKIPS = 3  # skipped steps that are named at a log interval; the others are counted
 ADVICE = {
-    "packed": "put the store on a faster disk, leave it a free core, or raise data.prefetch",
-    "encoded": "decode the images once, with data.source=packed",
+    "store": "put the store on a faster disk, leave it a free core, or raise data.prefetch",
+    "files": "decode the images once, with data.source=store",
 }
 
 
@@ -105,7 +105,7 @@ class Telemetry:
         elapsed, steps = time.perf_counter() - self._since, step - self._step
         waits = distributed.all_gather((self.loader.waited - self._waited) / elapsed)
         waiting = max(waits)
-        speed = steps * train.batch / elapsed
+        speed = steps * train.batch_size / elapsed
         share = speed * self._flops / self._peak
         left = timedelta(seconds=round((train.steps - step) * elapsed / max(steps, 1)))
         said = "none accepted" if loss is None else f"{loss:.4f}"

@@ -49,14 +49,14 @@ def open_images(data: Data, scale: int, folder: Path, *, needs_centroids: bool) 
     Raises:
         ValueError: neither images nor a store are named, or they cannot be used.
     """
-    skip = data.small_images == "skip"
-    if data.source == "packed":
+    skip = data.on_small_image == "skip"
+    if data.source == "store":
         if data.centroids:
-            raise ValueError("data.centroids names image files, which data.source=packed does not read; remove it")
+            raise ValueError("data.centroids names image files, which data.source=store does not read; remove it")
         store = open_store(data, folder)
         return TrainingImages(without_small(store, scale, data.patch, skip=skip), store, None)
     if not data.train:
-        raise ValueError("data.source=encoded reads the files of data.train, which is empty")
+        raise ValueError("data.source=files reads the files of data.train, which is empty")
     hr = without_small(EncodedImages(find_images(data.train)), scale, data.patch, skip=skip)
     if not data.centroids or not needs_centroids:
         return TrainingImages(hr, None, None)

@@ -27,7 +27,7 @@ blocks = 1
 steps = 2
 [train]
 steps = 2
-batch = 2
+batch_size = 2
 device = "cpu"
 compile = false
 """
@@ -152,13 +152,13 @@ CHECKPOINTS = {
 
 @pytest.mark.parametrize(
     ("command", "checkpoint"),
-    [(command, checkpoint) for command in ("teach", "evaluate", "train") for checkpoint in CHECKPOINTS]
+    [(command, checkpoint) for command in ("centroids", "evaluate", "train") for checkpoint in CHECKPOINTS]
     + [("upscale", checkpoint) for checkpoint in list(CHECKPOINTS)[:-1]],  # which takes the network's own scale
 )
 @pytest.mark.usefixtures("here")
 def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {
-        "teach": ["teach", "--store", "store", "--teacher", checkpoint, "--scale", "2", "--device", "cpu"],
+        "centroids": ["centroids", "--store", "store", "--teacher", checkpoint, "--scale", "2", "--device", "cpu"],
         "evaluate": ["evaluate", checkpoint, "--data", "hr", "--scale", "2", "--device", "cpu"],
         "upscale": ["upscale", checkpoint, "hr", "out", "--device", "cpu"],
         "train": train('data.train=["hr"]', f"teacher.checkpoint={checkpoint}"),
@@ -174,7 +174,13 @@ def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: 
     [
         (["train.step=3"], "unknown key train.step (did you mean train.steps?)"),
         (["trian.steps=3"], "unknown key trian (did you mean train?)"),
-        (["batch=3"], "unknown key batch (did you mean train.batch?)"),
+        (["batch=3"], "unknown key batch (did you mean train.batch_size?)"),
+        (["train.batch=3"], "train.batch is called train.batch_size now"),
+        (['data.watch=["x"]'], "data.watch is called data.monitor now"),
+        (["data.small_images=skip"], "data.small_images is called data.on_small_image now"),
+        (["data.source=packed"], "data.source=packed is called data.source=store now"),
+        (["train.vanilla_twin=true"], "train.vanilla_twin is called train.baseline now"),
+        (["optimizer.halve_every=5"], "optimizer.halve_every is called optimizer.step_size now"),
         (["train.learning_rate=1"], "unknown key train.learning_rate (did you mean optimizer.learning_rate?)"),
         (["optimizer.lr=1"], "unknown key optimizer.lr; the keys of optimizer are name, backend, learning_rate, "),
         (['train.steps="abc"'], "train.steps: input should be a valid integer, got 'abc'"),
@@ -247,7 +253,7 @@ def test_scales_that_do_not_exist(command: str, capsys: pytest.CaptureFixture[st
 def test_an_image_smaller_than_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, *train('data.train=["hr", "dot"]'))
     assert said.startswith("dot/small.png is 90x15 pixels, smaller than an HR patch of 16x16 (1 such pictures); ")
-    said = complaint(capsys, *train('data.train=["dot"]', "data.small_images=skip"))
+    said = complaint(capsys, *train('data.train=["dot"]', "data.on_small_image=skip"))
     assert said.startswith("run/store: ")
 
 
@@ -286,7 +292,7 @@ def test_devices_and_tiles_that_do_not_exist(capsys: pytest.CaptureFixture[str])
 @pytest.mark.usefixtures("here")
 def test_a_store_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("gone", "hr"):
-        said = complaint(capsys, "teach", "--store", folder, "--teacher", "x2.safetensors", "--scale", "2")
+        said = complaint(capsys, "centroids", "--store", folder, "--teacher", "x2.safetensors", "--scale", "2")
         assert said == f"{folder}: not a store (no manifest.json)"
 
 

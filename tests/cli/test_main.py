@@ -27,7 +27,7 @@ from eco_fast.models.edsr import EDSR
 SURFACE = {
     "prepare": {"SRC...", "--store DIR!", "--convert-16bit"},
     "downsample": {"SRC", "OUT", "--scale {2,3,4,8}!", "--rounding {uint8,im2double} = uint8", "--noise-sigma S"},
-    "teach": {
+    "centroids": {
         "--store DIR!",
         "--teacher CHECKPOINT!",
         "--scale {2,3,4,8}!",
@@ -129,10 +129,10 @@ def test_the_command_line_is_what_it_was() -> None:
         ),
         ("train", {"recipe": None, "folder": None, "resume": False, "profile": False, "overrides": []}),
         (
-            "compare R --variant eco --variant slow optimizer.learning_rate=1e-5 --across train.batch=[2,4]",
+            "compare R --variant eco --variant slow optimizer.learning_rate=1e-5 --across train.batch_size=[2,4]",
             {
                 "variants": [["eco"], ["slow", "optimizer.learning_rate=1e-5"]],
-                "across": ["train.batch=[2,4]"],
+                "across": ["train.batch_size=[2,4]"],
                 "seeds": 3,
             },
         ),
@@ -176,6 +176,11 @@ def test_an_option_of_old_is_refused_with_its_new_name(capsys: pytest.CaptureFix
         cli.main(["compare", "quickstart", "--arm", "slow", "optimizer.learning_rate=1e-5"])
     assert stopped.value.code == 2
     assert "error: argument --arm: is called --variant now" in capsys.readouterr().err
+
+
+def test_a_command_of_old_is_refused_with_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["teach", "--store", "store", "--teacher", "net.pth", "--scale", "2"]) == 2
+    assert capsys.readouterr().err == "eco-fast: teach is called centroids now\n"
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,9 +310,9 @@ def test_the_quick_start_needs_nothing_but_what_is_built_in() -> None:
         ("data.test=[]", ()),
         ("optimizer.betas=[0.8, 0.99]", (0.8, 0.99)),
         ("train.compile=false", False),
-        ("train.vanilla_twin=true", True),
+        ("train.baseline=true", True),
         ("objective.name=kd", "kd"),
-        ("train={steps = 5, batch = 3}", config.Train(steps=5, batch=3)),
+        ("train={steps = 5, batch_size = 3}", config.Train(steps=5, batch_size=3)),
     ],
 )
 def test_an_override_sets_its_key_alone(override: str, expected: object, tmp_path: Path) -> None:
@@ -323,10 +328,10 @@ def test_an_override_sets_its_key_alone(override: str, expected: object, tmp_pat
 
 
 def test_a_later_override_wins_over_an_earlier_one_and_over_the_file() -> None:
-    recipe = config.load("quickstart", ["train.batch=5", "train.batch=7", "model.blocks=2"])
+    recipe = config.load("quickstart", ["train.batch_size=5", "train.batch_size=7", "model.blocks=2"])
     assert isinstance(recipe.model, config.EdsrModel)
-    assert (recipe.train.batch, recipe.model.blocks, recipe.model.features) == (7, 2, 32)
-    assert config.differences(config.load("quickstart"), recipe) == ["model.blocks", "train.batch"]
+    assert (recipe.train.batch_size, recipe.model.blocks, recipe.model.features) == (7, 2, 32)
+    assert config.differences(config.load("quickstart"), recipe) == ["model.blocks", "train.batch_size"]
 
 
 def test_a_recipe_cannot_be_changed_after_it_was_checked() -> None:
@@ -344,11 +349,11 @@ def test_a_resumed_run_takes_its_recipe_from_its_folder(tmp_path: Path, monkeypa
     )
     run = ["train", "--run", str(tmp_path)]
     assert cli.main([*run, "--resume"]) == 0
-    assert cli.main([*run, "--resume", "--set", "train.batch=9"]) == 0
+    assert cli.main([*run, "--resume", "--set", "train.batch_size=9"]) == 0
     assert cli.main(run) == 0
     assert cli.main(["train", "edsr_x2_eco", "--run", str(tmp_path / "new"), "--resume"]) == 0
     assert cli.main(["train"]) == 0
-    changed = config.load("quickstart", ["train.steps=3", "train.batch=9"])
+    changed = config.load("quickstart", ["train.steps=3", "train.batch_size=9"])
     quickstart = config.load("quickstart")
     assert seen == [
         (given, tmp_path, True),

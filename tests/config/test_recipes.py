@@ -76,25 +76,25 @@ def test_its_name_tells_what_it_does(name: str) -> None:
     assert ("_l2_" in name) == (recipe.objective.loss == "l2")
     assert recipe.data.patch == 48
     if "batch" in name:
-        assert f"batch{recipe.train.batch}_" in name
+        assert f"batch{recipe.train.batch_size}_" in name
     if recipe.paper.row.startswith("Table 1") and not (recipe.model.name == "rcan" and recipe.scale == 4):
         rate = 3.2e-3 if "double_rate" in name else 1.6e-3
         assert (recipe.optimizer.name, recipe.optimizer.learning_rate) == ("lamb", rate)
-        assert (recipe.train.batch, recipe.train.steps, recipe.optimizer.schedule) == (128, 125_000, "cosine")
+        assert (recipe.train.batch_size, recipe.train.steps, recipe.optimizer.schedule) == (128, 125_000, "cosine")
 
 
 def test_rcan_x4_is_the_papers_exception() -> None:
     for arm in ("eco", "vanilla"):
         recipe = config.load(f"rcan_x4_{arm}")
-        assert (recipe.optimizer.name, recipe.train.batch, recipe.train.steps) == ("adam", 16, 1_000_000)
-        assert (recipe.optimizer.schedule, recipe.optimizer.halve_every) == ("step", 200_000)
+        assert (recipe.optimizer.name, recipe.train.batch_size, recipe.train.steps) == ("adam", 16, 1_000_000)
+        assert (recipe.optimizer.schedule, recipe.optimizer.step_size) == ("step", 200_000)
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if "_eco" in name])
 def test_the_arms_of_a_row_differ_in_their_objective_alone(name: str) -> None:
     if name == "edsr_baseline_x8_eco_short":  # ECO* is compared with the vanilla of five times its steps
         differs = config.differences(config.load("edsr_baseline_x8_eco"), config.load(name))
-        assert set(differs) == {"description", "train.steps", "optimizer.halve_every"}
+        assert set(differs) == {"description", "train.steps", "optimizer.step_size"}
         return
     eco, vanilla = config.load(name), config.load(name.replace("_eco", "_vanilla"))
     allowed = {"description", "objective.name"} | ({"model.start_from"} if eco.scale in (3, 4) else set())
@@ -129,7 +129,7 @@ FEWER_BLOCKS = {"edsr": ["model.blocks=4"], "rcan": ["model.groups=2", "model.bl
 def test_it_trains_two_steps(name: str, photo: Pixels) -> None:
     """At batch 2 on small windows, of fewer blocks: the losses are finite, and the weights move."""
     patch = 16 if name.startswith("swinir") else 8
-    small = ["train.batch=2", "train.steps=2", f"data.patch={patch}", "train.compile=false", "train.device=cpu"]
+    small = ["train.batch_size=2", "train.steps=2", f"data.patch={patch}", "train.compile=false", "train.device=cpu"]
     small += FEWER_BLOCKS[config.load(name).model.name]
     recipe = config.load(name, [*small, "model.start_from=", "optimizer.warmup_steps=0"])
     sr = photo[::-1].copy()  # any other image of the same size is a centroid that has a loss
@@ -206,7 +206,8 @@ def test_a_recipe_overrides_key_by_key(here: Path) -> None:
     write(here / "sub", mine='extends = "../base.toml"\nscale = 3\n[train]\nsteps = 9\n[optimizer]\nbetas = [0.5, 0.6]')
     mine = config.load("sub/mine.toml", ["train.log_every=2"])
     expected = config.load(
-        "edsr_x2_eco", ["scale=3", "train.batch=5", "train.steps=9", "optimizer.betas=[0.5, 0.6]", "train.log_every=2"]
+        "edsr_x2_eco",
+        ["scale=3", "train.batch_size=5", "train.steps=9", "optimizer.betas=[0.5, 0.6]", "train.log_every=2"],
     )
     assert config.differences(mine, expected) == ["description"]
     assert (mine.description, mine.paper) == ("", config.Paper())  # what a recipe says of itself is not inherited

@@ -29,7 +29,7 @@ def recipe(scale: Scale, rounding: Rounding = "uint8", **objective: Any) -> Conf
         scale=scale,
         data=Data(patch=16, rounding=rounding, downsample="dali"),
         objective=Objective(**objective),
-        train=Train(batch=16, steps=30),
+        train=Train(batch_size=16, steps=30),
     )
 
 
@@ -115,7 +115,9 @@ def test_the_network_sees_the_same(photo: Pixels, objective: dict[str, Any]) -> 
 
 
 def test_noise_is_added_to_the_input(photo: Pixels) -> None:
-    config = Config(data=Data(patch=16, noise_sigma=25.5), objective=Objective(name="vanilla"), train=Train(batch=4))
+    config = Config(
+        data=Data(patch=16, noise_sigma=25.5), objective=Objective(name="vanilla"), train=Train(batch_size=4)
+    )
     batch = plain_loader(config, [photo], None).batch_at(3)
     clean = downsample_blend(batch.samples.hr, None, batch.samples.input_alpha, 2, transposed=batch.samples.transposed)
     assert batch.samples.noise is not None

@@ -31,7 +31,9 @@ BOTH = Objective(alpha="constant")
 
 def recipe(scale: Scale = 2, objective: Objective = BOTH, *, batch: int = 5, steps: int = 12, **data: Any) -> Config:
     values: dict[str, Any] = {"patch": 5, **data}
-    return Config(scale=scale, seed=7, data=Data(**values), objective=objective, train=Train(batch=batch, steps=steps))
+    return Config(
+        scale=scale, seed=7, data=Data(**values), objective=objective, train=Train(batch_size=batch, steps=steps)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def files(
     return write_files(folder / "hr", pictures), write_files(folder / "sr", centroids)
 
 
-@pytest.mark.parametrize("source", ["packed", "encoded"])
+@pytest.mark.parametrize("source", ["store", "files"])
 @pytest.mark.parametrize("batch", [5, 16])
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_bytes_equal_the_plain_loaders(
@@ -71,8 +73,8 @@ def test_bytes_equal_the_plain_loaders(
     batch: int,
     source: str,
 ) -> None:
-    config = recipe(scale, batch=batch, steps=40 if source == "packed" else 6)
-    hr, sr = (pictures, centroids) if source == "packed" else files
+    config = recipe(scale, batch=batch, steps=40 if source == "store" else 6)
+    hr, sr = (pictures, centroids) if source == "store" else files
     steps, orientations = 0, set()
     with plain_loader(config, pictures, centroids) as plain, dali_loader(config, hr, sr) as dali:
         for first, second in zip(plain, dali, strict=True):
@@ -84,7 +86,7 @@ def test_bytes_equal_the_plain_loaders(
     assert len({oriented[3:6] for oriented in orientations}) == 8
 
 
-@pytest.mark.parametrize("source", ["packed", "encoded"])
+@pytest.mark.parametrize("source", ["store", "files"])
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_windows_at_every_edge_and_corner(tmp_path: Path, scale: Scale, source: str) -> None:
     """Images of 2 by 2 possible places have nothing but corners, and one LR pixel a side folds the margin twice."""
@@ -93,7 +95,7 @@ def test_windows_at_every_edge_and_corner(tmp_path: Path, scale: Scale, source: 
         sides = (scale * patch + scale, scale * (patch + 2) - 1)  # the last columns are no multiple of the scale
         picture = random.integers(0, 256, (*sides, 3), dtype=np.uint8)
         config = recipe(scale, Objective(name="vanilla"), batch=32, steps=2, patch=patch)
-        hr: Any = [picture] if source == "packed" else write_files(tmp_path / str(patch), [picture])
+        hr: Any = [picture] if source == "store" else write_files(tmp_path / str(patch), [picture])
         with plain_loader(config, [picture], None) as plain, dali_loader(config, hr, None) as dali:
             for first, second in zip(plain, dali, strict=True):
                 assert_equal_batches(first, second)
@@ -143,7 +145,7 @@ def test_noise_is_the_same_and_gaussian(pictures: list[Pixels], centroids: list[
 
 
 @pytest.mark.parametrize("start", [1, 13, 29])
-@pytest.mark.parametrize("source", ["packed", "encoded"])
+@pytest.mark.parametrize("source", ["store", "files"])
 def test_a_later_start_continues(
     pictures: list[Pixels],
     centroids: list[Pixels],
@@ -152,7 +154,7 @@ def test_a_later_start_continues(
     start: int,
 ) -> None:
     config = recipe(objective=Objective(), steps=30, batch=2, noise_sigma=5.0)  # the sigmoid: reads each kind in part
-    hr, sr = (pictures, centroids) if source == "packed" else files
+    hr, sr = (pictures, centroids) if source == "store" else files
     expected = plain_loader(config, pictures, centroids)
     with dali_loader(config, hr, sr, start) as rest:
         steps = []
@@ -206,7 +208,7 @@ def threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-@pytest.mark.parametrize("source", ["packed", "encoded"])
+@pytest.mark.parametrize("source", ["store", "files"])
 @pytest.mark.parametrize("failure", [None, KeyboardInterrupt, ValueError])
 def test_leaving_ends_all_threads(
     pictures: list[Pixels], files: tuple[EncodedImages, EncodedImages], source: str, failure: type[BaseException] | None
@@ -215,7 +217,7 @@ def test_leaving_ends_all_threads(
     before = threads()
     with (
         suppress(KeyboardInterrupt, ValueError),
-        dali_loader(config, pictures if source == "packed" else files[0], None) as one,
+        dali_loader(config, pictures if source == "store" else files[0], None) as one,
     ):
         next(one)
         assert threads() > before

@@ -141,7 +141,7 @@ def recipe(objective: Objective | None = None, *, prefetch: int = 0, batch: int 
         seed=11,
         data=Data(patch=5, prefetch=prefetch),
         objective=objective or Objective(),
-        train=Train(batch=batch, steps=steps),
+        train=Train(batch_size=batch, steps=steps),
     )
 
 

@@ -45,7 +45,7 @@ def recipe(hr: Path, objective: Objective | None = None, *, steps: int = 6, **da
         data=Data(train=(str(hr),), patch=8, **data),
         model=EdsrModel(features=4, blocks=1),
         objective=objective or Objective(name="vanilla"),
-        train=Train(steps=steps, batch=4, device="cpu", compile=False, log_every=2, checkpoint_every=2),
+        train=Train(steps=steps, batch_size=4, device="cpu", compile=False, log_every=2, checkpoint_every=2),
     )
 
 
@@ -64,7 +64,7 @@ def test_auto_takes_the_plain_loader_and_says_why(tmp_path: Path, hr: Path, caps
     ("data", "named"),
     [
         ({"loader": "dali"}, "data.loader=dali"),
-        ({"source": "encoded"}, "data.source=encoded"),
+        ({"source": "files"}, "data.source=files"),
         ({"downsample": "dali"}, "data.downsample=dali"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_recipe_that_needs_dali_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("data", [{"source": "encoded"}, {"downsample": "dali"}])
+@pytest.mark.parametrize("data", [{"source": "files"}, {"downsample": "dali"}])
 def test_the_plain_loader_refuses_what_dali_does(hr: Path, data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"is done by DALI, but data\.loader=plain"):
         choose_loader(recipe(hr, loader="plain", **data).data, "cpu")
@@ -113,7 +113,7 @@ def test_a_run_is_the_same_with_either_loader(
     ways: dict[str, dict[str, Any]] = {
         "plain": {"loader": "plain"},
         "dali": {},
-        "encoded": {"source": "encoded"},
+        "encoded": {"source": "files"},
         "in the graph": {"downsample": "dali"},
     }
     for name, data in ways.items():
@@ -139,8 +139,8 @@ def test_centroids_from_a_folder_or_the_store(tmp_path: Path, hr: Path) -> None:
     store = Store(made)
     for entry, pixels in zip(store.entries, store.images, strict=True):
         Image.fromarray(pixels).save(folder / f"{Path(entry.name).stem}.bmp")
-    parallel = config.data.model_copy(update={"source": "encoded", "centroids": str(folder)})
-    mixed = config.data.model_copy(update={"source": "encoded"})
+    parallel = config.data.model_copy(update={"source": "files", "centroids": str(folder)})
+    mixed = config.data.model_copy(update={"source": "files"})
     run_recipe(config.model_copy(update={"data": parallel}), tmp_path / "parallel")
     run_recipe(config.model_copy(update={"data": mixed}), tmp_path / "mixed")
     weights = [
@@ -156,7 +156,7 @@ def test_centroids_from_a_folder_or_the_store(tmp_path: Path, hr: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.centroids: holds no centroid of .*0\.png"):
         run_recipe(config.model_copy(update={"data": parallel}), tmp_path / "another")
     idle = config.data.model_copy(update={"centroids": str(folder)})
-    with pytest.raises(ValueError, match=r"data\.source=packed does not read"):
+    with pytest.raises(ValueError, match=r"data\.source=store does not read"):
         run_recipe(config.model_copy(update={"data": idle}), tmp_path / "idle")
 
 
@@ -175,11 +175,11 @@ def test_files_that_decoders_disagree_about_are_refused(tmp_path: Path, hr: Path
     else:
         Image.fromarray(np.full((60, 60), 40_000, np.uint16)).save(hr / "0.png")
     with pytest.raises(ValueError, match=rf"0\.png: .*{kind}"):
-        run_recipe(recipe(hr, source="encoded"), tmp_path / "run")
+        run_recipe(recipe(hr, source="files"), tmp_path / "run")
 
 
 @pytest.mark.usefixtures("dali")
-@pytest.mark.parametrize("source", ["packed", "encoded"])
+@pytest.mark.parametrize("source", ["store", "files"])
 def test_a_picture_that_breaks_stops_the_run_and_spares_the_checkpoint(
     tmp_path: Path, hr: Path, source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_picture_that_breaks_stops_the_run_and_spares_the_checkpoint(
         if step == 4:
             made.wait()
             time.sleep(0.2)  # the loader's thread has its next batches in hand: it must not be reading just now
-            os.truncate(max(folder.glob("store/images/*.npy")) if source == "packed" else hr / "1.png", 1000)
+            os.truncate(max(folder.glob("store/images/*.npy")) if source == "store" else hr / "1.png", 1000)
 
     monkeypatch.setattr(Checkpoints, "save", save_and_break)
     with pytest.raises(ValueError, match=r"\.npy|1\.png"):
@@ -203,7 +203,7 @@ def test_waiting_is_warned_of(tmp_path: Path, hr: Path, capsys: pytest.CaptureFi
     class Slow:
         waited = 0.0
 
-    for source, advice in (("packed", "raise data.prefetch"), ("encoded", "with data.source=packed")):
+    for source, advice in (("store", "raise data.prefetch"), ("files", "with data.source=store")):
         loader: Any = Slow()
         run = RunFolder(tmp_path / source, recipe(hr, source=source), resume=False)
         state = TrainingState(run.config, "cpu", None, "student")

@@ -148,7 +148,7 @@ def test_all_orientations_equal_the_crop_of_the_whole_image(photo: Pixels, scale
     image = photo[: 9 * scale + 1, : 11 * scale]
     whole = downsample_image(modcrop(image, scale), scale, rounding)
     config = Config(
-        scale=scale, data=Data(patch=patch), objective=Objective(name="vanilla"), train=Train(batch=64, steps=1)
+        scale=scale, data=Data(patch=patch), objective=Objective(name="vanilla"), train=Train(batch_size=64, steps=1)
     )
     loader = plain_loader(config, [image], None)
     plan, batch = loader.planner.plan(0).crops, loader.batch_at(0)

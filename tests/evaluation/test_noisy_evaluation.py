@@ -159,7 +159,7 @@ def test_a_noisy_recipe_validates_on_one_draw_and_ends_with_ten(work: Path, caps
         "data": {"train": ("HR",), "validation": ("HR/face.png",), "test": ("HR",), "patch": 8, "noise_sigma": SIGMA},
         "model": {"features": 8, "blocks": 1},
         "objective": {"name": "vanilla"},
-        "train": {"steps": 2, "batch": 2, "validate_every": 2, "compile": False, "device": "cpu"},
+        "train": {"steps": 2, "batch_size": 2, "validate_every": 2, "compile": False, "device": "cpu"},
     }
     run_recipe(config.validate(values, "test"), work / "run")
     assert "noise of sigma 10, scores averaged over 10 draws" in " ".join(capsys.readouterr().out.split())

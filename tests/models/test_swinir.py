@@ -251,7 +251,7 @@ def drop_path(planner: BatchPlanner, step: int) -> Any:
 
 
 def test_draws_are_a_function_of_the_seed_the_step_and_the_sample() -> None:
-    config = Config(model=SwinirModel(**TINY), train=Train(batch=6))
+    config = Config(model=SwinirModel(**TINY), train=Train(batch_size=6))
     sizes = [(200, 200)]
     whole = drop_path(BatchPlanner(config, sizes), 5)
     assert whole is not None

@@ -41,13 +41,13 @@ def base(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Config:
         "data": {
             "train": [str(folder / "train")],
             "validation": [str(folder / "eye" / "HR")],
-            "watch": [str(folder / "fur")],
+            "monitor": [str(folder / "fur")],
             "patch": 6,
         },
         "model": {"features": 8, "blocks": 1},
         "teacher": {"steps": 9},
         "optimizer": {"learning_rate": 1e-3},
-        "train": {"steps": 6, "batch": 2, "log_every": 3, "validate_every": 2, "compile": False, "device": "cpu"},
+        "train": {"steps": 6, "batch_size": 2, "log_every": 3, "validate_every": 2, "compile": False, "device": "cpu"},
     }
     return config.validate(values, "test")
 

@@ -73,8 +73,8 @@ def test_a_run_scores_every_set_of_its_test_images(
             "model.blocks=1",
             "teacher.steps=1",
             "train.steps=2",
-            "train.batch=2",
-            "train.vanilla_twin=true",
+            "train.batch_size=2",
+            "train.baseline=true",
             "train.compile=false",
             "train.device=cpu",
         ],
@@ -176,8 +176,8 @@ def test_markdown_and_csv_and_the_screen_hold_the_same(make: Make, capsys: pytes
     baseline = {"Set5": (37.123, 0.95), "BSD100": (None, 1.0)}
     scores = {"Set5": (38.456, 0.96129), "BSD100": (32.0, 0.9)}
     runs = [
-        make("a|b", ["train.vanilla_twin=true"], baseline=baseline, **scores),
-        make("[b]", ["seed=1", "train.vanilla_twin=true"], baseline=baseline, **scores),
+        make("a|b", ["train.baseline=true"], baseline=baseline, **scores),
+        make("[b]", ["seed=1", "train.baseline=true"], baseline=baseline, **scores),
         make("c", ["seed=2"]),
     ]
     rows = table(*runs)
@@ -221,7 +221,7 @@ def test_nothing_is_written_without_a_folder_for_it(make: Make, capsys: pytest.C
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (["train.batch=2"], "a and b: runs of one table must share their recipe, but train.batch differs"),
+        (["train.batch_size=2"], "a and b: runs of one table must share their recipe, but train.batch_size differs"),
         (
             ["data.noise_sigma=10"],
             "a and b: runs of one table must share their recipe, but data.noise_sigma differs",
@@ -230,7 +230,7 @@ def test_nothing_is_written_without_a_folder_for_it(make: Make, capsys: pytest.C
         (["train.device=cuda"], "a and b: the same recipe and seed 0 would count twice"),
         (["train.device=cuda", "seed=1"], ""),
         (["train.device=cuda", "objective.alpha=linear"], ""),
-        (["model.blocks=3", "train.batch=2"], ""),  # another network has a recipe of its own
+        (["model.blocks=3", "train.batch_size=2"], ""),  # another network has a recipe of its own
         (["objective.alpha=linear", "teacher.steps=2", 'data.train=["x"]', "seed=1"], ""),
     ],
 )

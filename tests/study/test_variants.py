@@ -25,8 +25,8 @@ def test_a_variant_changes_the_keys_it_names_and_no_other(base: Config) -> None:
 
 
 def test_figure_4_pairs_each_batch_with_vanilla_of_the_same_batch(base: Config) -> None:
-    variants = make_variants(base, [("vanilla",), ("eco",)], ["train.batch=[2, 4]"])
-    assert [(variant.name, variant.recipe.train.batch) for variant in variants] == [
+    variants = make_variants(base, [("vanilla",), ("eco",)], ["train.batch_size=[2, 4]"])
+    assert [(variant.name, variant.recipe.train.batch_size) for variant in variants] == [
         ("vanilla_batch=2", 2),
         ("vanilla_batch=4", 4),
         ("eco_batch=2", 2),
@@ -55,14 +55,14 @@ def test_seeds_are_neither_the_recipes_own_nor_its_teachers(base: Config) -> Non
     [
         (("ecco",), (), "variant 'ecco' is no objective and changes no key.*did you mean eco"),
         (("eco", "objective.alfa=1"), (), r"variant 'eco': unknown key objective.alfa \(did you mean objective.alpha"),
-        (("eco", "train.batch=0"), (), "variant 'eco': train.batch: .*greater than or equal to 1"),
+        (("eco", "train.batch_size=0"), (), "variant 'eco': train.batch_size: .*greater than or equal to 1"),
         (("eco", "scale=3"), (), "variant 'eco' changes scale, which all variants share"),
         (("eco", "seed=3"), (), "variant 'eco' changes seed"),
         (("eco", "data.patch=16"), (), "variant 'eco' changes data.patch"),
         (("eco", "train.device=cuda:1"), (), "variant 'eco' changes train.device"),
-        (("a/b", "train.batch=2"), (), "variant 'a/b': the name becomes a folder and must not contain a slash"),
-        (("eco",), ("train.batch",), r"--across takes KEY=\[VALUE, ...\].*got 'train.batch'"),
-        (("eco",), ("train.batch=[]",), r"--across takes KEY=\[VALUE, ...\]"),
+        (("a/b", "train.batch_size=2"), (), "variant 'a/b': the name becomes a folder and must not contain a slash"),
+        (("eco",), ("train.batch_size",), r"--across takes KEY=\[VALUE, ...\].*got 'train.batch_size'"),
+        (("eco",), ("train.batch_size=[]",), r"--across takes KEY=\[VALUE, ...\]"),
     ],
 )
 def test_a_bad_variant_is_refused_in_one_sentence(
@@ -74,9 +74,9 @@ def test_a_bad_variant_is_refused_in_one_sentence(
 
 def test_two_variants_of_one_name_or_of_one_run_are_refused(base: Config) -> None:
     with pytest.raises(ValueError, match="two variants are called 'eco'"):
-        make_variants(base, [("eco",), ("eco", "train.batch=2")], [])
+        make_variants(base, [("eco",), ("eco", "train.batch_size=2")], [])
     with pytest.raises(ValueError, match="variants 'eco' and 'same' are the same run"):
-        make_variants(base, [("eco",), ("same", "train.batch=8")], [])
+        make_variants(base, [("eco",), ("same", "train.batch_size=8")], [])
 
 
 def test_no_seeds_are_refused(base: Config) -> None:

@@ -55,7 +55,7 @@ def recipe(pictures: Path, *, scale: int = 2, seed: int = 3, **changes: Any) -> 
         "model": {"features": 8, "blocks": 1},
         "teacher": {"steps": 6},
         "optimizer": {"learning_rate": 1e-3},
-        "train": {"steps": 8, "batch": BATCH, "log_every": 1, "compile": False, "device": "cpu"},
+        "train": {"steps": 8, "batch_size": BATCH, "log_every": 1, "compile": False, "device": "cpu"},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -100,7 +100,7 @@ def loss_by_hand(recipe: Config, network: EDSR, hr: list[Pixels], sr: list[Pixel
     """The loss of a step in float64: patches of whole downsampled images, blended as the paper's equations say."""
     scale, patch = recipe.scale, recipe.data.patch
     sizes = [(image.shape[0], image.shape[1]) for image in hr]
-    plan = Sampler(sizes, scale=scale, patch=patch, batch_size=recipe.train.batch, seed=recipe.seed).plan(step)
+    plan = Sampler(sizes, scale=scale, patch=patch, batch_size=recipe.train.batch_size, seed=recipe.seed).plan(step)
     mix = blend_weights_at(recipe.objective, step, recipe.train.steps)
 
     def cut(image: Pixels, index: int, spacing: int) -> Tensor:
@@ -123,7 +123,7 @@ def loss_by_hand(recipe: Config, network: EDSR, hr: list[Pixels], sr: list[Pixel
         with torch.no_grad():
             difference = 255 * network.double()(inputs / 255) - target
         kinds = {"l1": difference.abs(), "l2": difference**2, "charbonnier": (difference**2 + 0.255**2).sqrt()}
-        total += float(kinds[recipe.objective.loss].mean()) / recipe.train.batch
+        total += float(kinds[recipe.objective.loss].mean()) / recipe.train.batch_size
     return total
 
 

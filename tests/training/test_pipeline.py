@@ -41,12 +41,12 @@ blocks = 1
 steps = 2
 [train]
 steps = 4
-batch = 2
+batch_size = 2
 checkpoint_every = 1
 keep_checkpoints = 4
 device = "cpu"
 compile = false
-vanilla_twin = true
+baseline = true
 """
 
 
@@ -86,7 +86,10 @@ def test_every_recipe_runs_dry_and_leaves_nothing_behind(
         assert f" {PARAMETERS[key]:,} parameters" in lines["network"]
         assert lines["prepare"].startswith("data.train is missing")
     train = recipe.train
-    assert f"{train.steps:,} steps of {train.batch} patches, {train.steps * train.batch:,} patches" in lines["training"]
+    assert (
+        f"{train.steps:,} steps of {train.batch_size} patches, {train.steps * train.batch_size:,} patches"
+        in lines["training"]
+    )
     assert ("missing" in lines["train"]) == bool(recipe.model.start_from)
     assert lines["teacher"].startswith(f"{recipe.teacher.steps:,} steps" if recipe.needs_centroids else "not needed")
     assert not any(tmp_path.iterdir())
@@ -111,7 +114,9 @@ def test_memory_by_hand() -> None:
     assert averaged.at_once == 4
     assert averaged.activations == pytest.approx(4 * 4 * 48**2 * channels + reordered, abs=16)
     assert averaged.memory == 5 * made.weights + averaged.activations
-    assert cost("edsr_baseline_x2_eco", "train.batch=10", "train.micro_batch=4").at_once == 4  # in parts of 3, 3 and 4
+    assert (
+        cost("edsr_baseline_x2_eco", "train.batch_size=10", "train.micro_batch=4").at_once == 4
+    )  # in parts of 3, 3 and 4
 
 
 def test_half_precision_halves_the_activations_and_adds_a_copy_of_the_weights() -> None:
@@ -122,7 +127,7 @@ def test_half_precision_halves_the_activations_and_adds_a_copy_of_the_weights() 
 @pytest.mark.parametrize("changes", [[], ["objective.name=vanilla", "data.noise_sigma=5"], ["objective.name=kd"]])
 @pytest.mark.parametrize("model", ["edsr", "rcan"])
 def test_the_estimate_is_what_a_real_step_keeps(model: str, changes: list[str], photo: Pixels, here: Path) -> None:
-    small = [f'model={{name = "{model}", features = 16, blocks = 2}}', "train.steps=3", "train.vanilla_twin=false"]
+    small = [f'model={{name = "{model}", features = 16, blocks = 2}}', "train.steps=3", "train.baseline=false"]
     recipe = config.load(str(here / "tiny.toml"), [*small, *changes])
     state = TrainingState(recipe, "cpu", None, "test")
     step = TrainStep(state, 2)
@@ -155,8 +160,8 @@ def test_stages_before_during_and_after_a_run(here: Path, capsys: pytest.Capture
     assert after["teacher"] == "finished, at step 2"
     assert after["train"] == after["baseline"] == "finished, at step 4"
     assert said(capsys, *run)["train"].startswith("finished, at step 4; refused: run: already holds a run; continue")
-    other = said(capsys, *run, "--resume", "--set", "train.batch=3")
-    assert other["train"].startswith("finished, at step 4; refused: run: holds a run with another train.batch")
+    other = said(capsys, *run, "--resume", "--set", "train.batch_size=3")
+    assert other["train"].startswith("finished, at step 4; refused: run: holds a run with another train.batch_size")
     assert said(capsys, "--run", "run", "--resume") == after
     assert tree(here) == files
 
@@ -185,7 +190,7 @@ def test_what_is_missing_is_said(here: Path, capsys: pytest.CaptureFixture[str])
     save_network(here / "x2.pt", EDSR(2, 8, 1))
     assert said(capsys, "tiny.toml", "--set", "model.start_from=x2.pt")["train"] == "4 steps from x2.pt"
     assert said(capsys, "tiny.toml", "--set", "data.train=[]", "--set", "data.store=s")["prepare"].startswith("s: not ")
-    files = said(capsys, "tiny.toml", "--set", "data.source=encoded", "--set", "data.centroids=hr")
+    files = said(capsys, "tiny.toml", "--set", "data.source=files", "--set", "data.centroids=hr")
     assert files["prepare"] == "not needed: 3 images of hr, decoded at every step"
     assert files["centroids"] == "not needed: 3 images of hr"
 

@@ -26,7 +26,7 @@ def recipe(**changes: Any) -> Config:
         "data": {"patch": PATCH},
         "model": {"features": 8, "blocks": 1},
         "objective": {"name": "residual"},
-        "train": {"steps": 8, "batch": BATCH, "compile": False, "device": "cpu"},
+        "train": {"steps": 8, "batch_size": BATCH, "compile": False, "device": "cpu"},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -94,7 +94,7 @@ def test_of_two_pictures_that_are_as_far_from_their_centroid_mid_grey_is_learnt(
     hr: list[Pixels], sr: list[Pixels]
 ) -> None:
     """The least squares over all images of an LR are at their mean residual, which is none (paper, Appendix B)."""
-    made = recipe(objective__loss="l2", train__batch=2)
+    made = recipe(objective__loss="l2", train__batch_size=2)
     side = 2 * (PATCH + 4)
     pattern = 20 * (1 - 2 * ((torch.arange(side)[:, None, None] + torch.arange(side)[None, :, None]) % 2))
     centroid = torch.full((2, side, side, 3), 120)
@@ -139,8 +139,8 @@ def test_the_input_is_the_real_lr_at_every_step(hr: list[Pixels], sr: list[Pixel
     ("changes", "named"),
     [
         ({"data__validation": ["x"]}, "--set data.validation=[]"),
-        ({"data__watch": ["x"]}, "--set data.watch=[]"),
-        ({"data__test": ["x"], "train__vanilla_twin": True}, "--set data.test=[] --set train.vanilla_twin=false"),
+        ({"data__monitor": ["x"]}, "--set data.monitor=[]"),
+        ({"data__test": ["x"], "train__vanilla_twin": True}, "--set data.test=[] --set train.baseline=false"),
     ],
 )
 def test_what_would_score_residuals_is_refused(

@@ -58,7 +58,7 @@ def recipe(pictures: Path, **changes: Any) -> Config:
         "optimizer": {"learning_rate": 1e-2, "schedule": "cosine", "clip_value": 0.1, "spike_factor": 1.1},
         "train": {
             "steps": 11,
-            "batch": 2,
+            "batch_size": 2,
             "log_every": 4,
             "validate_every": 6,
             "checkpoint_every": 3,
@@ -221,7 +221,7 @@ def test_stochastic_depth_goes_on_where_it_was_and_does_not_mind_how_a_batch_is_
     pictures: Path, store: Store, events: Events, tmp_path: Path
 ) -> None:
     """What the network draws is a function of the seed, the step and the sample."""
-    made = recipe(pictures, train__batch=4, optimizer__learning_rate=1e-3)
+    made = recipe(pictures, train__batch_size=4, optimizer__learning_rate=1e-3)
     sizes: dict[str, Any] = {
         "features": 8,
         "depths": (2, 2),

@@ -36,7 +36,7 @@ blocks = 1
 checkpoint = "teacher.safetensors"
 [train]
 steps = 4
-batch = 2
+batch_size = 2
 log_every = 1
 checkpoint_every = 2
 device = "cpu"
@@ -44,12 +44,22 @@ compile = false
 """
 COMMANDS = {
     "prepare": ["prepare", "hr", "--store", "store"],
-    "teach": ["teach", "--store", "store", "--teacher", "teacher.safetensors", "--scale", "2", "--device", "cpu"],
+    "centroids": [
+        "centroids",
+        "--store",
+        "store",
+        "--teacher",
+        "teacher.safetensors",
+        "--scale",
+        "2",
+        "--device",
+        "cpu",
+    ],
     "train": ["train", "tiny.toml", "--run", "run"],
 }
 WORK = {
     "prepare": "eco_fast.data.prepare.read_image",
-    "teach": "eco_fast.inference.centroids.super_resolve",
+    "centroids": "eco_fast.inference.centroids.super_resolve",
     "train": "eco_fast.training.step.network_input",
 }
 
@@ -109,7 +119,7 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 def test_ctrl_c_ends_with_one_line_and_the_command_goes_on(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if command == "teach":
+    if command == "centroids":
         main(COMMANDS["prepare"])
     for module in ("data.prepare", "inference.centroids", "training.loop"):
         __import__(f"eco_fast.{module}")
@@ -179,14 +189,14 @@ def test_a_real_signal_during_training(
     assert [row["step"] for row in rows(Path("run"))] == list(range(1, 9))
 
 
-@pytest.mark.parametrize(("command", "store"), [("prepare", "store"), ("teach", "store/centroids")])
+@pytest.mark.parametrize(("command", "store"), [("prepare", "store"), ("centroids", "store/centroids")])
 def test_a_full_disk_while_a_picture_is_stored(
     command: str,
     store: str,
     file_size_limit: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if command == "teach":
+    if command == "centroids":
         main(COMMANDS["prepare"])
     file_size_limit(10_000)  # the first two images fit, the third does not
     said = complaint(capsys, COMMANDS[command])

@@ -42,7 +42,7 @@ def recipe(**changes: Any) -> Config:
         "data": {"patch": 8},
         "model": {"features": 8, "blocks": 1},
         "optimizer": {"clip_value": 0.1, "spike_factor": 5.0},
-        "train": {"steps": 100, "batch": 4, "compile": False, "device": "cpu"},
+        "train": {"steps": 100, "batch_size": 4, "compile": False, "device": "cpu"},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -62,7 +62,7 @@ def batches(made: Config, pictures: list[Pixels], steps: range) -> list[Batch]:
 
 def step_of(made: Config, device: str = "cpu") -> tuple[TrainStep, TrainingState]:
     state = TrainingState(made, device, None, "test")
-    return TrainStep(state, made.train.batch), state
+    return TrainStep(state, made.train.batch_size), state
 
 
 class NoReading(TorchDispatchMode):
@@ -291,7 +291,7 @@ blocks = 1
 name = "vanilla"
 [train]
 steps = 12
-batch = 2
+batch_size = 2
 log_every = 4
 validate_every = 6
 checkpoint_every = 2
@@ -390,10 +390,10 @@ def test_a_trace_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_memory_that_runs_out_says_what_helps() -> None:
     advice = r"out of memory .*set train\.micro_batch below 16.*or train\.precision=bf16"
-    with pytest.raises(ValueError, match=advice), explain_oom(Train(batch=16)):
+    with pytest.raises(ValueError, match=advice), explain_oom(Train(batch_size=16)):
         torch.empty(1 << 60, dtype=torch.uint8)
     advice = r"set train\.micro_batch below 4"
-    with pytest.raises(ValueError, match=advice), explain_oom(Train(batch=16, micro_batch=4)):
+    with pytest.raises(ValueError, match=advice), explain_oom(Train(batch_size=16, micro_batch=4)):
         np.empty(1 << 60, dtype=np.uint8)
     with pytest.raises(RuntimeError, match="inconsistent tensor size"), explain_oom(Train()):
         torch.ones(2) @ torch.ones(3)

@@ -37,7 +37,7 @@ clip_value = 0.1
 spike_factor = 5.0
 [train]
 steps = {STEPS}
-batch = 7
+batch_size = 7
 log_every = 1
 validate_every = 25
 checkpoint_every = 10

@@ -36,7 +36,7 @@ from eco_fast.training.step import TrainingLoss, split
 
 SAME = (
     *("scale", "model.", "data.patch", "data.rounding", "data.noise_sigma", "objective.loss", "optimizer."),
-    *("train.steps", "train.batch"),
+    *("train.steps", "train.batch_size"),
 )
 
 
@@ -46,14 +46,14 @@ class BatchLoss:
     Args:
         network: its weights are overwritten.
         recipe: determines the loss and the precision.
-        batches: on the network's device, each of `train.batch` samples.
+        batches: on the network's device, each of `train.batch_size` samples.
     """
 
     def __init__(self, network: Network, recipe: Config, batches: Sequence[Samples]) -> None:
         device = str(batches[0].target_alpha.device)
         self.loss = TrainingLoss(network, recipe.data, recipe.objective, set_precision(recipe.train, device))
         self.weights = [weight for weight in network.parameters() if weight.requires_grad]
-        samples = recipe.train.batch
+        samples = recipe.train.batch_size
         cuts = split(samples, recipe.train.micro_batch or samples)
         self.parts = [(batch.part(cut), (cut.stop - cut.start) / samples) for batch in batches for cut in cuts]
         self.batches = len(batches)

@@ -177,14 +177,14 @@ def open_run(folder: Path) -> Run:
         ValueError: not a run, its images are missing, or its batches do not come from a store.
     """
     config = read_recipe(folder)
-    if config.data.source != "packed" or config.data.downsample != "kernel":
+    if config.data.source != "store" or config.data.downsample != "kernel":
         raise ValueError(
             f"{folder}: analyses read the store, but this run has data.source={config.data.source} and "
-            f"data.downsample={config.data.downsample}; train it with packed and kernel, which give the same samples"
+            f"data.downsample={config.data.downsample}; train it with store and kernel, which give the same samples"
         )
     places = [Path(config.data.store)] if config.data.store else [folder / "store", folder.parent / "store"]
     store = next((place for place in places if place.is_dir()), places[0])
-    hr = without_small(Store(store), config.scale, config.data.patch, skip=config.data.small_images == "skip")
+    hr = without_small(Store(store), config.scale, config.data.patch, skip=config.data.on_small_image == "skip")
     return Run(folder, config, hr)
 
 

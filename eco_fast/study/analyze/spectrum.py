@@ -72,7 +72,7 @@ def spectrum(
         recipe = recipe_at(case.run.config, step, case.objective)
         set_precision(recipe.train, case.run.device)
         planes, loss = mean_spectra(network, recipe, case.run.batches(recipe, step, batches))
-        patches = batches * recipe.train.batch
+        patches = batches * recipe.train.batch_size
         found.append(Spectra(case.name, step, recipe.objective.alpha_value, loss, patches, planes))
     write_spectra(out, found)
     for one in found:

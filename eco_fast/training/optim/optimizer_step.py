@@ -23,9 +23,9 @@ def learning_rate_at(config: Optimizer, step: int, steps: int) -> float:
         done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "step":
-        return config.learning_rate * 0.5 ** (step // config.halve_every)
+        return config.learning_rate * 0.5 ** (step // config.step_size)
     if config.schedule == "milestones":
-        return float(config.learning_rate * 0.5 ** sum(step >= milestone for milestone in config.halve_at))
+        return float(config.learning_rate * 0.5 ** sum(step >= milestone for milestone in config.milestones))
     return config.learning_rate
 
 

@@ -40,7 +40,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "teacher": {"steps": 30},
         "objective": {"name": "residual"},
         "optimizer": {"learning_rate": 1e-3},
-        "train": {"steps": 30, "batch": 4, "compile": False, "device": "cpu"},
+        "train": {"steps": 30, "batch_size": 4, "compile": False, "device": "cpu"},
     }
     run_recipe(config.validate(values, "test"), folder)
     return folder

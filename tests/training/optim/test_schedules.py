@@ -89,12 +89,12 @@ def test_what_a_mix_reads(mix: BlendWeights, reads_hr: bool, reads_sr: bool) -> 
 # --- learning rate ---
 
 
-def torch_schedule(kind: str, base: float, steps: int, halve_every: int) -> list[float]:
+def torch_schedule(kind: str, base: float, steps: int, step_size: int) -> list[float]:
     optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=base)
     scheduler = (
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         if kind == "cosine"
-        else torch.optim.lr_scheduler.StepLR(optimizer, halve_every, gamma=0.5)
+        else torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma=0.5)
     )
     rates = []
     for _ in range(steps):
@@ -107,7 +107,7 @@ def torch_schedule(kind: str, base: float, steps: int, halve_every: int) -> list
 @pytest.mark.parametrize("kind", ["cosine", "step"])
 @pytest.mark.parametrize("steps", [1, 10, 317])
 def test_learning_rate_equals_torch(kind: Literal["cosine", "step"], steps: int) -> None:
-    config = Optimizer(learning_rate=1.6e-3, schedule=kind, halve_every=25)
+    config = Optimizer(learning_rate=1.6e-3, schedule=kind, step_size=25)
     made = [learning_rate_at(config, step, steps) for step in range(steps)]
     assert made == pytest.approx(torch_schedule(kind, 1.6e-3, steps, 25), rel=1e-9, abs=1e-12)
 
@@ -119,13 +119,13 @@ def test_cosine_by_hand() -> None:
 
 
 def test_halving_by_hand() -> None:
-    config = Optimizer(learning_rate=8e-4, schedule="step", halve_every=100)
+    config = Optimizer(learning_rate=8e-4, schedule="step", step_size=100)
     made = [learning_rate_at(config, step, 1000) for step in (0, 99, 100, 199, 200, 999)]
     assert made == [8e-4, 8e-4, 4e-4, 4e-4, 2e-4, 8e-4 / 512]
 
 
 def test_milestones_equal_torch() -> None:
-    config = Optimizer(learning_rate=2e-4, schedule="milestones", halve_at=(50, 80, 90, 95))
+    config = Optimizer(learning_rate=2e-4, schedule="milestones", milestones=(50, 80, 90, 95))
     optimizer = torch.optim.SGD([Parameter(torch.zeros(1))], lr=2e-4)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [50, 80, 90, 95], gamma=0.5)
     for step in range(100):
