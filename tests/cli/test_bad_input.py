@@ -241,7 +241,7 @@ def test_recipes_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert complaint(capsys, "train", "gone.toml") == "gone.toml: there is no such file"
 
 
-@pytest.mark.parametrize("command", ["teach --store s --teacher t", "evaluate c --data d", "downsample a b"])
+@pytest.mark.parametrize("command", ["centroids --store s --teacher t", "evaluate c --data d", "downsample a b"])
 def test_scales_that_do_not_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command.split(), "--scale", "5"])
