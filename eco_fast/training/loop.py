@@ -93,7 +93,6 @@ def train_network(
         step = Step(state.network, state.updater, config, state.precision, device, count, mark)
         telemetry.calibrate(state.network, state.precision)
         describe(step, state, config, label)
-        distributed.report_stage(f"at step {start}, loading data")
         for batch in loader:
             learning_rate = learning_rate_at(config.optimizer, batch.step, steps)
             loss, skip = step(batch, learning_rate)
@@ -119,7 +118,6 @@ def train_network(
                 checkpoints.wait()
                 raise StoppedBySignal(signal)
             mark("data")
-            distributed.report_stage(f"at step {done}, loading data")
     distributed.all_gather(None)  # the files are there, for all
     return state.result.eval()
 
@@ -202,7 +200,6 @@ def validate(
     state: TrainingState, validation: Mapping[str, Pixels], watched: Sets, telemetry: Telemetry, done: int
 ) -> bool:
     """Score the validation pictures and the watched sets, and report; whether the former's scores are the best."""
-    distributed.report_stage(f"at step {done}, validating")
     data = state.config.data
     row: dict[str, float | None] = {}
     said = f"step {done}/{state.config.train.steps}"

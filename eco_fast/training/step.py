@@ -143,7 +143,6 @@ class Step:
         Returns:
             The mean loss of the global batch, float32 [], and whether the step was skipped, bool []; on the device.
         """
-        distributed.report_stage(f"at step {batch.step}, training")
         batch = batch.to(self.device)
         total = torch.zeros((), device=self.device)
         for part in self.parts:

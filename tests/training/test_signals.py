@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ WORK = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder holds pictures, a teacher and a recipe."""
+    """The current folder holds images, a teacher and a recipe."""
     monkeypatch.chdir(tmp_path)
     Path("hr").mkdir()
     for index, side in enumerate((20, 24, 90)):
@@ -132,46 +131,50 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return RunFolder(run, config.load(str(run / "config.toml")), resume=True).rows()
 
 
-SLOW = """
-import sys, time
+WAITING = """
+import os, signal, sys
 from eco_fast.cli.main import main
 from eco_fast.training import loop
 
-class Slow(loop.Step):
+awake, wake = os.pipe()  # a signal writes a byte
+os.set_blocking(wake, False)
+signal.set_wakeup_fd(wake)
+
+class Waiting(loop.Step):
     def __call__(self, batch, rate):
-        time.sleep(SECONDS if batch.step == 5 else 0)
+        for _ in range(COUNT if batch.step == 5 else 0):
+            print("waits for a signal", flush=True)
+            os.read(awake, 1)
         return super().__call__(batch, rate)
 
-loop.Step = Slow
+loop.Step = Waiting
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(
-    ("signals", "seconds", "code", "kept"),
-    [((signal.SIGINT,), 2, 130, 6), ((signal.SIGTERM,), 2, 143, 6), ((signal.SIGINT, signal.SIGINT), 60, 130, 4)],
+    ("signals", "code", "kept"),
+    [((signal.SIGINT,), 130, 6), ((signal.SIGTERM,), 143, 6), ((signal.SIGINT, signal.SIGINT), 130, 4)],
     ids=["ctrl-c", "sigterm", "ctrl-c twice"],
 )
 def test_a_real_signal_during_training(
-    signals: tuple[signal.Signals, ...], seconds: int, code: int, kept: int, capsys: pytest.CaptureFixture[str]
+    signals: tuple[signal.Signals, ...], code: int, kept: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The step that is under way is finished and kept; whoever cannot wait for it asks twice."""
     given = [*COMMANDS["train"], "--set", "train.steps=8"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW.replace("SECONDS", str(seconds)), *given],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-c", WAITING.replace("COUNT", str(len(signals))), *given],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
+    left = list(signals)
     for line in process.stdout:
-        if line.startswith("student step 5/"):
-            for number in signals:
-                time.sleep(0.5)
-                process.send_signal(number)
-            break
-    _, said = process.communicate(timeout=30)
+        if line.startswith("waits for a signal"):
+            process.send_signal(left.pop(0))
+    assert left == []
+    _, said = process.communicate()
     assert (process.returncode, said) == (code, "\neco-fast: interrupted; go on with --resume\n")
     assert half_written() == []
     assert main([*given, "--resume"]) == 0
@@ -180,7 +183,7 @@ def test_a_real_signal_during_training(
 
 
 @pytest.mark.parametrize(("command", "store"), [("prepare", "store"), ("teach", "store/centroids")])
-def test_a_full_disk_while_a_picture_is_stored(
+def test_a_full_disk_while_an_image_is_stored(
     command: str,
     store: str,
     file_size_limit: Callable[[int], None],
@@ -188,7 +191,7 @@ def test_a_full_disk_while_a_picture_is_stored(
 ) -> None:
     if command == "teach":
         main(COMMANDS["prepare"])
-    file_size_limit(10_000)  # the first two pictures fit, the third does not
+    file_size_limit(10_000)  # the first two images fit, the third does not
     said = complaint(capsys, COMMANDS[command])
     file_size_limit(resource.RLIM_INFINITY)
     (journal,) = Path(store).rglob("journal.jsonl")
@@ -216,8 +219,8 @@ def test_a_disk_that_fails_at_any_moment_of_preparing(
     assert not Path("store", MANIFEST).exists()
     assert main(COMMANDS["prepare"]) == 0
     for index, pixels in enumerate(Store(Path("store")).images):
-        with Image.open(f"hr/{index}.png") as picture:
-            assert np.array_equal(pixels, np.asarray(picture))
+        with Image.open(f"hr/{index}.png") as image:
+            assert np.array_equal(pixels, np.asarray(image))
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
