@@ -16,6 +16,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
+from tests.helpers import complaint
 
 TINY = """
 [data]
@@ -79,17 +80,6 @@ def here(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of these things as the current folder."""
     shutil.copytree(things, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one sentence that a command ends with, exit code 2."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("eco-fast: "), said
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    return said.removeprefix("eco-fast: ").rstrip()
 
 
 def train(*overrides: str) -> list[str]:

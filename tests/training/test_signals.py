@@ -23,6 +23,7 @@ from eco_fast.models.edsr import EDSR
 from eco_fast.training.checkpoints import Checkpoints
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.utils.files import write_atomically
+from tests.helpers import complaint
 
 TINY = """
 [data]
@@ -93,15 +94,6 @@ def file_size_limit() -> Iterator[Callable[[int], None]]:
 
 def half_written() -> list[Path]:
     return [path for path in Path().rglob("*") if path.name.endswith(".partial")]
-
-
-def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    capsys.readouterr()
-    assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("eco-fast: "), said
-    assert said.count("\n") == 1, said
-    return said.removeprefix("eco-fast: ").rstrip()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -192,7 +184,7 @@ def test_a_full_disk_while_an_image_is_stored(
     if command == "teach":
         main(COMMANDS["prepare"])
     file_size_limit(10_000)  # the first two images fit, the third does not
-    said = complaint(capsys, COMMANDS[command])
+    said = complaint(capsys, *COMMANDS[command])
     file_size_limit(resource.RLIM_INFINITY)
     (journal,) = Path(store).rglob("journal.jsonl")
     assert said.startswith(f"{journal.parent}/images/")
@@ -212,7 +204,7 @@ def test_a_disk_that_fails_at_any_moment_of_preparing(
 ) -> None:
     with monkeypatch.context() as patch:
         last_call(patch, "os.fsync", call, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        said = complaint(capsys, COMMANDS["prepare"])
+        said = complaint(capsys, *COMMANDS["prepare"])
     assert said.startswith("store")
     assert said.endswith(": cannot be read or written (No space left on device)")
     assert half_written() == []
@@ -249,7 +241,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
 
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoints, "save", save_on_a_full_disk)
-            said = complaint(capsys, [*COMMANDS["train"], "--resume"])
+            said = complaint(capsys, *COMMANDS["train"], "--resume")
         file_size_limit(resource.RLIM_INFINITY)
         assert said == f"run/checkpoints/{failed}: cannot be read or written (File too large)"
         assert half_written() == []
