@@ -3,7 +3,8 @@
 python -m bench.same_numbers BEFORE AFTER [--renamed NEW=OLD ...] [--quickstart]
 
 The same probes run in both, each with one thread, side by side. They are written in the names of AFTER; where BEFORE
-has another name for a recipe's key or a command, say so: --renamed train.batch_size=train.batch centroids=teach.
+has another name for a recipe's key, a command or a score, say so:
+--renamed train.batch_size=train.batch centroids=teach
 """
 
 import argparse
@@ -154,8 +155,9 @@ class Checkout:
         """What the quick start's table shows."""
         self.command("train", "quickstart", "--run", "quickstart")
         summary = json.loads((self.folder / "quickstart" / "summary.json").read_text(encoding="utf-8"))
+        renamed = {old: new for new, old in self.renamed.items()}
         return {
-            f"quick start {name} {score}": repr(value)
+            f"quick start {renamed.get(name, name)} {renamed.get(score, score)}": repr(value)
             for name, scores in summary["sets"]["builtin:test"].items()
             for score, value in scores.items()
         }
@@ -186,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.same_numbers")
     parser.add_argument("before", type=Path, help="a checkout")
     parser.add_argument("after", type=Path, help="another one, whose names the probes use")
-    parser.add_argument("--renamed", nargs="+", default=[], metavar="NEW=OLD", help="keys and commands of BEFORE")
+    parser.add_argument("--renamed", nargs="+", default=[], metavar="NEW=OLD", help="keys, commands, scores of BEFORE")
     parser.add_argument("--quickstart", action="store_true", help="the quick start's scores too: 10 minutes")
     given = parser.parse_args()
     renamed = dict(pair.split("=") for pair in given.renamed)
