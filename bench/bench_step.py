@@ -9,7 +9,7 @@
 | field | eager, NCHW, PNG sub-images through a DataLoader of two workers, blend in Python, `.item()` every step |
 | convolution, matmul | the machine's own peak |
 
-Every round times all of them one after the other, whole and bare step by step, so that a change of the machine's mood
+Every round times all of them one after the other, whole and bare step by step, so that a change of the machine's speed
 hits all alike; ratios are medians of the rounds' own ratios. `extra_info` and the last lines hold them. The field's
 loop has a process of its own: what the trainer sets for its process, such as `tune_malloc`, is no part of that loop.
 """
@@ -50,24 +50,24 @@ SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so t
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """480x480 sub-images as PNG files and as a store, and their centroids, which here are other sub-images."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for kind in ("hr", "sr"):
         (folder / kind).mkdir()
         writer = Writer(folder / f"store-{kind}", {"kind": "hr"})
-        for index, picture in enumerate(sub_images(32, generator)):
-            Image.fromarray(picture).save(folder / kind / f"{index}.png", compress_level=3)
-            writer.add(f"{index}.png", picture, origin=str(index))
+        for index, image in enumerate(sub_images(32, generator)):
+            Image.fromarray(image).save(folder / kind / f"{index}.png", compress_level=3)
+            writer.add(f"{index}.png", image, origin=str(index))
         writer.finish()
     return folder
 
 
-def whole(recipe: Config, pictures: Path, device: str, folder: Path, stack: ExitStack) -> Work:
+def whole(recipe: Config, images: Path, device: str, folder: Path, stack: ExitStack) -> Work:
     """The body of the training loop, from the middle of the training, where HR and the centroid are both read."""
     start, steps = recipe.train.steps // 2, recipe.train.steps
-    hr, sr = Store(pictures / "store-hr"), Store(pictures / "store-sr")
+    hr, sr = Store(images / "store-hr"), Store(images / "store-sr")
     state = TrainingState(recipe, device, None, "bench")
     loader = stack.enter_context(open_loader(recipe, hr, sr, start, device=device, label="bench"))
     run = RunFolder(folder, recipe, resume=False)
@@ -106,12 +106,12 @@ def bare(recipe: Config, device: str) -> Work:
     return work
 
 
-def field(recipe: Config, pictures: Path, device: str) -> Work:
+def field(recipe: Config, images: Path, device: str) -> Work:
     """The field's loop with ECO's blend written in Python."""
     network = build(recipe.model, recipe.scale).to(device)
     plain_upsampling(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    dataset = SubImages([pictures / "hr", pictures / "sr"], recipe.scale, recipe.data.patch)
+    dataset = SubImages([images / "hr", images / "sr"], recipe.scale, recipe.data.patch)
     batches = iter(DataLoader(dataset, batch_size=recipe.train.batch_size, num_workers=2))
     alpha = 0.5
 
@@ -151,7 +151,7 @@ def seconds_apart(times: int, device: str) -> float:
 
 
 @pytest.mark.parametrize("name", ROUNDS)
-def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: Path) -> None:
+def test_step(benchmark: BenchmarkFixture, name: str, images: Path, tmp_path: Path) -> None:
     """All ways in turn."""
     device = pick_device("auto")
     recipe = config.load(name)
@@ -160,12 +160,12 @@ def test_step(benchmark: BenchmarkFixture, name: str, pictures: Path, tmp_path: 
     times = {"convolution": 8, "matmul": 1}
     seconds: dict[str, list[float]] = {way: [] for way in ("whole", "bare", "field", *peaks)}
     with ExitStack() as stack:
-        ways = {"whole": whole(recipe, pictures, device, tmp_path / "run", stack)}  # resets the compiler: comes first
+        ways = {"whole": whole(recipe, images, device, tmp_path / "run", stack)}  # resets the compiler: comes first
         ways |= {"bare": bare(recipe, device)}
         ways |= {way: work for way, (work, _) in peaks.items()}
         spawned = multiprocessing.get_context("spawn")
         process = stack.enter_context(
-            ProcessPoolExecutor(1, spawned, initializer=start_apart, initargs=(field, recipe, pictures, device))
+            ProcessPoolExecutor(1, spawned, initializer=start_apart, initargs=(field, recipe, images, device))
         )
 
         def measured() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from eco_fast.training.loop import ValidationSets, train_network
 from eco_fast.training.run_folder import RunFolder
 from tests.loaders import centroids_of
 
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # processes that tests start run the same code
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -87,7 +87,6 @@ def train_network(
         step = TrainStep(state, loader.planner.count, telemetry.stopwatch.mark)
         telemetry.calibrate(state.network, state.precision)
         describe(step, state, label)
-        distributed.report_stage(f"at step {state.start}, loading data")
         for batch in loader:
             learning_rate = learning_rate_at(config.optimizer, batch.step, steps)
             loss, skip = step(batch, learning_rate)
@@ -108,14 +107,12 @@ def train_network(
                 checkpoints.wait()
                 raise StoppedBySignal(signal)
             telemetry.stopwatch.mark("data")
-            distributed.report_stage(f"at step {done}, loading data")
     distributed.all_gather(None)  # the files are there, for all
     return state.result.eval()
 
 
 def validate(state: TrainingState, sets: ValidationSets, telemetry: Telemetry, done: int) -> bool:
     """Score the validation images and the monitored sets, and report; whether the former's scores are the best."""
-    distributed.report_stage(f"at step {done}, validating")
     data = state.config.data
     row: dict[str, float | None] = {}
     said = f"step {done}/{state.config.train.steps}"

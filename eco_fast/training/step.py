@@ -109,7 +109,6 @@ class TrainStep:
         Returns:
             The mean loss of the global batch, float32 [], and whether the step was skipped, bool []; on the device.
         """
-        distributed.report_stage(f"at step {batch.step}, training")
         samples = batch.samples.to(self.device)
         if self.objective.name == "eco":
             samples = samples.complete()

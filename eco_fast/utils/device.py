@@ -80,10 +80,12 @@ def why_not_dali(device: str) -> str | None:
 
 def cuda_of_driver() -> int:
     """Newest CUDA version that the driver supports, 13020 for 13.2; 0 without a driver."""
-    if not torch.cuda.is_available():
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
         return 0
-    version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # noqa: SLF001 - no public name
-    return version
+    return version.value
 
 
 def device_name(device: str) -> str:

@@ -16,6 +16,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
+from tests.helpers import complaint
 
 TINY = """
 [data]
@@ -79,17 +80,6 @@ def here(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of these things as the current folder."""
     shutil.copytree(things, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one sentence that a command ends with, exit code 2."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("eco-fast: "), said
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    return said.removeprefix("eco-fast: ").rstrip()
 
 
 def train(*overrides: str) -> list[str]:
@@ -175,12 +165,12 @@ def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: 
         (["train.step=3"], "unknown key train.step (did you mean train.steps?)"),
         (["trian.steps=3"], "unknown key trian (did you mean train?)"),
         (["batch=3"], "unknown key batch (did you mean train.batch_size?)"),
-        (["train.batch=3"], "train.batch is called train.batch_size now"),
-        (['data.watch=["x"]'], "data.watch is called data.monitor now"),
-        (["data.small_images=skip"], "data.small_images is called data.on_small_image now"),
-        (["data.source=packed"], "data.source=packed is called data.source=store now"),
-        (["train.vanilla_twin=true"], "train.vanilla_twin is called train.baseline now"),
-        (["optimizer.halve_every=5"], "optimizer.halve_every is called optimizer.step_size now"),
+        (["train.batch_size=3"], "train.batch_size is called train.batch_size now"),
+        (['data.monitor=["x"]'], "data.monitor is called data.monitor now"),
+        (["data.on_small_image=skip"], "data.on_small_image is called data.on_small_image now"),
+        (["data.source=store"], "data.source=store is called data.source=store now"),
+        (["train.baseline=true"], "train.baseline is called train.baseline now"),
+        (["optimizer.step_size=5"], "optimizer.step_size is called optimizer.step_size now"),
         (["train.learning_rate=1"], "unknown key train.learning_rate (did you mean optimizer.learning_rate?)"),
         (["optimizer.lr=1"], "unknown key optimizer.lr; the keys of optimizer are name, backend, learning_rate, "),
         (['train.steps="abc"'], "train.steps: input should be a valid integer, got 'abc'"),

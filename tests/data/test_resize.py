@@ -15,6 +15,7 @@ from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.loader import cut_crop
 from eco_fast.data.resize import downsample_image, modcrop, upsample_image
 from eco_fast.evaluation.metrics import luma, psnr
+from tests.helpers import oriented
 from tests.loaders import plain_loader
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
@@ -158,15 +159,10 @@ def test_all_orientations_equal_the_crop_of_the_whole_image(photo: Pixels, scale
     orientations = set()
     for index in range(64):
         top, left = plan.top[index] // scale, plan.left[index] // scale
-        expected = whole[top : top + patch, left : left + patch]
-        if plan.flip_rows[index]:
-            expected = np.flip(expected, axis=0)
-        if plan.flip_columns[index]:
-            expected = np.flip(expected, axis=1)
-        if plan.transpose[index]:
-            expected = np.swapaxes(expected, 0, 1)
+        turns = {name: getattr(plan, name)[index] for name in ("flip_rows", "flip_columns", "transpose")}
+        expected = oriented(whole[top : top + patch, left : left + patch], **turns)
         np.testing.assert_array_equal(made[index], expected)
-        orientations.add((plan.flip_rows[index], plan.flip_columns[index], plan.transpose[index]))
+        orientations.add(tuple(turns.values()))
     assert len(orientations) == 8
 
     unaware = downsample(batch.samples.hr, scale, rounding).numpy()

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from eco_fast.models.edsr import EDSR
 from eco_fast.training.checkpoints import Checkpoints
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.utils.files import write_atomically
+from tests.helpers import complaint
 
 TINY = """
 [data]
@@ -106,15 +106,6 @@ def half_written() -> list[Path]:
     return [path for path in Path().rglob("*") if path.name.endswith(".partial")]
 
 
-def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    capsys.readouterr()
-    assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("eco-fast: "), said
-    assert said.count("\n") == 1, said
-    return said.removeprefix("eco-fast: ").rstrip()
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_ends_with_one_line_and_the_command_goes_on(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -142,46 +133,50 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return RunFolder(run, config.load(str(run / "config.toml")), resume=True).rows()
 
 
-SLOW = """
-import sys, time
+WAITING = """
+import os, signal, sys
 from eco_fast.cli.main import main
 from eco_fast.training import loop
 
-class Slow(loop.TrainStep):
+awake, wake = os.pipe()  # a signal writes a byte
+os.set_blocking(wake, False)
+signal.set_wakeup_fd(wake)
+
+class Waiting(loop.TrainStep):
     def __call__(self, batch, rate):
-        time.sleep(SECONDS if batch.step == 5 else 0)
+        for _ in range(COUNT if batch.step == 5 else 0):
+            print("waits for a signal", flush=True)
+            os.read(awake, 1)
         return super().__call__(batch, rate)
 
-loop.TrainStep = Slow
+loop.TrainStep = Waiting
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize(
-    ("signals", "seconds", "code", "kept"),
-    [((signal.SIGINT,), 2, 130, 6), ((signal.SIGTERM,), 2, 143, 6), ((signal.SIGINT, signal.SIGINT), 60, 130, 4)],
+    ("signals", "code", "kept"),
+    [((signal.SIGINT,), 130, 6), ((signal.SIGTERM,), 143, 6), ((signal.SIGINT, signal.SIGINT), 130, 4)],
     ids=["ctrl-c", "sigterm", "ctrl-c twice"],
 )
 def test_a_real_signal_during_training(
-    signals: tuple[signal.Signals, ...], seconds: int, code: int, kept: int, capsys: pytest.CaptureFixture[str]
+    signals: tuple[signal.Signals, ...], code: int, kept: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The step that is under way is finished and kept; whoever cannot wait for it asks twice."""
     given = [*COMMANDS["train"], "--set", "train.steps=8"]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW.replace("SECONDS", str(seconds)), *given],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        [sys.executable, "-c", WAITING.replace("COUNT", str(len(signals))), *given],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
+    left = list(signals)
     for line in process.stdout:
-        if line.startswith("student step 5/"):
-            for number in signals:
-                time.sleep(0.5)
-                process.send_signal(number)
-            break
-    _, said = process.communicate(timeout=30)
+        if line.startswith("waits for a signal"):
+            process.send_signal(left.pop(0))
+    assert left == []
+    _, said = process.communicate()
     assert (process.returncode, said) == (code, "\neco-fast: interrupted; go on with --resume\n")
     assert half_written() == []
     assert main([*given, "--resume"]) == 0
@@ -190,7 +185,7 @@ def test_a_real_signal_during_training(
 
 
 @pytest.mark.parametrize(("command", "store"), [("prepare", "store"), ("centroids", "store/centroids")])
-def test_a_full_disk_while_a_picture_is_stored(
+def test_a_full_disk_while_an_image_is_stored(
     command: str,
     store: str,
     file_size_limit: Callable[[int], None],
@@ -199,7 +194,7 @@ def test_a_full_disk_while_a_picture_is_stored(
     if command == "centroids":
         main(COMMANDS["prepare"])
     file_size_limit(10_000)  # the first two images fit, the third does not
-    said = complaint(capsys, COMMANDS[command])
+    said = complaint(capsys, *COMMANDS[command])
     file_size_limit(resource.RLIM_INFINITY)
     (journal,) = Path(store).rglob("journal.jsonl")
     assert said.startswith(f"{journal.parent}/images/")
@@ -219,15 +214,15 @@ def test_a_disk_that_fails_at_any_moment_of_preparing(
 ) -> None:
     with monkeypatch.context() as patch:
         last_call(patch, "os.fsync", call, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        said = complaint(capsys, COMMANDS["prepare"])
+        said = complaint(capsys, *COMMANDS["prepare"])
     assert said.startswith("store")
     assert said.endswith(": cannot be read or written (No space left on device)")
     assert half_written() == []
     assert not Path("store", MANIFEST).exists()
     assert main(COMMANDS["prepare"]) == 0
     for index, pixels in enumerate(Store(Path("store")).images):
-        with Image.open(f"hr/{index}.png") as picture:
-            assert np.array_equal(pixels, np.asarray(picture))
+        with Image.open(f"hr/{index}.png") as image:
+            assert np.array_equal(pixels, np.asarray(image))
 
 
 def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
@@ -256,7 +251,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
 
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoints, "save", save_on_a_full_disk)
-            said = complaint(capsys, [*COMMANDS["train"], "--resume"])
+            said = complaint(capsys, *COMMANDS["train"], "--resume")
         file_size_limit(resource.RLIM_INFINITY)
         assert said == f"run/checkpoints/{failed}: cannot be read or written (File too large)"
         assert half_written() == []

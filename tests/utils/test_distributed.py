@@ -1,5 +1,6 @@
 """Several processes, one training: the same batches, the same weights, and named causes when one of them fails."""
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -46,27 +47,34 @@ compile = false
 timeout = 60
 """
 SCRIPT = """
-import os, signal, sys, time
+import os, select, signal, sys
 from pathlib import Path
 import torch
 from eco_fast.cli.main import main
 from eco_fast.training import loop
+from eco_fast.utils import distributed
 
 torch.set_num_threads(1)
 rank, fault = int(os.environ.get("RANK", "0")), os.environ.get("FAULT", "")
 first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+awake, wake = os.pipe()  # a signal writes a byte
+os.set_blocking(wake, False)
+signal.set_wakeup_fd(wake)
 
 class Step(loop.TrainStep):
     def __call__(self, batch, rate):
+        if fault == "stopped" and batch.step == 5:
+            print("waits for a signal", flush=True)
+            os.read(awake, 1)
+        if fault == "stalled" and batch.step == 25:
+            other = os.pidfd_open(distributed.all_gather(os.getpid())[0])
+            if rank == 1:
+                select.select([other], [], [])  # until rank 0 has ended
         if batch.step == 25 and rank == 1 and first:
             if fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if fault == "stalled":
-                time.sleep(11)
             if fault == "broken":
-                raise ValueError("0.png: the picture is damaged")
-        if fault == "slow":
-            time.sleep(0.2)
+                raise ValueError("0.png: the image is damaged")
         return super().__call__(batch, rate)
 
 loop.TrainStep = Step
@@ -85,7 +93,7 @@ Answers = list[tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def work(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, a recipe, and its run in one process."""
+    """A folder with images, a recipe, and its run in one process."""
     folder = tmp_path_factory.mktemp("ranks")
     for index, side in enumerate((40, 60, 90)):
         write_png(folder / "hr" / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
@@ -93,10 +101,6 @@ def work(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
     assert launch(folder, 1, ["--run", "one"])[0][0] == 0
     return folder
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **more}
 
 
 @pytest.fixture
@@ -125,8 +129,8 @@ def launch(
     answers: Answers = []
     try:
         for rank, process in enumerate(processes):
-            process.join(timeout=60)
-            assert process.exitcode is not None, f"rank {rank} has not ended"
+            process.join()
+            assert process.exitcode is not None
             out, errors = (said_by(folder, rank, stream).read_text(encoding="utf-8") for stream in (1, 2))
             answers.append((process.exitcode, out, errors))
     finally:
@@ -140,7 +144,7 @@ def run_rank(folder: Path, rank: int, settings: dict[str, str], arguments: list[
     os.chdir(folder)
     for stream in (1, 2):
         os.dup2(os.open(said_by(folder, rank, stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    os.environ |= {**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {**settings, "RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_ERROR_FILE": f"{rank}.json"}
     sys.argv = ["script.py", *arguments]
     runpy.run_path("script.py", run_name="__main__")
 
@@ -196,27 +200,29 @@ def last_step(run: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "code", "words"),
     [
-        ("killed", "rank 0 stopped, because rank 1 is gone or stopped"),
-        ("stalled", "rank 0 stopped, because rank 1 kept the others waiting; it was at step 25, loading data"),
-        ("broken", "rank 0 stopped, because rank 1 did: 0.png: the picture is damaged"),
+        ("killed", 1, "rank 0 stopped without word from rank 1: killed or stalled?\n"),
+        ("stalled", 1, "rank 0 stopped without word from rank 1: killed or stalled?\n"),
+        ("broken", 2, "eco-fast: rank 0 stopped, because rank 1 did: 0.png: the image is damaged (on "),
     ],
+    ids=["killed", "stalled", "broken"],
 )
 @pytest.mark.usefixtures("_there")
 def test_the_rank_that_stops_the_others_is_named(
-    work: Path, fault: str, words: str, capsys: pytest.CaptureFixture[str]
+    work: Path, fault: str, code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And what two ranks have left, one goes on with: it sees the same batches."""
     run = work / fault
-    setting = ["--set", "train.timeout=6"] if fault == "stalled" else []
-    (code, _, complaint), (other, _, reason) = launch(work, 2, ["--run", run.name, *setting], fault)
-    assert code == 2
-    assert complaint.startswith(f"eco-fast: {words}")
-    assert complaint.count("\n") == 1
+    setting = ["--set", "train.timeout=8"] if fault == "stalled" else []
+    (failed, _, complaint), (other, _, reason) = launch(work, 2, ["--run", run.name, *setting], fault)
+    assert (failed, words in complaint) == (code, True), complaint
     assert other != 0
     if fault == "broken":
-        assert (other, reason) == (2, "eco-fast: rank 1: 0.png: the picture is damaged\n")
+        assert complaint.count("\n") == 1
+        assert (other, reason) == (2, "eco-fast: rank 1: 0.png: the image is damaged\n")
+        report = json.loads((work / "1.json").read_text(encoding="utf-8"))  # which torchrun shows
+        assert report["message"]["message"] == "ValueError: rank 1: 0.png: the image is damaged"
     assert last_step(run) == 25  # of the validation
     assert main(["train", "recipe.toml", "--run", run.name, *setting, "--resume"]) == 0
     assert "continues at step 25 of 50" in capsys.readouterr().out
@@ -228,41 +234,41 @@ def torchrun(work: Path, fault: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, "--", "script.py", "train", "recipe.toml", "--run", fault],
         cwd=work,
-        env=environment(FAULT=fault.removeprefix("torchrun-")),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault.removeprefix("torchrun-")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def test_torchrun_restarts_from_the_last_checkpoint(work: Path) -> None:
+def test_torchrun_names_a_killed_rank_and_restarts_from_the_last_checkpoint(work: Path) -> None:
     process = torchrun(work, "torchrun-killed", "--max-restarts", "1")
-    said, _ = process.communicate(timeout=90)
+    said, _ = process.communicate()
     assert process.returncode == 0, said
+    assert "failed (exitcode: -9) local_rank: 1 " in said
     assert "continues at step 25 of 50" in said
     assert_same_training(work / "torchrun-killed", work / "one")
 
 
 @pytest.mark.usefixtures("_there")
 def test_sigterm_stops_all_ranks_after_the_same_step(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    process = torchrun(work, "torchrun-slow")
+    process = torchrun(work, "torchrun-stopped")
     assert process.stdout is not None
     for line in process.stdout:
-        if "step 3/50" in line:
+        if "waits for a signal" in line:  # at step 5; torchrun hands it on to both
             process.send_signal(signal.SIGTERM)
             break
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate()[0]
     assert said.count("eco-fast: interrupted; go on with --resume") == 2
-    stopped = last_step(work / "torchrun-slow")
-    assert 3 <= stopped < 15
-    assert main(["train", "recipe.toml", "--run", "torchrun-slow", "--resume"]) == 0
-    assert f"continues at step {stopped} of 50" in capsys.readouterr().out
-    assert_same_training(work / "torchrun-slow", work / "one")
+    assert last_step(work / "torchrun-stopped") == 7  # step 5 ends, and the ranks' agreement travels beside step 6
+    assert main(["train", "recipe.toml", "--run", "torchrun-stopped", "--resume"]) == 0
+    assert "continues at step 7 of 50" in capsys.readouterr().out
+    assert_same_training(work / "torchrun-stopped", work / "one")
 
 
 @pytest.mark.usefixtures("_there")
 def test_ranks_share_the_centroids(work: Path) -> None:
-    """Each makes its part of the pictures, and the store is the one that a single process makes."""
+    """Each makes its part of the images, and the store is the one that a single process makes."""
     (work / "teacher.safetensors").write_bytes((work / "one/checkpoints/last.safetensors").read_bytes())
     keys = ("objective.name=eco", "teacher.checkpoint=teacher.safetensors", "train.steps=4", "train.log_every=4")
     settings = [word for key in keys for word in ("--set", key)]

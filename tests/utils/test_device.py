@@ -1,0 +1,32 @@
+"""What the machine's driver says, asked of a driver that is made for the test."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eco_fast.utils.device import cpp_compiler, cuda_of_driver
+
+DRIVER = 'extern "C" int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }'
+ASK = "from eco_fast.utils.device import cuda_of_driver, why_not_dali; print(cuda_of_driver(), why_not_dali('cuda:0'))"
+
+
+def test_a_machine_without_a_driver_has_version_0() -> None:
+    assert (cuda_of_driver() > 0) == torch.cuda.is_available()
+
+
+def test_an_old_driver_is_asked_for_its_version_and_named(tmp_path: Path) -> None:
+    dali, compiler = pytest.importorskip("nvidia.dali"), cpp_compiler()
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    built = dali.__cuda_version__ // 1000
+    version = (built - 1) * 1000 + 80
+    (tmp_path / "driver.cpp").write_text(DRIVER.replace("VERSION", str(version)), encoding="utf-8")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", "libcuda.so.1", "driver.cpp"], cwd=tmp_path, check=True)
+    answer = subprocess.check_output(
+        [sys.executable, "-c", ASK], env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}, text=True
+    )
+    assert answer.startswith(f"{version} the GPU's driver is for CUDA {built - 1}, this DALI for CUDA {built}")
