@@ -173,7 +173,9 @@ class Comparison:
             "raced": len(reached),
             "reached": sum(step is not None for step in reached),
             **_named("steps_to_reach", [step for step in reached if step is not None] if None not in reached else []),
-            **_named("fluctuation", [statistics.stdev(tail) for tail in tails if len(tail) > 1]),
+            **_named(
+                "fluctuation", [statistics.stdev(tail) for tail in tails if len(tail) > 1 and math.inf not in tail]
+            ),
         }
 
 

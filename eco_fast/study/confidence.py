@@ -11,10 +11,10 @@ CONFIDENCE = 0.95
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half width of its 95 % interval by Student's t: NaN for a single value and for an infinite mean."""
+    """Mean, and half width of its 95 % interval by Student's t: NaN for one value and where the mean is not finite."""
     assert values, "there is no mean of nothing"  # noqa: S101
     mean = statistics.fmean(values)
-    if len(values) == 1 or math.isinf(mean):
+    if len(values) == 1 or not math.isfinite(mean):
         return mean, math.nan
     error = statistics.stdev(values) / math.sqrt(len(values))
     return mean, float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error

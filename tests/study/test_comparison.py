@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from eco_fast import config
-from eco_fast.study.comparison import Comparison, Outcome, Scored
+from eco_fast.study.comparison import Comparison, Outcome, PlannedRun, Scored, collect
 from eco_fast.study.comparison_report import teacher_points, write_comparison
 from eco_fast.study.confidence import interval
 from eco_fast.study.variants import make_variants
+from eco_fast.utils.files import write_json
 
 T_95 = {
     2: 12.706205,
@@ -97,6 +98,18 @@ def test_a_missing_run_is_named_and_in_no_mean(tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "| eco | 2 of 3 missing |" in table
     assert "missing: eco seed=3\nmissing: vanilla seed=4\n" in table
+
+
+def test_a_score_of_null_is_infinite(tmp_path: Path) -> None:
+    (variant,) = make_variants(config.load("quickstart"), [("vanilla",)], [])
+    scores = {"Kodak24": {"psnr_y": None, "ssim_y": 1.0}}
+    write_json(tmp_path / "scores.json", {"last": scores, "best": scores})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 100, "psnr_y": 30.0}\n{"step": 200, "psnr_y": null}\n')
+    found = collect([PlannedRun(variant, 2, tmp_path, variant.recipe)], ["Kodak24"], {})
+    assert found.curves("vanilla", "Kodak24") == {2: {100: 30.0, 200: math.inf}}
+    row = found.row(variant, "Kodak24")
+    assert (row["last_psnr_y"], row["last_ssim_y"], row["best_psnr_y"]) == (math.inf, 1.0, math.inf)
+    assert math.isnan(row["fluctuation"]), "of infinite scores there is none"
 
 
 def test_a_variant_without_any_run_is_shown_as_missing(tmp_path: Path) -> None:
