@@ -20,9 +20,9 @@ if not torch.cuda.is_available():
 from torch._dynamo.utils import counters
 
 from eco_fast import config
+from eco_fast.data.centroid_store import open_centroids
 from eco_fast.data.images import Pixels, builtin_images, read_image, write_png
 from eco_fast.data.prepare import prepare
-from eco_fast.data.store import open_centroids
 from eco_fast.models import Network, save_network, spandrel_net
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.loop import ValidationSets, train_network

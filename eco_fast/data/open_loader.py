@@ -5,27 +5,21 @@ from typing import Any, Literal
 from eco_fast.config import Config, Data
 from eco_fast.data.loader import Loader, PlainLoader
 from eco_fast.data.sources import ImageSource
+from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_dali
 
 
 def open_loader(
-    config: Config,
-    hr: ImageSource,
-    sr: ImageSource | None,
-    start: int,
-    *,
-    device: str,
-    label: str,
-    rank: int = 0,
-    world_size: int = 1,
+    config: Config, hr: ImageSource, sr: ImageSource | None, start: int, *, device: str, label: str
 ) -> Loader[Any]:
-    """The loader of a training, from the step `start` on; says which it is and why.
+    """The loader of this rank's share of a training, from the step `start` on; says which it is and why.
 
     Raises:
         ValueError: see `choose_loader`.
     """
     name, reason = choose_loader(config.data, device)
     print(f"{label} loader: {name}, {reason}", flush=True)
+    rank, world_size = distributed.rank(), distributed.world_size()
     if name == "plain":
         return PlainLoader(config, hr, sr, start, rank=rank, world_size=world_size)
     from eco_fast.data.dali_loader import DaliLoader  # noqa: PLC0415 - DALI is optional

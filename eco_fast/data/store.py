@@ -30,7 +30,6 @@ from eco_fast.utils.files import (
     file_stamp,
     make_folder,
     naming,
-    sha256_of,
     sync_folder,
     write_atomically,
     write_json,
@@ -113,7 +112,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if manifest is None:
             unfinished = bool(_journals(folder))
             state = "an unfinished store; run the same command again to finish it" if unfinished else "not a store"
@@ -155,7 +154,7 @@ class Writer:
         self.folder = folder
         self.attributes = dict(attributes)
         make_folder(folder / "images")
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         self.finished_names = {entry["name"] for entry in manifest["entries"]} if manifest else set()
         known = [*(manifest["entries"] if manifest else []), *_recover_journals(folder)]
         self.known = {entry["name"]: Entry(**entry) for entry in known}
@@ -198,7 +197,7 @@ class Writer:
         """Put the manifest in place and remove what it no longer names; `entries` are those of all ranks, in order."""
         entries = self.entries if entries is None else entries
         manifest = {"format": FORMAT, "attributes": self.attributes, "entries": [asdict(one) for one in entries]}
-        if _read_manifest(self.folder) != manifest:
+        if read_manifest(self.folder) != manifest:
             write_json(self.folder / MANIFEST, manifest)
         for journal in _journals(self.folder):
             journal.unlink()
@@ -232,43 +231,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def centroid_folder(store: Path, scale: int, rounding: str, teacher_hash: str, *, self_ensemble: bool) -> Path:
-    """Where a teacher's outputs over a store are kept."""
-    ensemble = "-ensemble" if self_ensemble else ""
-    return store / "centroids" / f"x{scale}-{rounding}-{teacher_hash[:16]}{ensemble}"
-
-
-def teacher_hash(store: Path, scale: int, rounding: str, checkpoint: Path) -> str:
-    """SHA-256 of a teacher's file: as finished centroids of it noted for this size and time, or else by reading it."""
-    stamp = file_stamp(checkpoint)
-    for folder in sorted((store / "centroids").glob(f"x{scale}-{rounding}-*")):
-        made = _read_manifest(folder)
-        if made is not None and made["attributes"].get("teacher_stamp") == stamp:
-            return str(made["attributes"]["teacher_sha256"])
-    return sha256_of(checkpoint)
-
-
-def open_centroids(store: Store, folder: Path, scale: int) -> Store:
-    """Open centroids and check that they were made from the store as it is now.
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished store, or None.
 
     Raises:
-        ValueError: they were not; names the first image that differs.
+        ValueError: it is none, or of another format.
     """
-    centroids = Store(folder)
-    made_from = {entry.name: entry for entry in centroids.entries}
-    for entry in store.entries:
-        centroid = made_from.get(entry.name)
-        if centroid is None or centroid.origin != entry.sha256:
-            raise ValueError(
-                f"{store.folder}: {entry.name} has changed since its centroid was made; run `eco-fast centroids` again"
-            )
-        expected = (entry.height // scale * scale, entry.width // scale * scale)
-        if (centroid.height, centroid.width) != expected:
-            raise ValueError(f"{folder}: the centroid of {entry.name} does not have the size of its HR image")
-    return centroids.select([entry.name for entry in store.entries])
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None

@@ -6,9 +6,10 @@ from pathlib import Path
 from eco_fast_kernels import Rounding
 from rich.progress import track
 
+from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
 from eco_fast.data.images import prefix_errors
 from eco_fast.data.resize import downsample_image, modcrop
-from eco_fast.data.store import Store, Writer, centroid_folder, locked, open_centroids, teacher_hash
+from eco_fast.data.store import Store, Writer, locked
 from eco_fast.inference.consistency import MAX_INCONSISTENCY, inconsistency
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import Network, compile_for_images

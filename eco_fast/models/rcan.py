@@ -48,7 +48,7 @@ class AttentionBlock(nn.Module):
         return x + residual
 
 
-class Group(RepeatedBlock):
+class ResidualGroup(RepeatedBlock):
     """x + conv(blocks(x)): the residual group."""
 
     def __init__(self, features: int, blocks: int, reduction: int) -> None:
@@ -76,14 +76,14 @@ class RCAN(Network):
     architecture = "rcan"
     scale_dependent_keys = ("tail.",)
     tile = 1536  # of tiles each would have means of its own: images of DIV2K are taken whole, in some 2 GB
-    repeated_block = Group
+    repeated_block = ResidualGroup
 
     def __init__(self, scale: int, features: int = 64, groups: int = 10, blocks: int = 20, reduction: int = 16) -> None:
         super().__init__(scale, features=features, groups=groups, blocks=blocks, reduction=reduction)
         self.sub_mean = MeanShift(-1)
         self.add_mean = MeanShift(1)
         self.head = nn.Sequential(conv3x3(3, features))
-        body = [Group(features, blocks, reduction) for _ in range(groups)]
+        body = [ResidualGroup(features, blocks, reduction) for _ in range(groups)]
         self.body = nn.Sequential(*body, conv3x3(features, features))
         self.tail = nn.Sequential(sub_pixel_upsampler(scale, features), conv3x3(features, 3))
 

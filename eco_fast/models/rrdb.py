@@ -38,7 +38,7 @@ class DenseBlock(nn.Module):
         return x + RESIDUAL_SCALE * residual
 
 
-class Block(RepeatedBlock):
+class ResidualInResidual(RepeatedBlock):
     """x + 0.2 * three dense blocks: the residual-in-residual dense block."""
 
     def __init__(self, features: int, growth: int) -> None:
@@ -67,7 +67,7 @@ class RRDB(Network):
 
     architecture = "rrdb"
     scale_dependent_keys = ("conv_up",)
-    repeated_block = Block
+    repeated_block = ResidualInResidual
 
     def __init__(
         self, scale: int, features: int = 64, blocks: int = 23, growth: int = 32, *, unshuffle: bool = False
@@ -77,7 +77,7 @@ class RRDB(Network):
         super().__init__(scale, features=features, blocks=blocks, growth=growth, unshuffle=unshuffle)
         self.grid = SHUFFLED if unshuffle else 1
         self.conv_first = conv3x3(3 * self.grid**2, features)
-        self.body = nn.Sequential(*(Block(features, growth) for _ in range(blocks)))
+        self.body = nn.Sequential(*(ResidualInResidual(features, growth) for _ in range(blocks)))
         self.conv_body = conv3x3(features, features)
         self.upsample_factors = upsample_factors(scale * self.grid)
         for index in range(len(self.upsample_factors)):

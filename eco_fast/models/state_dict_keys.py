@@ -11,13 +11,13 @@ from torch import Tensor
 from eco_fast.models.network import MeanShift
 
 COMMON = {r"conv_first\.": "head.0.", r"upsample\.": "tail.0.", r"conv_last\.": "tail.1."}
-EDSR = {r"body\.(\d+)\.conv1\.": r"body.\1.body.0.", r"body\.(\d+)\.conv2\.": r"body.\1.body.2."}
-RCAN = {
+EDSR_KEYS = {r"body\.(\d+)\.conv1\.": r"body.\1.body.0.", r"body\.(\d+)\.conv2\.": r"body.\1.body.2."}
+RCAN_KEYS = {
     r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.([02])\.": r"body.\1.body.\2.body.\3.",
     r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.1\.": r"body.\1.body.\2.body.3.conv_du.0.",
     r"body\.(\d+)\.residual_group\.(\d+)\.rcab\.3\.attention\.3\.": r"body.\1.body.\2.body.3.conv_du.2.",
 }
-RRDB = {
+RRDB_KEYS = {
     r"RRDB_trunk\.(\d+)\.RDB(\d)\.": r"body.\1.rdb\2.",
     r"trunk_conv\.": "conv_body.",
     r"upconv(\d)\.": r"conv_up\1.",
@@ -28,7 +28,7 @@ RRDB = {
 def canonical_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights under the names that our networks have, if their names are others; else as they are."""
     if any(key.startswith("RRDB_trunk.") for key in state):
-        return {_renamed(key, RRDB): value for key, value in state.items()}
+        return {_renamed(key, RRDB_KEYS): value for key, value in state.items()}
     if "model.0.weight" in state and "model.1.sub.0.RDB1.conv1.0.weight" in state:
         return _of_the_first_rrdb(state)
     groups = _count(state, r"body\.(\d+)\.residual_group\.")
@@ -36,12 +36,12 @@ def canonical_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if groups:
         rules = {
             **COMMON,
-            **RCAN,
+            **RCAN_KEYS,
             r"body\.(\d+)\.conv\.": rf"body.\1.body.{blocks}.",
             r"conv_after_body\.": f"body.{groups}.",
         }
     elif blocks := _count(state, r"body\.(\d+)\.conv1\."):
-        rules = {**COMMON, **EDSR, r"conv_after_body\.": f"body.{blocks}."}
+        rules = {**COMMON, **EDSR_KEYS, r"conv_after_body\.": f"body.{blocks}."}
     else:
         return dict(state)
     renamed = {_renamed(key, rules): value for key, value in state.items()}

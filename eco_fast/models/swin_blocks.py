@@ -57,7 +57,7 @@ class Mlp(nn.Module):
         return linear(self.fc2, functional.gelu(linear(self.fc1, x)))
 
 
-class Block(RepeatedBlock):
+class SwinBlock(RepeatedBlock):
     """Attention in windows and an MLP, each normalised first and added to its input.
 
     Args:
@@ -94,13 +94,13 @@ class Block(RepeatedBlock):
         return x + transformed if factors is None else torch.addcmul(x, transformed, factors[1])
 
 
-class Group(nn.Module):
+class SwinGroup(nn.Module):
     """Blocks whose windows are in turn on the grid and shifted."""
 
     def __init__(self, features: int, depth: int, heads: int, window: int, mlp_ratio: float, patch: int) -> None:
         super().__init__()
         shifts = (index % 2 * (window // 2) for index in range(depth))
-        self.blocks = nn.ModuleList(Block(features, heads, window, shift, mlp_ratio, patch) for shift in shifts)
+        self.blocks = nn.ModuleList(SwinBlock(features, heads, window, shift, mlp_ratio, patch) for shift in shifts)
 
     def forward(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
         """[N, h, w, C] to the same shape."""
@@ -114,7 +114,7 @@ class Layer(nn.Module):
 
     def __init__(self, features: int, depth: int, heads: int, window: int, mlp_ratio: float, patch: int) -> None:
         super().__init__()
-        self.residual_group = Group(features, depth, heads, window, mlp_ratio, patch)
+        self.residual_group = SwinGroup(features, depth, heads, window, mlp_ratio, patch)
         self.conv = conv3x3(features, features)
 
     def forward(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:

@@ -18,7 +18,7 @@ from eco_fast.models.network import (
     sub_pixel_upsampler,
     up_to_multiple,
 )
-from eco_fast.models.swin_blocks import Block, Layer, shift_mask
+from eco_fast.models.swin_blocks import Layer, SwinBlock, shift_mask
 
 UPSAMPLER_FEATURES = 64
 SCALES = {"pixelshuffle": (2, 3, 4, 8), "pixelshuffledirect": (2, 3, 4)}
@@ -45,7 +45,7 @@ class SwinIR(Network):
     architecture = "swinir"
     scale_dependent_keys = ("upsample.", "conv_last.")
     recomputed_buffers = ("attn_mask", "relative_position_index")
-    repeated_block = Block
+    repeated_block = SwinBlock
     compiled_on = ("cuda",)  # a CPU spends its time in convolutions and attention, which the compiler leaves alone
 
     mean: Tensor
@@ -127,7 +127,9 @@ class SwinIR(Network):
     def _mask(self, x: Tensor) -> Tensor | None:
         """The mask of the shifted blocks, one for all of them: theirs if the image is a training patch."""
         height, width = x.shape[1:3]
-        first = next((block.attn_mask for block in self.modules() if isinstance(block, Block) and block.shift), None)
+        first = next(
+            (block.attn_mask for block in self.modules() if isinstance(block, SwinBlock) and block.shift), None
+        )
         if first is None or (height, width) == (self.patch, self.patch):
             return first
         return shift_mask(height, width, self.window, self.window // 2, x.device)

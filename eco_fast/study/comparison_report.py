@@ -53,7 +53,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         for step, (mean, width) in _bands(one).items()
     ]
     write_csv(folder / "differences.csv", differences)
-    draw_curves(folder / "curves.png", comparison)
+    draw_comparison(folder / "curves.png", comparison)
     if len({str(sorted(scores.items())) for scores in comparison.teachers.values()}) > 1:
         draw_teachers(folder / "teachers.png", comparison, rows)
 
@@ -67,7 +67,7 @@ def show_comparison(folder: Path, comparison: Comparison) -> None:
     print(f"tables, curves and their numbers: {folder}")
 
 
-def draw_curves(path: Path, comparison: Comparison) -> None:
+def draw_comparison(path: Path, comparison: Comparison) -> None:
     """A row of panels for each set that was scored during training."""
     variants = comparison.variants
     sets = [name for name in comparison.sets if any(comparison.curves(one.name, name) for one in variants)]

@@ -21,7 +21,7 @@ from eco_fast.utils.files import write_text
 from eco_fast.utils.table_io import Table, write_csv
 
 DECIMALS = {"psnr_y": 2, "ssim_y": 4}  # as in the paper
-COLUMNS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y"}
+SCORE_COLUMNS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y"}
 IN_PAPER = {name.lower(): key for name, key in SETS.items()} | {"bsd100": "b100"}
 TITLE = "PSNR-Y (dB) / SSIM-Y; of several seeds, their mean ± half of its 95 % interval"
 Cell = dict[str, tuple[float, float]]
@@ -67,7 +67,7 @@ class Row:
         """What programs read, of some sets: the mean of each measure, and half the interval's width."""
         keys = ("scale", "model", "method", "source", "seeds", "recipe", "differs")
         values = {key: getattr(self, key) for key in keys}
-        for name, (measure, title) in itertools.product(names, COLUMNS.items()):
+        for name, (measure, title) in itertools.product(names, SCORE_COLUMNS.items()):
             mean, width = self.cells.get(name, {}).get(measure, (math.nan, math.nan))
             values |= {f"{name} {title}": "missing" if self.seeds == 0 else mean, f"{name} {title} ±": width}
         return values
@@ -132,7 +132,7 @@ def _own(group: Sequence[Result], names: Sequence[str]) -> Iterator[Row]:
         seeds = f"{len(finished)}{f' of {len(group)}' if len(finished) < len(group) else ''} seeds: "
         source = (seeds if len(group) > 1 else "") + ", ".join(str(result.folder) for result in finished)
         cells = {
-            name: {measure: interval([one.score(name, measure) for one in finished]) for measure in COLUMNS}
+            name: {measure: interval([one.score(name, measure) for one in finished]) for measure in SCORE_COLUMNS}
             for name in names
             if name in (finished[0].sets or {})
         }
@@ -157,7 +157,7 @@ def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
     paper = closest.recipe.paper
     scores = {name: getattr(paper, IN_PAPER[name.lower()]) for name in names if name.lower() in IN_PAPER}
     cells: dict[str, Cell] = {
-        name: {measure: (value, math.nan) for measure, value in zip(COLUMNS, score, strict=True)}
+        name: {measure: (value, math.nan) for measure, value in zip(SCORE_COLUMNS, score, strict=True)}
         for name, score in scores.items()
         if score
     }

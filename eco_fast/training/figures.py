@@ -20,7 +20,7 @@ from eco_fast.utils.table_io import Table
 
 mpl.use("agg")
 
-ROWS = ("bicubic", "teacher", "baseline", "student")
+SUMMARY_ROWS = ("bicubic", "teacher", "baseline", "student")
 CROP = 96  # side of the shown detail, in HR pixels
 MAX_SAMPLES = 8
 
@@ -31,7 +31,7 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     if "noise_sigma" in summary:
         title += f" {describe_noise(summary['noise_sigma'])}"
     rows = []
-    for name in ROWS:
+    for name in SUMMARY_ROWS:
         if name in summary:
             psnr, ssim = summary[name]["psnr_y"], summary[name]["ssim_y"]
             rows.append([name, "inf" if psnr is None else f"{psnr:.3f}", f"{ssim:.4f}"])

@@ -74,12 +74,9 @@ def train_network(
     if state.start == steps:
         return state.result.eval()
 
-    rank, world_size = distributed.rank(), distributed.world_size()
     with (
         explain_oom(train),
-        open_loader(
-            config, hr, sr, state.start, device=device, label=label, rank=rank, world_size=world_size
-        ) as loader,
+        open_loader(config, hr, sr, state.start, device=device, label=label) as loader,
         Telemetry(run, loader, hr.entries, state, label, profile=profile) as telemetry,
         StopSignal() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
@@ -98,7 +95,7 @@ def train_network(
                 telemetry.report(done, alpha=loader.planner.weights(batch.step).target, learning_rate=learning_rate)
                 check_progress(state.updater)
             if sets.images and (last or done % train.validate_every == 0):
-                improved = validate(state, sets, telemetry, done)
+                improved = run_validation(state, sets, telemetry, done)
             if improved or last or signal or done % train.checkpoint_every == 0:
                 checkpoints.save(state.result, done, state.state_dict(), best=improved)
                 telemetry.restart_clock(done)
@@ -111,7 +108,7 @@ def train_network(
     return state.result.eval()
 
 
-def validate(state: TrainingState, sets: ValidationSets, telemetry: Telemetry, done: int) -> bool:
+def run_validation(state: TrainingState, sets: ValidationSets, telemetry: Telemetry, done: int) -> bool:
     """Score the validation images and the monitored sets, and report; whether the former's scores are the best."""
     data = state.config.data
     row: dict[str, float | None] = {}

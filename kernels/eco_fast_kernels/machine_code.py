@@ -42,7 +42,7 @@ FLOAT_TYPES = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class KernelVariant:
     """One kernel with one set of compile-time constants, as the launcher would compile it."""
 
     name: str
@@ -60,7 +60,7 @@ class Variant:
 class Compiled:
     """What the machine code of a variant looks like."""
 
-    variant: Variant
+    variant: KernelVariant
     target: int
     registers: int
     spills: int
@@ -71,7 +71,7 @@ class Compiled:
     instructions: float = 0.0
 
 
-def variants() -> Iterator[Variant]:
+def variants() -> Iterator[KernelVariant]:
     """All kernels, over all scales, roundings, dtypes and presences that the trainer uses."""
     for scale in STENCILS:
         for rounding in ROUNDINGS:
@@ -84,7 +84,7 @@ def variants() -> Iterator[Variant]:
             for scale in STENCILS if (kind, dtype) == ("l1", "bf16") else (2,):
                 yield _blended_loss(kind, dtype, scale, has_sr=True)
     yield _blended_loss("l1", "bf16", 2, has_sr=False)
-    yield Variant(
+    yield KernelVariant(
         name="blended_loss, sum",
         kernel=loss.sum_kernel,
         types={"partial": "*fp32", "loss": "*fp32", "finite": "*u8", "count": "i32", "numel": "i32"},
@@ -96,7 +96,7 @@ def variants() -> Iterator[Variant]:
     yield from _lamb()
 
 
-def compile_variant(variant: Variant, target: int) -> Compiled:
+def compile_variant(variant: KernelVariant, target: int) -> Compiled:
     """Compile for sm_`target` and read the machine code."""
     names: list[str] = list(variant.kernel.arg_names)
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
@@ -142,7 +142,7 @@ def table(target: int) -> str:
     return "\n".join(lines)
 
 
-def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) -> Variant:
+def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) -> KernelVariant:
     crops = empty_crops(1, crop_side(scale, PATCH), margin_of(scale))
     sizes = {
         "sample_pitch": crops.stride(0),
@@ -154,7 +154,7 @@ def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) ->
     }
     alone = dtype == "u8"
     pointers = {"hr": "*u8", "sr": "*u8", "alpha": "*fp32", "transposed": "*u8", "weights": "*i32", "out": f"*{dtype}"}
-    return Variant(
+    return KernelVariant(
         name=f"{'downsample' if alone else 'downsample_blend'} x{scale} {rounding} {dtype}"
         + ("" if alone else ", hr and sr" if has_sr else ", hr alone"),
         kernel=blend.downsample_blend_kernel,
@@ -172,7 +172,7 @@ def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) ->
     )
 
 
-def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> Variant:
+def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> KernelVariant:
     width = scale * PATCH
     crops = empty_crops(1, crop_side(scale, PATCH), margin_of(scale))
     sizes = {
@@ -185,7 +185,7 @@ def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> Variant
     }
     pointers = {"prediction": f"*{dtype}", "hr": "*u8", "sr": "*u8", "alpha": "*fp32", "gradient_scale": "*fp32"}
     pointers |= {"gradient": f"*{dtype}", "partial": "*fp32"}
-    return Variant(
+    return KernelVariant(
         name=f"blended_loss {kind} {dtype} x{scale}" + (", hr and sr" if has_sr else ", hr alone"),
         kernel=loss.blended_loss_kernel,
         types=pointers | dict.fromkeys(sizes, "i32") | {"alpha_stride": "i32", "gradient_of_mean": "fp32"},
@@ -194,20 +194,20 @@ def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> Variant
             "HAS_SR": has_sr,
             "KIND": kind,
             "EPSILON": CHARBONNIER_EPSILON,
-            "ROWS": loss.ROWS,
-            "COLUMNS": loss.COLUMNS,
+            "ROWS": loss.TILE_ROWS,
+            "COLUMNS": loss.TILE_COLUMNS,
         },
         divisible=frozenset((*pointers, *(name for name, size in sizes.items() if size % 16 == 0))),
         warps=4,
-        values=loss.ROWS * loss.COLUMNS,
+        values=loss.TILE_ROWS * loss.TILE_COLUMNS,
     )
 
 
-def _lamb() -> Iterator[Variant]:
+def _lamb() -> Iterator[KernelVariant]:
     pointers = {"table": "*i64", "chunks": "*i32", "skip": "*u8"}
     common = {"ALIGNED": True, "CHUNK": lamb.CHUNK, "BLOCK": lamb.BLOCK}
     rest: dict[str, Any] = {"warps": 4, "values": lamb.BLOCK}
-    yield Variant(
+    yield KernelVariant(
         name="lamb_step, find nonfinite",
         kernel=lamb.find_nonfinite_kernel,
         types={"table": "*i64", "chunks": "*i32", "bad": "*i32"},
@@ -215,7 +215,7 @@ def _lamb() -> Iterator[Variant]:
         divisible=frozenset(("table", "chunks", "bad")),
         **rest,
     )
-    yield Variant(
+    yield KernelVariant(
         name="lamb_step, decide skip",
         kernel=lamb.decide_skip_kernel,
         types={"bad": "*i32", "skip": "*u8", "step_count": "*i64", "count": "i32"},
@@ -224,7 +224,7 @@ def _lamb() -> Iterator[Variant]:
         **rest,
     )
     numbers = ("beta1", "beta2", "one_minus_beta1", "one_minus_beta2", "epsilon", "weight_decay", "clip_value")
-    yield Variant(
+    yield KernelVariant(
         name="lamb_step, moments",
         kernel=lamb.moments_kernel,
         types=pointers | {"sums": "*fp32", "inverse_scale": "*fp32"} | dict.fromkeys(numbers, "fp32"),
@@ -234,7 +234,7 @@ def _lamb() -> Iterator[Variant]:
     )
     scalars = ("epsilon", "weight_decay", "norm_clamp", "one_minus_decay")
     for average in (False, True):
-        yield Variant(
+        yield KernelVariant(
             name="lamb_step, update" + (" with average" if average else ""),
             kernel=lamb.update_kernel,
             types=pointers | {"sums": "*fp32", "learning_rate": "*fp32"} | dict.fromkeys(scalars, "fp32"),

@@ -12,10 +12,11 @@ import torch
 from eco_fast_kernels import Rounding
 from PIL import Image
 
+from eco_fast.data.centroid_store import open_centroids
 from eco_fast.data.images import Pixels
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image, modcrop
-from eco_fast.data.store import MANIFEST, Store, open_centroids
+from eco_fast.data.store import MANIFEST, Store
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR

@@ -335,7 +335,7 @@ def displaced(tensor: Tensor) -> Tensor:
     """The same tensor, four bytes behind a multiple of 16, between two guards."""
     memory = torch.full((tensor.numel() + 2,), 1234.5, device=tensor.device)
     place = memory.as_strided(tensor.shape, tensor.stride(), 1)
-    assert place.data_ptr() % fused.ALIGNMENT == 4
+    assert place.data_ptr() % fused.TABLE_ALIGNMENT == 4
     return place.copy_(tensor)
 
 

@@ -17,7 +17,7 @@ from eco_fast.models import build, compile_blocks, load_network, save_network, w
 from eco_fast.models.cpu import build as cpu_build
 from eco_fast.models.cpu import window_attention as attention
 from eco_fast.models.cpu.window_attention import cut, join
-from eco_fast.models.swin_blocks import Block, shift_mask
+from eco_fast.models.swin_blocks import SwinBlock, shift_mask
 from eco_fast.models.swinir import SwinIR
 from eco_fast.training.profiling import training_flops
 
@@ -234,7 +234,7 @@ def test_stochastic_depth_leaves_out_branches_and_keeps_the_mean() -> None:
     factors = [1 / (1 - 0.5 * block / 3) for block in range(4)]
 
     amplified = copy.deepcopy(network)  # a branch is linear in the layer that ends it
-    blocks = [block for block in amplified.modules() if isinstance(block, Block)]
+    blocks = [block for block in amplified.modules() if isinstance(block, SwinBlock)]
     for block, factor in zip(blocks, factors, strict=True):
         scale_layer(block.attn.proj, factor)
         scale_layer(block.mlp.fc2, factor)

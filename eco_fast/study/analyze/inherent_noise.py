@@ -56,7 +56,7 @@ def noise(folder: Path, sources: Sequence[str], out: Path) -> None:
     for one in examples(run.config, run.teacher, sources, "noise", run.hr):
         maps = {"noise": noise_of(one.hr, one.sr), "regressed": regressed(network, one.lr, run.device)}
         write_atomically(out / f"noise_{one.name}.npz", lambda file, maps=maps: np.savez(file, **maps))  # type: ignore[misc]
-        draw(out / f"noise_{one.name}.png", one, maps)
+        draw_noise(out / f"noise_{one.name}.png", one, maps)
         rows.append({"image": one.name, **numbers(maps)})
     write_csv(out / "noise.csv", rows)
     for row in rows:
@@ -87,7 +87,7 @@ def numbers(maps: Mapping[str, Map]) -> dict[str, float]:
     return {**values, "correlation": float(np.mean(first * second)) / size if size else 0.0}
 
 
-def draw(path: Path, one: Example, maps: Mapping[str, Map]) -> None:
+def draw_noise(path: Path, one: Example, maps: Mapping[str, Map]) -> None:
     """Two rows: the image, its centroid and both maps; the maps' spectra and profiles."""
     titles = {"noise": "HR - centroid", "regressed": "regressed from LR"}
     planes = {name: luma_of(values) for name, values in maps.items()}

@@ -59,7 +59,7 @@ def write_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
             "multiples": list(found[0].multiples),
             "unit": {str(one.step): one.unit for one in found},
             "objectives": {name: _summary(one) for name, one in curves.items()},
-            "differences": {name: _summary(one) for name, one in differences(curves).items()},
+            "differences": {name: _summary(one) for name, one in landscape_differences(curves).items()},
         },
     )
     draw_landscape(folder / "landscape.png", curves, found[0].run.config.objective.loss)
@@ -70,7 +70,7 @@ def show_landscape(folder: Path, found: Sequence[StepLandscape]) -> None:
     curves = curves_of(found)
     columns = ("", "seeds", "lowest loss", "highest loss", "gradient difference", "beta-smoothness", "largest beta")
     rows = []
-    for name, one in {**curves, **differences(curves)}.items():
+    for name, one in {**curves, **landscape_differences(curves)}.items():
         band = bands(one)
         cells = [_cell(*band["mean", figure]) for figure in FIGURES] + [_cell(*band["largest", "smoothness"])]
         rows.append([name, str(len(one)), *cells])
@@ -91,7 +91,7 @@ def curves_of(found: Sequence[StepLandscape]) -> dict[str, Curves]:
     return dict(curves)
 
 
-def differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
+def landscape_differences(curves: Mapping[str, Curves]) -> dict[str, Curves]:
     """For each two objectives the later minus the earlier one, at the seeds that both have."""
     return {
         f"{second} - {first}": {

@@ -15,9 +15,10 @@ import torch
 from eco_fast import config as recipes
 from eco_fast.config import Config
 from eco_fast.data.batch import Samples
+from eco_fast.data.centroid_store import centroid_folder, open_centroids
 from eco_fast.data.loader import PlainLoader
 from eco_fast.data.sources import without_small
-from eco_fast.data.store import Store, centroid_folder, open_centroids
+from eco_fast.data.store import Store
 from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
 from eco_fast.objective import OBJECTIVES, blend_weights_at
 from eco_fast.study.run_results import read_recipe

@@ -54,7 +54,7 @@ def targets(
         for alpha, target in zip(alphas, outputs, strict=True):
             score = psnr(luma_of(target), luma_of(one.hr))
             rows.append({"image": one.name, "alpha": alpha, "psnr_y": score, "sharpness": sharpness(target)})
-        draw(out, one, scale, alphas, inputs, outputs)
+        draw_targets(out, one, scale, alphas, inputs, outputs)
     write_csv(out / "targets.csv", rows)
     print(f"images and numbers: {out}")
 
@@ -94,7 +94,7 @@ def sharpness(image: FloatImage) -> float:
     return float(np.mean([np.mean(np.diff(y, axis=axis) ** 2) for axis in (0, 1)]))
 
 
-def draw(
+def draw_targets(
     out: Path,
     one: Example,
     scale: int,

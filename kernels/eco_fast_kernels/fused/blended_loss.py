@@ -27,7 +27,7 @@ from torch import Tensor
 from eco_fast_kernels.crops import aligned_start, first_present, with_same_layout
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LossKind
 
-ROWS, COLUMNS = 32, 64  # values of one tile
+TILE_ROWS, TILE_COLUMNS = 32, 64  # values of one tile
 BLOCK_SUM = 1024
 
 
@@ -118,7 +118,7 @@ def launch(
     crops = first_present("blended_loss", hr, sr)
     samples, channels, height, width = prediction.shape
     rows = samples * height
-    programs = triton.cdiv(rows, ROWS)
+    programs = triton.cdiv(rows, TILE_ROWS)
     starts = [aligned_start(image) for image in (hr, sr) if image is not None]
     gradient = torch.empty_like(prediction)
     partial = prediction.new_empty(programs, dtype=torch.float32)
@@ -144,8 +144,8 @@ def launch(
         HAS_SR=sr is not None,
         KIND=kind,
         EPSILON=CHARBONNIER_EPSILON,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
+        ROWS=TILE_ROWS,
+        COLUMNS=TILE_COLUMNS,
         num_warps=4,
     )
     sum_kernel[(1,)](

@@ -26,10 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eco_fast_kernels.crops import ALIGNMENT, aligned_start, first_present, row_bytes, with_same_layout
+from eco_fast_kernels.crops import ALIGNMENT, CHANNELS, aligned_start, first_present, row_bytes, with_same_layout
 from eco_fast_kernels.downsampling import STENCILS, Rounding
 
-CHANNELS = 3
 PIXELS = 48  # output pixels of one program: 48 * 3 * scale bytes keep the next program's rows 16-byte aligned
 BLOCK_OUT = 256  # of which 144 are used
 

@@ -30,13 +30,13 @@ from eco_fast_kernels.reference import LambOptions
 
 CHUNK = 32768  # weights of one program
 BLOCK = 1024
-COLUMNS = tl.constexpr(6)  # of the table: four addresses, the average's, the number of weights
-ALIGNMENT = 16  # bytes
+TABLE_COLUMNS = tl.constexpr(6)  # of the table: four addresses, the average's, the number of weights
+TABLE_ALIGNMENT = 16  # bytes
 
 
 @triton.jit
 def _address(table, i_tensor, column: tl.constexpr, ALIGNED: tl.constexpr):
-    pointer = tl.load(table + i_tensor * COLUMNS + column).to(tl.pointer_type(tl.float32))
+    pointer = tl.load(table + i_tensor * TABLE_COLUMNS + column).to(tl.pointer_type(tl.float32))
     return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
@@ -46,7 +46,7 @@ def _chunk(table, chunks, i_chunk, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     i_tensor = tl.load(chunks + i_chunk * 2).to(tl.int64)
     i_part = tl.load(chunks + i_chunk * 2 + 1)
     start = i_part.to(tl.int64) * CHUNK
-    numel = tl.load(table + i_tensor * COLUMNS + 5)
+    numel = tl.load(table + i_tensor * TABLE_COLUMNS + 5)
     length = tl.minimum(CHUNK, numel - start)
     whole = length // BLOCK
     return i_tensor, i_part, start + tl.arange(0, BLOCK), whole, whole * BLOCK < length, numel
@@ -275,7 +275,7 @@ def launch(
     columns = [parameters, gradients, exp_avg, exp_avg_sq, average or parameters]
     addresses = [[tensor.data_ptr() for tensor in column] for column in columns]
     sizes = [tensor.numel() for tensor in parameters]
-    aligned = all(address % ALIGNMENT == 0 for column in addresses for address in column)
+    aligned = all(address % TABLE_ALIGNMENT == 0 for column in addresses for address in column)
     # One small copy to the device, from the host's side of things that the host knows: nothing is read back.
     table = torch.tensor([*addresses, sizes], dtype=torch.int64).T.contiguous().to(device, non_blocking=True)
     owners = [(index, part) for index, size in enumerate(sizes) for part in range(triton.cdiv(size, CHUNK))]
