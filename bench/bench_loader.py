@@ -43,15 +43,15 @@ Draw = Callable[[], int]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     writer = Writer(folder / "store", {"kind": "hr"})
     for name in ("png", "jpg"):
         (folder / name).mkdir()
-    for index, picture in enumerate(sub_images(64, np.random.default_rng(0))):
-        image = Image.fromarray(picture)
+    for index, pixels in enumerate(sub_images(64, np.random.default_rng(0))):
+        image = Image.fromarray(pixels)
         image.save(folder / "png" / f"{index}.png", compress_level=3)
         image.save(folder / "jpg" / f"{index}.jpg", quality=95)
-        writer.add(f"hr/{index}.png", picture, origin=str(index))
+        writer.add(f"hr/{index}.png", pixels, origin=str(index))
     writer.finish()
     return folder
 

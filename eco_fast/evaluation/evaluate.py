@@ -131,9 +131,9 @@ def evaluate_images(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
 
 
 def show(results: Results, noise_sigma: float = 0.0) -> None:
-    """Print one table: every picture, and the mean of each set."""
+    """Print one table: every image, and the mean of each set."""
     title = f"LR {describe_noise(noise_sigma)}" if noise_sigma else None
-    table = Table("set", "picture", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB", title=title)
+    table = Table("set", "image", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB", title=title)
     for source, scores in results.items():
         for name, one in scores.items():
             table.add_row(source, Path(name).name, *_cells(one))
@@ -177,8 +177,8 @@ def _score_all(
     scores = {}
     for name in distributed.shard(images):
         hr = modcrop(images[name], scale)
-        pictures = noisy_images(downsample_image(hr, scale, rounding), noise_sigma, draws)
-        scores[name] = average([score(upscale(lr), hr, scale) for lr in pictures])
+        noisy = noisy_images(downsample_image(hr, scale, rounding), noise_sigma, draws)
+        scores[name] = average([score(upscale(lr), hr, scale) for lr in noisy])
     return _merged(scores, images)
 
 
