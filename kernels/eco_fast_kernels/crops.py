@@ -49,7 +49,7 @@ def aligned_start(crops: Tensor) -> tuple[Tensor, int]:
 
 
 def with_same_layout(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two batches of crops of one shape that lie alike: as they are where they do, else as fresh copies."""
+    """Two batches of crops of one shape in one layout: as they are where it is the same, else as fresh copies."""
     if first.stride() == second.stride() and aligned_start(first)[1] == aligned_start(second)[1]:
         return first, second
     # `Tensor.contiguous` would return a batch's slice as it is, wherever it begins.
