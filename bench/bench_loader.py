@@ -4,7 +4,7 @@
 
 A pair is a 96x96 HR patch and its 48x48 LR patch in a random orientation, from 480x480 sub-images, as batches of 16 and
 128. All but the last two end with both: with the loaders, LR is made in the loop, by the op that training uses or,
-where it says so, in DALI's graph. `windows` is the limit: bare memory-mapped windows, copied into a batch, and nothing
+where it says so, in DALI's graph. `crops` is the limit: bare memory-mapped crops, copied into a batch, and nothing
 else. The page cache is warm; Pillow gets two workers.
 """
 
@@ -37,7 +37,7 @@ PATCH = 48
 SCALE: Scale = 2
 SECONDS = 1.0  # of each measurement
 ROUNDS = 3
-Draw = Callable[[], int]
+Fetch = Callable[[], int]
 """Loads one batch and returns its samples."""
 
 
@@ -56,15 +56,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
-    """A way of loading, ready to draw batches; ends what it started when it is closed."""
+def fetches(way: str, folder: Path, batch: int) -> Iterator[Fetch]:
+    """A way of loading, ready to fetch batches; ends what it started when it is closed."""
     store = Store(folder / "store")
     if way == "PIL PNG DataLoader":
         dataset = SubImages([folder / "png"], SCALE, PATCH)
         endless = iter(DataLoader(dataset, batch_size=batch, num_workers=2))
         yield lambda: len(next(endless)[0])
         return
-    if way == "windows":
+    if way == "crops":
         yield _bare(store.images, batch)
         return
     config = Config(
@@ -88,18 +88,18 @@ def draws(way: str, folder: Path, batch: int) -> Iterator[Draw]:
         yield lambda: len(network_input(next(loader).samples, config.scale, config.data))
 
 
-def _bare(images: Any, batch: int) -> Draw:
+def _bare(images: Any, batch: int) -> Fetch:
     generator = np.random.default_rng(0)
     margin, inner = margin_of(SCALE), SCALE * PATCH
     out = np.empty((batch, inner + 2 * margin, inner + 2 * margin, 3), dtype=np.uint8)
 
-    def draw() -> int:
+    def fetch() -> int:
         places = generator.integers(margin, SIDE - inner - margin, (batch, 2)).tolist()
         for index, (top, left) in enumerate(places):
             out[index] = cut_crop(images[index % len(images)], top, left, inner, margin, SCALE)
         return batch
 
-    return draw
+    return fetch
 
 
 WAYS = (
@@ -110,7 +110,7 @@ WAYS = (
     "packed",
     "packed, LR in DALI",
     "packed, without LR",
-    "windows",
+    "crops",
 )
 
 
@@ -121,13 +121,13 @@ def test_patches_per_second(benchmark: BenchmarkFixture, folder: Path, batch: in
 
     def measured() -> None:
         for way in WAYS:
-            generator = draws(way, folder, batch)
-            draw = next(generator)
+            generator = fetches(way, folder, batch)
+            fetch = next(generator)
             for _ in range(5):  # what was made ahead
-                draw()
+                fetch()
             began, samples = time.perf_counter(), 0
             while (elapsed := time.perf_counter() - began) < SECONDS:
-                samples += draw()
+                samples += fetch()
             rates[way].append(samples / elapsed)
             generator.close()  # type: ignore[attr-defined]
 

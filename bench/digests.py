@@ -29,8 +29,8 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} ".encode() + data).hexdigest()
 
 
-def bytes_like(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    return torch.randint(256, shape, dtype=torch.uint8, generator=draw)
+def bytes_like(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
 def in_padded_rows(crops: Tensor, margin: int) -> Tensor:
@@ -45,10 +45,10 @@ def in_padded_rows(crops: Tensor, margin: int) -> Tensor:
 
 def inputs() -> Named:
     """D and the network's input."""
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     flags, alpha = torch.tensor([False, True]), torch.tensor([0.3, 0.9])
     for scale, rounding in product((2, 3, 4, 8), ("uint8", "im2double")):
-        crops = (bytes_like((2, 6 * scale, 6 * scale, 3), draw) for _ in range(2))
+        crops = (bytes_like((2, 6 * scale, 6 * scale, 3), generator) for _ in range(2))
         hr, sr = (in_padded_rows(crop, 2 * scale) for crop in crops)
         name = f"x{scale} {rounding}"
         yield f"imresize {name}", ops.imresize(hr, scale, rounding)  # type: ignore[arg-type]
@@ -63,11 +63,11 @@ def inputs() -> Named:
 
 def losses() -> Named:
     """The loss and its gradient."""
-    draw = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     alpha, expected = torch.tensor(0.4), torch.tensor(8.0)
     for kind, dtype in product(ops.LOSS_KINDS, DTYPES):
-        prediction = torch.rand((2, 3, 6, 10), generator=draw).to(dtype, memory_format=torch.channels_last)
-        hr, sr = (bytes_like((2, 14, 18, 3), draw) for _ in range(2))
+        prediction = torch.rand((2, 3, 6, 10), generator=generator).to(dtype, memory_format=torch.channels_last)
+        hr, sr = (bytes_like((2, 14, 18, 3), generator) for _ in range(2))
         leaf = prediction.clone().requires_grad_()
         loss, _ = ops.blended_loss(leaf, hr, sr, alpha, kind, margin=4, gradient_scale=expected)
         yield f"loss {kind} {dtype}", loss
@@ -85,9 +85,9 @@ def lamb_steps() -> Named:
     kernel: Any = fused_lamb.launch
     reference: Any = ops.lamb_step
     for name in ("lamb", "lamb kernel"):
-        draw = torch.Generator().manual_seed(2)
+        generator = torch.Generator().manual_seed(2)
         parameters, gradients = (
-            [torch.randn(shape, generator=draw) for shape in ((7,), (64, 3, 3, 3))] for _ in range(2)
+            [torch.randn(shape, generator=generator) for shape in ((7,), (64, 3, 3, 3))] for _ in range(2)
         )
         state = [parameters, gradients, *([torch.zeros_like(one) for one in parameters] for _ in range(2))]
         average = [one.clone() for one in parameters]

@@ -4,7 +4,7 @@ python -m bench.same_numbers BEFORE AFTER [--renamed NEW=OLD ...] [--quickstart]
 
 The same probes run in both, each with one thread, side by side. They are written in the names of AFTER; where BEFORE
 has another name for a recipe's key, a command or a score, say so:
---renamed train.batch_size=train.batch_size centroids=teach
+--renamed train.batch_size=train.batch centroids=teach baseline=vanilla
 """
 
 import argparse
@@ -52,9 +52,7 @@ FAMILIES = {
         "model.reduction=4",
         "data.patch=16",
         "data.loader=dali",
-        "optimizer.name=lamb",
         "optimizer.clip_value=0.1",
-        "optimizer.weight_decay=0.01",
         "train.micro_batch=2",
     ),
     "swinir": (
@@ -76,7 +74,16 @@ FAMILIES = {
         "data.loader=plain",
         "data.noise_sigma=10",
         "objective.loss=l2",
+        "train.ema_decay=0.9",
+    ),
+    "edsr-lamb": (
+        "model.features=8",
+        "model.blocks=2",
+        "data.patch=16",
+        "data.loader=plain",
         "optimizer.name=lamb",
+        "optimizer.clip_value=0.1",
+        "optimizer.weight_decay=0.01",
         "train.ema_decay=0.9",
     ),
 }
@@ -127,11 +134,11 @@ class Checkout:
         for family, settings in FAMILIES.items():
             run = f"runs/{family}"
             command = ("train", "recipe.toml", "--run", run)
-            self.command(*command, settings=(f"model.name={family}", *settings, *SHARED))
+            self.command(*command, settings=(f"model.name={family.partition('-')[0]}", *settings, *SHARED))
             made |= dict(self.found(run))
         self.command("prepare", "builtin:train", "--store", "store")
         teacher = "runs/edsr/checkpoints/last.safetensors"
-        self.command("teach", "--store", "store", "--teacher", teacher, "--scale", "2", "--device", "cpu")
+        self.command("centroids", "--store", "store", "--teacher", teacher, "--scale", "2", "--device", "cpu")
         return made | dict(self.found("store"))
 
     def found(self, part: str) -> Iterator[tuple[str, str]]:

@@ -26,10 +26,10 @@ import torch
 from eco_fast.data.images import Pixels
 from eco_fast.utils import distributed
 from eco_fast.utils.files import (
-    claimed,
+    file_lock,
     file_stamp,
     make_folder,
-    naming,
+    name_file_in_errors,
     sync_folder,
     write_atomically,
     write_json,
@@ -212,7 +212,7 @@ class Writer:
         if self.known.get(entry.name) == entry:
             return
         path = self.folder / JOURNAL.format(f"-{distributed.rank()}" if distributed.rank() else "")
-        with naming(path), path.open("a", encoding="utf-8") as journal:
+        with name_file_in_errors(path), path.open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(asdict(entry)) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -225,7 +225,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it.
     """
-    with claimed(folder / ".lock") as mine:
+    with file_lock(folder / ".lock") as mine:
         if not mine:
             raise ValueError(f"{folder}: another eco-fast process is writing to this store; wait for it")
         yield

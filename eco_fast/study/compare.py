@@ -43,7 +43,7 @@ from eco_fast.training.training_data import (
 )
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
-from eco_fast.utils.files import claimed, sha256_of, write_json
+from eco_fast.utils.files import file_lock, sha256_of, write_json
 
 SAMPLED = 64  # steps whose samples the fingerprint of a run covers
 
@@ -69,12 +69,12 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
     given = {name: load_teacher(Path(name), base.scale) for name in sorted(named)}  # refuse a bad one before any work
     print(f"{folder}: {len(variants)} variants of {seeds} seeds on {device_name(device)}", flush=True)
     with ExitStack() as lock:
-        distributed.on_rank0(lambda: lock.enter_context(claimed(folder / "locks" / "material", wait=True)))
+        distributed.on_rank0(lambda: lock.enter_context(file_lock(folder / "locks" / "material", wait=True)))
         material = prepare_material(base, variants, given, folder, sets)
     failed: dict[str, ValueError] = {}
     for run in runs:
         with ExitStack() as lock:
-            if not distributed.on_rank0(lambda: lock.enter_context(claimed(folder / "locks" / run.name))):  # noqa: B023 - now
+            if not distributed.on_rank0(lambda: lock.enter_context(file_lock(folder / "locks" / run.name))):  # noqa: B023 - now
                 print(f"{run.name}: another process is running it", flush=True)
             elif not run.finished:
                 try:

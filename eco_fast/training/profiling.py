@@ -17,19 +17,19 @@ Work = Callable[[], object]
 
 
 class Stopwatch:
-    """Splits the time of a window of steps into stages; outside the window it does nothing.
+    """Splits the time of some steps into stages; at all others it does nothing.
 
     On a GPU the marks are events in the stream, so that watching changes nothing.
 
     Args:
         device: where the steps run.
-        first: steps before the window.
-        steps: its length.
+        first: steps before them.
+        steps: how many.
     """
 
     def __init__(self, device: str, first: int = 3, steps: int = 10) -> None:
         self._on_gpu = device.startswith("cuda")
-        self._window = range(first, first + steps)
+        self._timed = range(first, first + steps)
         self._step = -1
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
@@ -37,12 +37,12 @@ class Stopwatch:
         """A stage begins; "data" begins a step, and what begins with another name than `STAGES` has is left out."""
         if stage == "data":
             self._step += 1
-        if self._step in self._window or (self._step == self._window.stop and stage == "data"):
+        if self._step in self._timed or (self._step == self._timed.stop and stage == "data"):
             self._marks.append((stage, self._now()))
 
     def shares(self) -> dict[str, float] | None:
-        """Each stage's share of the window's time, once it is over; waits for the device."""
-        if self._step < self._window.stop or not self._marks:
+        """Each stage's share of their time, once they are over; waits for the device."""
+        if self._step < self._timed.stop or not self._marks:
             return None
         seconds = dict.fromkeys(STAGES, 0.0)
         for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):

@@ -24,7 +24,7 @@ from eco_fast.config import Config
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name
-from eco_fast.utils.files import naming, write_json, write_text
+from eco_fast.utils.files import name_file_in_errors, write_json, write_text
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
 OPTIONAL_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -72,7 +72,7 @@ class RunFolder:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl; the first rank's task."""
-        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+        with name_file_in_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it

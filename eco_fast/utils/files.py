@@ -19,7 +19,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     # Hidden, and with the process in its name: two processes never write into the same file.
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with naming(path):
+        with name_file_in_errors(path):
             with beside.open("wb") as file:
                 write(file)
                 file.flush()
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Let an error of writing name its file, for what the system raises on a full disk does not.
 
     Raises:
@@ -48,7 +48,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
+def file_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold a lock file against other processes; whether it could be had. It ends with the process, however that ends.
 
     Args:
@@ -91,7 +91,7 @@ def sync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with naming(folder):
+        with name_file_in_errors(folder):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

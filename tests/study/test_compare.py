@@ -20,7 +20,7 @@ from eco_fast.data.store import Store
 from eco_fast.study.compare import compare
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
-from eco_fast.utils.files import claimed, write_json
+from eco_fast.utils.files import file_lock, write_json
 
 VARIANTS = [("vanilla",), ("eco",)]
 HERE = Path("c")
@@ -150,7 +150,7 @@ def test_a_run_of_another_process_is_left_to_it(
 ) -> None:
     shutil.copytree(finished, tmp_path / "c")
     shutil.rmtree(tmp_path / "c" / "runs" / "eco" / "seed=3")
-    with contextlib.chdir(tmp_path), claimed(HERE / "locks" / "eco seed=3"):
+    with contextlib.chdir(tmp_path), file_lock(HERE / "locks" / "eco seed=3"):
         compare(base, VARIANTS, [], 2, HERE)
     assert "eco seed=3: another process is running it" in capsys.readouterr().out
     assert "missing: eco seed=3" in (tmp_path / "c" / "table.md").read_text()

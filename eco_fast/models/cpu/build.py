@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from eco_fast.utils.device import cpp_compiler
-from eco_fast.utils.files import claimed, write_atomically
+from eco_fast.utils.files import file_lock, write_atomically
 
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 MACROS = ("-march=native", "-dM", "-E", "-x", "c++", os.devnull)  # prints the compiler's version and the CPU's features
@@ -85,7 +85,7 @@ def _cached(command: list[str], source: Path) -> Path:
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     made = Path(cache_home, "eco-fast", f"{source.stem}-{key}.so")
     if not made.exists():
-        with claimed(made.with_suffix(".lock"), wait=True):
+        with file_lock(made.with_suffix(".lock"), wait=True):
             if not made.exists():
                 with tempfile.TemporaryDirectory() as folder:
                     out = Path(folder, made.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from eco_fast.config import Config
+from eco_fast.config import Config, Data
 from eco_fast.data.images import Pixels, find_images
 from eco_fast.data.resize import downsample_image, modcrop, read_cropped
 from eco_fast.data.store import Store
@@ -51,14 +51,14 @@ def examples(
     """
     scale, device = config.scale, pick_device(config.train.device)
     network = load_network_of_scale(teacher, scale).to(device)
-    for name, image in track(choose_images(config, sources, store).items(), description=label):
+    for name, image in track(choose_images(config.data, sources, store).items(), description=label):
         hr = read_cropped(image, scale) if isinstance(image, Path) else modcrop(image, scale)
         lr = downsample_image(hr, scale, config.data.rounding)
         sr = super_resolve(network, lr, device=device, self_ensemble=config.teacher.self_ensemble)
         yield Example(Path(name).with_suffix("").as_posix().replace("/", "_"), hr, lr, sr)
 
 
-def choose_images(config: Config, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
+def choose_images(data: Data, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
     """The images of `examples`, by name.
 
     Raises:
@@ -66,7 +66,7 @@ def choose_images(config: Config, sources: Sequence[str], store: Store | None) -
     """
     if sources:
         return dict(find_images(sources))
-    if named := config.data.test or config.data.validation:
+    if named := data.test or data.validation:
         return dict(list(find_images(named).items())[:DEFAULT_COUNT])
     if store is None:
         raise ValueError("the recipe names no test or validation images; name images after it")

@@ -168,7 +168,7 @@ def loss_of(network: nn.Module, recipe: Config, batch: Samples) -> LossOf:
 def target_of(batch: Samples, scale: int) -> Tensor:
     """The target of the prediction: float32 [N, 3, H, W], 0..1."""
     inner = slice(margin_of(scale), -margin_of(scale))
-    hr, sr = (None if windows is None else windows[:, inner, inner] for windows in (batch.hr, batch.sr))
+    hr, sr = (None if crops is None else crops[:, inner, inner] for crops in (batch.hr, batch.sr))
     target: Tensor = blend_lr(hr, sr, batch.target_alpha)
     return target
 
