@@ -18,7 +18,7 @@ from PIL import Image
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import Pixels, builtin_images, find_images, read_image
-from tests.loaders import assert_equal_batches, dali_loader, plain_loader
+from tests.helpers import assert_equal_fields, dali_loader, plain_loader
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 
@@ -63,8 +63,8 @@ def check_bytes() -> None:
                     dali_loader(config, *files) as encoded,
                 ):
                     for first, second, third in zip(plain, packed, encoded, strict=True):
-                        assert_equal_batches(first, second)
-                        assert_equal_batches(first, third)
+                        assert_equal_fields(first, second)
+                        assert_equal_fields(first, third)
                         plan = plain.planner.plan(first.step).crops
                         for image, top, left in zip(plan.image, plan.top, plan.left, strict=True):
                             ends = np.array(images[image].shape[:2]) // scale * scale - scale * config.data.patch
@@ -80,7 +80,7 @@ def check_resume() -> None:
     for start in range(0, 300, 15):
         with dali_loader(config, images, centroids, start) as loader:
             for batch, _ in zip(loader, range(100), strict=False):
-                assert_equal_batches(plain.batch_at(batch.step), batch)
+                assert_equal_fields(plain.batch_at(batch.step), batch)
     print("20 restarts: the following 100 batches are equal")
     for world in (1, 2, 3):
         ranks = [dali_loader(config, images, centroids, rank=rank, world_size=world) for rank in range(world)]

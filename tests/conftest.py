@@ -27,7 +27,7 @@ from eco_fast.models import Network, save_network, spandrel_net
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.loop import ValidationSets, train_network
 from eco_fast.training.run_folder import RunFolder
-from tests.loaders import centroids_of
+from tests.helpers import centroids_of
 
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # processes that tests start run the same code
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread

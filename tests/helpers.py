@@ -1,14 +1,22 @@
 """What several test modules share."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
 
 import numpy as np
 import pytest
 from torch import Tensor
 
 from eco_fast.cli.main import main
+from eco_fast.config import Config
 from eco_fast.data.images import Pixels
+from eco_fast.data.loader import PlainLoader
+from eco_fast.data.sources import ImageEntry, ImageSource
+from eco_fast.data.store import Store
+from eco_fast.inference.centroids import make_centroids
+from eco_fast.models import load_network_of_scale
 
 
 def assert_equal_fields(first: object, second: object, where: str = "") -> None:
@@ -50,3 +58,48 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert said.startswith("eco-fast: "), said
     assert said.count("\n") == 1, said
     return said.removeprefix("eco-fast: ").rstrip()
+
+
+Images = Sequence[Pixels] | ImageSource
+
+
+class InMemory:
+    """Arrays as an `ImageSource`."""
+
+    encoded = False
+
+    def __init__(self, images: Sequence[Pixels]) -> None:
+        self.images = images
+        self.entries: list[ImageEntry] = [
+            SimpleNamespace(name=f"{index}.png", height=image.shape[0], width=image.shape[1])
+            for index, image in enumerate(images)
+        ]
+
+    def path(self, index: int) -> Path:
+        return Path(self.entries[index].name)
+
+    def read(self, index: int) -> Pixels:
+        return self.images[index]
+
+    def select(self, names: Sequence[str]) -> Self:
+        return type(self)([self.images[int(Path(name).stem)] for name in names])
+
+
+def source(images: Images) -> ImageSource:
+    """A list of arrays as a source; a source as it is."""
+    return InMemory(images) if isinstance(images, Sequence) else images
+
+
+def plain_loader(config: Config, hr: Images, sr: Images | None, *more: Any, **options: Any) -> PlainLoader:
+    return PlainLoader(config, source(hr), None if sr is None else source(sr), *more, **options)
+
+
+def dali_loader(config: Config, hr: Images, sr: Images | None, *more: Any, **options: Any) -> Any:
+    from eco_fast.data.dali_loader import DaliLoader  # DALI is optional
+
+    return DaliLoader(config, source(hr), None if sr is None else source(sr), *more, **options)
+
+
+def centroids_of(store: Path, checkpoint: Path, scale: int, **options: Any) -> Path:
+    """The folder of a teacher's centroids over a store, made if it is not there."""
+    return make_centroids(Store(store), load_network_of_scale(checkpoint, scale), checkpoint, **options).folder

@@ -160,7 +160,7 @@ class _Stream:
 
     def take(self, step: int) -> tuple[BatchPlan, CropGroup, int]:
         """The plan of the next step of this kind, the group that its crops are in, and its place there."""
-        assert step == self._next, "steps of one kind are one stretch"  # noqa: S101
+        assert step == self._next, "steps of one kind are one stretch"
         self._next += 1
         place = (step - self._first) % self._steps_per_fetch
         if self._group is None or place in (0, self._group.steps):  # a group ends early before a broken image
@@ -176,7 +176,7 @@ class _Stream:
         try:
             outputs: tuple[Any, ...] = self._pipeline.run()
         except StopIteration:
-            assert self._error is not None  # noqa: S101 - the stream ends behind the last step alone
+            assert self._error is not None  # the stream ends behind the last step alone
             raise self._error from None
         except RuntimeError as error:
             raise ValueError(self._culprit(self._plans[0], error)) from error

@@ -167,8 +167,8 @@ def builtin_images(group: str) -> list[tuple[str, Path]]:
     if group not in BUILTIN:
         raise ValueError(f"builtin:{group}: the built-in sets are {', '.join('builtin:' + name for name in BUILTIN)}")
     package = find_spec("skimage")
-    assert package is not None, "scikit-image is a dependency"  # noqa: S101 - an invariant of the installation
-    assert package.origin is not None  # noqa: S101
+    assert package is not None, "scikit-image is a dependency"  # an invariant of the installation
+    assert package.origin is not None
     folder = Path(package.origin).parent / "data"
     return [(f"builtin/{name}", folder / name) for name in BUILTIN[group]]
 

@@ -57,7 +57,7 @@ class Sampler:
         height, width = np.array(sizes, dtype=np.int64).T
         self._rows = height // scale - patch + 1  # possible positions, in LR pixels
         self._columns = width // scale - patch + 1
-        assert min(self._rows.min(), self._columns.min()) > 0, "images smaller than a patch are refused earlier"  # noqa: S101
+        assert min(self._rows.min(), self._columns.min()) > 0, "images smaller than a patch are refused earlier"
         self._area = np.cumsum(height * width)
 
     def plan(self, step: int) -> CropPlan:

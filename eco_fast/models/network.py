@@ -78,7 +78,7 @@ class RepeatedBlock(nn.Module, ABC):
 
 def compile_blocks(network: Network) -> None:
     """Compile the repeated block, once for all its places."""
-    assert network.repeated_block is not None, "a network without such a block is compiled whole"  # noqa: S101
+    assert network.repeated_block is not None, "a network without such a block is compiled whole"
     # the compiler looks at `.grad` of what flows from block to block, and torch warns whoever does
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
     compiled = torch.compile(network.repeated_block.forward_block, fullgraph=True, dynamic=False)
@@ -132,7 +132,7 @@ class SubPixelConvolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, h, w] to [N, outputs, factor*h, factor*w], in channels_last."""
-        assert self.bias is not None  # noqa: S101 - for mypy
+        assert self.bias is not None  # for mypy
         squares = self._conv_forward(x, self._place_by_place(self.weight), self._place_by_place(self.bias))
         count, _, height, width = squares.shape
         # [N, h, w, row in the square, column in it, outputs]

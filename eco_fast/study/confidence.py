@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half width of its 95 % interval by Student's t: NaN for one value and where the mean is not finite."""
-    assert values, "there is no mean of nothing"  # noqa: S101
+    assert values, "there is no mean of nothing"
     mean = statistics.fmean(values)
     if len(values) == 1 or not math.isfinite(mean):
         return mean, math.nan

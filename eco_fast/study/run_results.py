@@ -62,7 +62,7 @@ class Result:
 
     def score(self, name: str, measure: str) -> float:
         """The mean of psnr_y (dB; infinite for identical images) or ssim_y over a set of a finished run."""
-        assert self.sets is not None, "only finished runs have scores"  # noqa: S101
+        assert self.sets is not None, "only finished runs have scores"
         value = self.sets[name][self.network][measure]
         return math.inf if value is None else value
 

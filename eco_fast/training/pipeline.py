@@ -145,7 +145,7 @@ class Pipeline:
         return state_of_centroids(self.config, self.folder, checkpoint)
 
     def _make_centroids(self) -> None:
-        assert self.teacher is not None, "the stage before"  # noqa: S101
+        assert self.teacher is not None, "the stage before"
         self.centroids = obtain_centroids(self.config, self.folder, self.images, self.teacher)
         self.networks["teacher"] = self.teacher.network
         if self.sets.images:

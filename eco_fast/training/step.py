@@ -45,7 +45,7 @@ class TrainingLoss(nn.Module):
             uniforms = samples.drop_path_uniforms
             prediction = self.network(lr) if uniforms is None else self.network(lr, uniforms)
         if self.objective.name == "residual":
-            assert samples.sr is not None, "residuals are of centroids"  # noqa: S101
+            assert samples.sr is not None, "residuals are of centroids"
             prediction = onto_centroid(prediction, samples.sr, margin)
         loss, _ = blended_loss(
             prediction,

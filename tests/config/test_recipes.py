@@ -16,7 +16,7 @@ from eco_fast.data.images import Pixels
 from eco_fast.models import build, save_network, warm_start
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
-from tests.loaders import plain_loader
+from tests.helpers import plain_loader
 
 README = Path(__file__).parents[2] / "README.md"
 SETS = ("set5", "set14", "b100", "urban100", "manga109")

@@ -11,7 +11,7 @@ from eco_fast_kernels.downsampling import STENCILS
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.images import Pixels
 from eco_fast.training.step import network_input
-from tests.loaders import dali_loader, plain_loader
+from tests.helpers import dali_loader, plain_loader
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 

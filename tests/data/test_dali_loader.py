@@ -19,7 +19,7 @@ from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import Pixels, find_images
 from eco_fast.data.store import Store, Writer
-from tests.loaders import assert_equal_batches, dali_loader, plain_loader
+from tests.helpers import assert_equal_fields, dali_loader, plain_loader
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 
@@ -78,7 +78,7 @@ def test_bytes_equal_the_plain_loaders(
     steps, orientations = 0, set()
     with plain_loader(config, pictures, centroids) as plain, dali_loader(config, hr, sr) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_equal_batches(first, second)
+            assert_equal_fields(first, second)
             plan = plain.planner.plan(first.step)
             orientations |= set(zip(*(value.tolist() for value in vars(plan.crops).values()), strict=True))
             steps += 1
@@ -98,7 +98,7 @@ def test_windows_at_every_edge_and_corner(tmp_path: Path, scale: Scale, source: 
         hr: Any = [picture] if source == "store" else write_files(tmp_path / str(patch), [picture])
         with plain_loader(config, [picture], None) as plain, dali_loader(config, hr, None) as dali:
             for first, second in zip(plain, dali, strict=True):
-                assert_equal_batches(first, second)
+                assert_equal_fields(first, second)
         plan = plain.planner.plan(0).crops
         assert len(set(zip(plan.top.tolist(), plan.left.tolist(), strict=True))) == 4
 
@@ -111,7 +111,7 @@ def test_other_formats(tmp_path: Path, photo: Pixels, suffix: str) -> None:
     config = recipe(3, Objective(name="vanilla"), steps=3, patch=16)
     with plain_loader(config, [decoded], None) as plain, dali_loader(config, encoded, None) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_equal_batches(first, second)
+            assert_equal_fields(first, second)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
@@ -123,7 +123,7 @@ def test_every_objective_and_what_it_does_not_read(
     read: set[tuple[bool, bool]] = set()
     with plain_loader(config, pictures, centroids) as plain, dali_loader(config, pictures, centroids) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_equal_batches(first, second)
+            assert_equal_fields(first, second)
             read.add((second.samples.hr is None, second.samples.sr is None))
     assert len(read) == (3 if name == "eco" else 1)
 
@@ -133,7 +133,7 @@ def test_noise_is_the_same_and_gaussian(pictures: list[Pixels], centroids: list[
     values = []
     with plain_loader(config, pictures, centroids) as plain, dali_loader(config, pictures, centroids) as dali:
         for first, second in zip(plain, dali, strict=True):
-            assert_equal_batches(first, second)
+            assert_equal_fields(first, second)
             assert first.samples.noise is not None
             values.append(first.samples.noise)
     noise = torch.stack(values) / 10
@@ -159,7 +159,7 @@ def test_a_later_start_continues(
     with dali_loader(config, hr, sr, start) as rest:
         steps = []
         for batch in rest:
-            assert_equal_batches(batch, expected.batch_at(batch.step))
+            assert_equal_fields(batch, expected.batch_at(batch.step))
             steps.append(batch.step)
     assert steps == list(range(start, 30))
 
@@ -237,7 +237,7 @@ def test_an_interrupted_program_ends(tmp_path: Path) -> None:
         import time
         import numpy as np
         from eco_fast.config import Config, Data, Objective
-        from tests.loaders import dali_loader
+        from tests.helpers import dali_loader
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts in the background ignores it
         config = Config(data=Data(patch=8), objective=Objective(name="vanilla"))

@@ -17,7 +17,7 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.loader import PlainLoader
 from eco_fast.data.sampler import CropPlan, Sampler
 from eco_fast.objective import alpha_at, blend_weights_at
-from tests.loaders import assert_equal_batches, plain_loader
+from tests.helpers import assert_equal_fields, oriented, plain_loader
 
 SURELY = 1e-3  # the stream is fixed, so a p-value above this once is above it always
 SIZES = [(60, 80), (72, 76), (64, 72)]
@@ -181,15 +181,10 @@ def test_batches_hold_the_planned_windows(pictures: list[Pixels], centroids: lis
             height, width = (size // 2 * 2 for size in picture.shape[:2])
             border = np.pad(picture[:height, :width], ((4, 4), (4, 4), (0, 0)), mode="symmetric")
             top, left = plan.top[index], plan.left[index]
-            expected = border[top : top + 18, left : left + 18]
-            if plan.flip_rows[index]:
-                expected = np.flip(expected, axis=0)
-            if plan.flip_columns[index]:
-                expected = np.flip(expected, axis=1)
-            if plan.transpose[index]:
-                expected = np.swapaxes(expected, 0, 1)
+            turns = {name: getattr(plan, name)[index] for name in ("flip_rows", "flip_columns", "transpose")}
+            expected = oriented(border[top : top + 18, left : left + 18], **turns)
             np.testing.assert_array_equal(samples.hr[index].numpy(), expected)
-            seen.add((plan.flip_rows[index], plan.flip_columns[index], plan.transpose[index]))
+            seen.add(tuple(turns.values()))
     assert len(seen) == 8
 
 
@@ -201,7 +196,7 @@ def test_prefetch_changes_nothing(pictures: list[Pixels], centroids: list[Pixels
         made = list(loader)
     assert len(made) == 12
     for first, second in zip(made, expected, strict=True):
-        assert_equal_batches(first, second)
+        assert_equal_fields(first, second)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -214,7 +209,7 @@ def test_a_later_start_skips_batches(
         expected, made = list(whole)[start:], list(rest)
     assert [batch.step for batch in made] == list(range(start, 12))
     for first, second in zip(made, expected, strict=True):
-        assert_equal_batches(first, second)
+        assert_equal_fields(first, second)
 
 
 SCHEDULES = {
@@ -418,4 +413,4 @@ def test_without_prefetch_there_is_no_thread(pictures: list[Pixels]) -> None:
 def test_moving_a_batch_keeps_its_contents(pictures: list[Pixels], centroids: list[Pixels]) -> None:
     for objective in (Objective(name="vanilla"), Objective(alpha="constant")):
         batch = plain_loader(recipe(objective), pictures, centroids).batch_at(3)
-        assert_equal_batches(batch._replace(samples=batch.samples.to("cpu")), batch)
+        assert_equal_fields(batch._replace(samples=batch.samples.to("cpu")), batch)

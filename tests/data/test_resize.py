@@ -15,8 +15,7 @@ from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.loader import cut_crop
 from eco_fast.data.resize import downsample_image, modcrop, upsample_image
 from eco_fast.evaluation.metrics import luma, psnr
-from tests.helpers import oriented
-from tests.loaders import plain_loader
+from tests.helpers import oriented, plain_loader
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 

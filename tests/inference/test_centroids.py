@@ -21,7 +21,7 @@ from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.utils.files import file_stamp, sha256_of
-from tests.loaders import centroids_of
+from tests.helpers import centroids_of
 
 NAMES = ["set/a.png", "set/b.png", "set/c.png"]
 SIZES = [(21, 26), (24, 24), (17, 33)]

@@ -16,7 +16,7 @@ from eco_fast.data.store import Store
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import load_network, load_network_of_scale, spandrel_net
 from eco_fast.models.spandrel_net import Foreign
-from tests.loaders import centroids_of
+from tests.helpers import centroids_of
 
 pytestmark = [
     pytest.mark.usefixtures("spandrel"),

@@ -30,7 +30,7 @@ from eco_fast.training.loop import ValidationSets, train_network
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.utils.files import sha256_of
-from tests.loaders import centroids_of
+from tests.helpers import centroids_of
 
 PATCH, BATCH = 6, 3
 STILL = 1e-30  # a learning rate below every weight's last bit

@@ -16,7 +16,7 @@ from eco_fast.training.precision import Precision
 from eco_fast.training.profiling import saved_bytes
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
-from tests.loaders import plain_loader
+from tests.helpers import plain_loader
 
 PARAMETERS = {  # as published: architecture, features, scale
     ("edsr", 64, 2): 1_369_859,

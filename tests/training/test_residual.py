@@ -16,7 +16,7 @@ from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.precision import set_precision
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainingLoss, TrainStep
-from tests.loaders import plain_loader
+from tests.helpers import plain_loader
 
 PATCH, BATCH = 8, 3
 
@@ -90,9 +90,7 @@ class Constant(nn.Module):
         return self.picture.expand(len(lr), -1, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
-def test_of_two_pictures_that_are_as_far_from_their_centroid_mid_grey_is_learnt(
-    hr: list[Pixels], sr: list[Pixels]
-) -> None:
+def test_residual_l2_minimum_is_mid_grey(hr: list[Pixels], sr: list[Pixels]) -> None:
     """The least squares over all images of an LR are at their mean residual, which is none (paper, Appendix B)."""
     made = recipe(objective__loss="l2", train__batch_size=2)
     side = 2 * (PATCH + 4)

@@ -30,7 +30,7 @@ from eco_fast.training.precision import FIRST_SCALE, GROWTH_INTERVAL, GradientSc
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep, split
-from tests.loaders import plain_loader
+from tests.helpers import plain_loader
 
 OPTIMIZERS = ["adam", "adamw", "lamb"]
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
