@@ -16,12 +16,12 @@ from eco_fast.config.recipe_files import suggest
 from eco_fast.config.schema import MODELS, Config, architecture_of
 
 RENAMED = {
-    "data.monitor": "data.monitor",
-    "data.on_small_image": "data.on_small_image",
-    "train.batch_size": "train.batch_size",
-    "train.baseline": "train.baseline",
-    "optimizer.step_size": "optimizer.step_size",
-    "optimizer.milestones": "optimizer.milestones",
+    "data.watch": "data.monitor",
+    "data.small_images": "data.on_small_image",
+    "train.batch": "train.batch_size",
+    "train.vanilla_twin": "train.baseline",
+    "optimizer.halve_every": "optimizer.step_size",
+    "optimizer.halve_at": "optimizer.milestones",
 }
 RENAMED_VALUES = {("data.source", "packed"): "store", ("data.source", "encoded"): "files"}
 TOML_WORDS = {  # where pydantic speaks of Python's types

@@ -153,6 +153,7 @@ class Pipeline:
             psnr = average(list(scores.values())).psnr_y
             print(f"teacher: {psnr:.3f} dB on the validation images", flush=True)
             self.sets = replace(self.sets, teacher_psnr=psnr)
+        self.teacher.network.to("cpu")  # the device's memory is the student's now
 
     def _train(self) -> None:
         self.networks["student"] = train_network(

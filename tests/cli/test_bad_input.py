@@ -88,9 +88,9 @@ def train(*overrides: str) -> list[str]:
 
 IMAGES = {
     "gone": "gone: there is no such file or folder",
-    "empty": "empty: holds no pictures",
-    "cut": "cut/cut.png: damaged picture (",
-    "text": "text/text.png: not a picture",
+    "empty": "empty: holds no images",
+    "cut": "cut/cut.png: damaged image (",
+    "text": "text/text.png: not an image",
     "deep.png": "deep.png: 16 bits a channel, but eco-fast works on 8; `eco-fast prepare --convert-16bit`",
 }
 COMMANDS = {
@@ -165,12 +165,14 @@ def test_checkpoints_that_cannot_be_used(command: str, checkpoint: str, capsys: 
         (["train.step=3"], "unknown key train.step (did you mean train.steps?)"),
         (["trian.steps=3"], "unknown key trian (did you mean train?)"),
         (["batch=3"], "unknown key batch (did you mean train.batch_size?)"),
-        (["train.batch_size=3"], "train.batch_size is called train.batch_size now"),
-        (['data.monitor=["x"]'], "data.monitor is called data.monitor now"),
-        (["data.on_small_image=skip"], "data.on_small_image is called data.on_small_image now"),
-        (["data.source=store"], "data.source=store is called data.source=store now"),
-        (["train.baseline=true"], "train.baseline is called train.baseline now"),
-        (["optimizer.step_size=5"], "optimizer.step_size is called optimizer.step_size now"),
+        (["train.batch=3"], "train.batch is called train.batch_size now"),
+        (['data.watch=["x"]'], "data.watch is called data.monitor now"),
+        (["data.small_images=skip"], "data.small_images is called data.on_small_image now"),
+        (["data.source=packed"], "data.source=packed is called data.source=store now"),
+        (["data.source=encoded"], "data.source=encoded is called data.source=files now"),
+        (["train.vanilla_twin=true"], "train.vanilla_twin is called train.baseline now"),
+        (["optimizer.halve_every=5"], "optimizer.halve_every is called optimizer.step_size now"),
+        (["optimizer.halve_at=[5]"], "optimizer.halve_at is called optimizer.milestones now"),
         (["train.learning_rate=1"], "unknown key train.learning_rate (did you mean optimizer.learning_rate?)"),
         (["optimizer.lr=1"], "unknown key optimizer.lr; the keys of optimizer are name, backend, learning_rate, "),
         (['train.steps="abc"'], "train.steps: input should be a valid integer, got 'abc'"),
@@ -242,7 +244,7 @@ def test_scales_that_do_not_exist(command: str, capsys: pytest.CaptureFixture[st
 @pytest.mark.usefixtures("here")
 def test_an_image_smaller_than_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
     said = complaint(capsys, *train('data.train=["hr", "dot"]'))
-    assert said.startswith("dot/small.png is 90x15 pixels, smaller than an HR patch of 16x16 (1 such pictures); ")
+    assert said.startswith("dot/small.png is 90x15 pixels, smaller than an HR patch of 16x16 (1 such images); ")
     said = complaint(capsys, *train('data.train=["dot"]', "data.on_small_image=skip"))
     assert said.startswith("run/store: ")
 
@@ -288,7 +290,7 @@ def test_a_store_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_training_without_images(capsys: pytest.CaptureFixture[str]) -> None:
-    assert complaint(capsys, *train()).startswith("data.train is empty: name your HR pictures, for example --set ")
+    assert complaint(capsys, *train()).startswith("data.train is empty: name your HR images, for example --set ")
     assert complaint(capsys, *train("data.store=gone")).startswith("gone: not a store")
 
 

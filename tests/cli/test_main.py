@@ -25,7 +25,7 @@ from eco_fast.models.edsr import EDSR
 
 # Every argument of every command. A change here is a change for everybody's scripts.
 SURFACE = {
-    "prepare": {"SRC...", "--store DIR!", "--convert-16bit"},
+    "prepare": {"SRC...", "--store DIR!", "--convert-16bit", "--verify"},
     "downsample": {"SRC", "OUT", "--scale {2,3,4,8}!", "--rounding {uint8,im2double} = uint8", "--noise-sigma S"},
     "centroids": {
         "--store DIR!",
@@ -35,6 +35,7 @@ SURFACE = {
         "--device DEVICE = auto",
         "--tile N",
         "--self-ensemble",
+        "--verify",
     },
     "train": {"[RECIPE]", "--run DIR", "--resume", "--dry-run", "--profile", "--set KEY=VALUE... = []"},
     "compare": {

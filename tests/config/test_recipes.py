@@ -202,7 +202,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_recipe_overrides_key_by_key(here: Path) -> None:
     (here / "sub").mkdir()
-    write(here, base='extends = "edsr_x2_eco"\ndescription = "base"\n[train]\nbatch = 5\nsteps = 7\n[paper]\nrow = "x"')
+    write(
+        here,
+        base='extends = "edsr_x2_eco"\ndescription = "base"\n[train]\nbatch_size = 5\nsteps = 7\n[paper]\nrow = "x"',
+    )
     write(here / "sub", mine='extends = "../base.toml"\nscale = 3\n[train]\nsteps = 9\n[optimizer]\nbetas = [0.5, 0.6]')
     mine = config.load("sub/mine.toml", ["train.log_every=2"])
     expected = config.load(

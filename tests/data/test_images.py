@@ -198,7 +198,7 @@ def test_a_flipped_byte_in_a_png_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text\n", b"\x89PNG\r\n\x1a\n\0\0\0\x05IHDR\0"])
 def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes, read: Callable[[Path], object]) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.png: (not a|damaged) image"):
+    with pytest.raises(ValueError, match=r"a\.png: (not an|damaged) image"):
         read(tmp_path / "a.png")
 
 

@@ -146,7 +146,7 @@ def test_other_numbers_of_channels(device: str, channels: int) -> None:
 
 def test_more_programs_than_one_block_of_the_sum(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "BLOCK_SUM", 2)
-    monkeypatch.setattr(fused, "ROWS", 2)
+    monkeypatch.setattr(fused, "TILE_ROWS", 2)
     hr, sr = random_images(1, 9, 2), random_images(1, 9, 2)
     check(random_prediction(1, 9, 2), hr, sr, torch.tensor(0.3), device=device)
 

@@ -27,13 +27,13 @@ def test_a_variant_changes_the_keys_it_names_and_no_other(base: Config) -> None:
 def test_figure_4_pairs_each_batch_with_vanilla_of_the_same_batch(base: Config) -> None:
     variants = make_variants(base, [("vanilla",), ("eco",)], ["train.batch_size=[2, 4]"])
     assert [(variant.name, variant.recipe.train.batch_size) for variant in variants] == [
-        ("vanilla_batch=2", 2),
-        ("vanilla_batch=4", 4),
-        ("eco_batch=2", 2),
-        ("eco_batch=4", 4),
+        ("vanilla_batch_size=2", 2),
+        ("vanilla_batch_size=4", 4),
+        ("eco_batch_size=2", 2),
+        ("eco_batch_size=4", 4),
     ]
     baselines = [one.name if (one := baseline_of(variant, variants)) else None for variant in variants]
-    assert baselines == [None, None, "vanilla_batch=2", "vanilla_batch=4"]
+    assert baselines == [None, None, "vanilla_batch_size=2", "vanilla_batch_size=4"]
 
 
 def test_variants_of_several_teachers_share_one_vanilla_variant(base: Config) -> None:

@@ -13,7 +13,7 @@ from eco_fast_kernels import Rounding
 from PIL import Image
 from torch import Tensor
 
-from eco_fast import config, models
+from eco_fast import config
 from eco_fast.config import Config, EdsrModel, Scale
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
@@ -23,7 +23,7 @@ from eco_fast.data.store import Store
 from eco_fast.evaluation import evaluate
 from eco_fast.evaluation.benchmarks import read_images
 from eco_fast.evaluation.evaluate import evaluate_checkpoint
-from eco_fast.models import Network, load_network, save_network, warm_start
+from eco_fast.models import Network, checkpoint_files, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import blend_weights_at
 from eco_fast.training.loop import ValidationSets, train_network
@@ -180,7 +180,7 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         data__validation=(str(pictures / "validation"),),
         optimizer__learning_rate=STILL,
         optimizer__schedule="cosine",
-        train__vanilla_twin=True,
+        train__baseline=True,
         train__validate_every=5,
         train__checkpoint_every=100,
     )
@@ -193,15 +193,15 @@ def test_a_run_opens_store_and_teacher_once_and_a_resumed_one_hashes_nothing(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted, not timed: DIV2K with its centroids would be 13 GB to hash."""
-    made = recipe(pictures, data__validation=(str(pictures / "validation"),), train__vanilla_twin=True)
+    made = recipe(pictures, data__validation=(str(pictures / "validation"),), train__baseline=True)
     opened: list[str] = []
-    whole_store, whole_load, sha256 = Store.__init__, models.load_network, hashlib.sha256
+    whole_store, whole_load, sha256 = Store.__init__, checkpoint_files.load_network, hashlib.sha256
 
     def open_store(store: Store, folder: Path) -> None:
         opened.append("centroids" if "centroids" in str(folder) else "store")
         whole_store(store, folder)
 
-    def load(path: Path) -> models.Network:
+    def load(path: Path) -> Network:
         opened.append("teacher" if "teacher" in str(path) else "network")
         return whole_load(path)
 
@@ -210,7 +210,7 @@ def test_a_run_opens_store_and_teacher_once_and_a_resumed_one_hashes_nothing(
         return sha256(*data)
 
     monkeypatch.setattr(Store, "__init__", open_store)
-    monkeypatch.setattr(models, "load_network", load)
+    monkeypatch.setattr(checkpoint_files, "load_network", load)
     run_recipe(made, tmp_path / "run")
     assert sorted(opened) == ["centroids", "store", "teacher"]
     opened.clear()

@@ -138,7 +138,7 @@ def test_the_input_is_the_real_lr_at_every_step(hr: list[Pixels], sr: list[Pixel
     [
         ({"data__validation": ["x"]}, "--set data.validation=[]"),
         ({"data__monitor": ["x"]}, "--set data.monitor=[]"),
-        ({"data__test": ["x"], "train__vanilla_twin": True}, "--set data.test=[] --set train.baseline=false"),
+        ({"data__test": ["x"], "train__baseline": True}, "--set data.test=[] --set train.baseline=false"),
     ],
 )
 def test_what_would_score_residuals_is_refused(

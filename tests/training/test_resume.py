@@ -98,7 +98,7 @@ class Events:
         self.stop_at: int | None = None
         monkeypatch.setattr(os, "fsync", lambda _: None)  # the process is stopped, not the machine
         monkeypatch.setattr("eco_fast.training.checkpoints.ThreadPoolExecutor", Inline)
-        modules = ("training.checkpoints", "utils.files", "models", "training.figures", "data.store")
+        modules = ("training.checkpoints", "utils.files", "models.checkpoint_files", "training.figures", "data.store")
         writes = [f"eco_fast.{module}.write_atomically" for module in modules]
         others = [
             "telemetry.Telemetry.add",
@@ -275,7 +275,7 @@ def test_every_stage_of_a_recipe_resumes(pictures: Path, events: Events, tmp_pat
         pictures,
         objective__name="eco",
         data__validation=(str(pictures / "validation"),),
-        train__vanilla_twin=True,
+        train__baseline=True,
         train__steps=6,
     )
     assert not events.run(lambda: run_recipe(made, tmp_path / "unbroken"))
