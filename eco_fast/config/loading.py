@@ -116,8 +116,8 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(place)
     if key in RENAMED:
         return f"{key} is called {RENAMED[key]} now"
-    if (key, value) in RENAMED_VALUES:
-        return f"{key}={value} is called {key}={RENAMED_VALUES[key, value]} now"
+    if new := RENAMED_VALUES.get((key, str(value))):
+        return f"{key}={value} is called {key}={new} now"
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{_suggest_key(key, example)}"
     expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
@@ -132,4 +132,5 @@ def _suggest_key(key: str, example: Config) -> str:
     if close := difflib.get_close_matches(word, siblings, n=1):
         return f" (did you mean {section}{dot}{close[0]}?)"
     namesakes = [name for name in known if name.rpartition(".")[2] == word]
+    namesakes += [new for old, new in RENAMED.items() if old.rpartition(".")[2] == word]
     return suggest(key, namesakes, cutoff=0) or f"; the keys of {section or 'a recipe'} are {', '.join(siblings)}"

@@ -59,7 +59,7 @@ def add_noise(lr: Pixels, sigma: float, draw: int) -> Pixels:
 
 def noisy_images(lr: Pixels, sigma: float, draws: int = NOISE_DRAWS) -> Iterator[Pixels]:
     """The first draws of a test image; with a sigma of 0, the image itself, once."""
-    return (add_noise(lr, sigma, draw) for draw in range(draws if sigma else 1))
+    return (add_noise(lr, sigma, draw) for draw in range(draws)) if sigma else iter([lr])
 
 
 def describe_noise(sigma: float) -> str:

@@ -34,7 +34,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         folder.mkdir()
         (folder / "config.toml").write_text(config.dump(config.load(recipe, [*SETS, *overrides])), encoding="utf-8")
         if sets:
-            networks = {"student": sets, "vanilla": baseline or {}}
+            networks = {"student": sets, "baseline": baseline or {}}
             by_set = {
                 one: {"bicubic": {"psnr_y": 30.0, "ssim_y": 0.9}}
                 | {
@@ -92,7 +92,9 @@ def test_a_run_scores_every_set_of_its_test_images(
             assert sets[name][network]["psnr_y"] == pytest.approx(statistics.fmean(one.psnr_y for one in scores))
     rows = table(Path("run"))
     assert [row["method"] for row in rows] == ["vanilla (baseline)", "eco"]
-    assert [row["Set5 PSNR-Y"] for row in rows] == [repr(sets["Set5"][one]["psnr_y"]) for one in ("vanilla", "student")]
+    assert [row["Set5 PSNR-Y"] for row in rows] == [
+        repr(sets["Set5"][one]["psnr_y"]) for one in ("baseline", "student")
+    ]
     assert {row["differs"] for row in rows} == {"no shipped recipe has this scale, network and objective"}
 
 
