@@ -81,7 +81,7 @@ def lamb_steps() -> Named:
     """Two steps of LAMB: weights, moments and averages."""
     hyper = {"epsilon": 1e-6, "weight_decay": 0.01, "norm_clamp": 10.0, "clip_value": 0.5, "average_decay": 0.9}
     gathered: Any = getattr(ops, "LambOptions", None)  # earlier checkouts take the values one by one
-    options, keywords = ((gathered(**hyper),), {}) if gathered else ((), {"betas": (0.9, 0.99), **hyper})
+    options = {"options": gathered(**hyper)} if gathered else {"betas": (0.9, 0.99), **hyper}
     kernel: Any = fused_lamb.launch
     reference: Any = ops.lamb_step
     for name in ("lamb", "lamb kernel"):
@@ -96,13 +96,13 @@ def lamb_steps() -> Named:
             "skip": torch.tensor(False),
             "step_count": torch.tensor(0),
             "inverse_scale": torch.tensor(0.5),
-            **keywords,
+            **options,
         }
         for _ in range(2):
             if name == "lamb":
-                reference(*state, *options, average=average, **scalars)
+                reference(*state, average=average, **scalars)
             else:
-                kernel(*state, average, *options, **scalars)
+                kernel(*state, average, **scalars)
         for index, tensor in enumerate(tensor for group in (*state, average) for tensor in group):
             yield f"{name} {index}", tensor
 
