@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from eco_fast.config import Config, SwinirModel, Train, validate
 from eco_fast.data.batch import BatchPlanner
@@ -187,6 +188,19 @@ def test_attention_is_as_exact_as_torchs(window: int, shift: int, size: int, mas
         for our, their, right in zip(ours, plain, exact, strict=True):
             assert (our - right).norm() <= 2 * (their - right).norm()
     torch.testing.assert_close(of(attention.attend, torch.float64), exact, rtol=0, atol=1e-12)
+
+
+def test_attention_takes_outputs_in_the_layout_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory-efficient kernel that GPUs take returns [B, H, T, D] in memory ordered as [B, T, H, D]."""
+    qkv, bias = torch.randn(2, 16, 24, 180), torch.randn(6, 64, 64)
+    expected = attention.attend_by_torch(qkv, bias, None, 8, 4)
+    plain = functional.scaled_dot_product_attention
+
+    def as_on_a_gpu(*inputs: Any, **options: Any) -> Tensor:
+        return plain(*inputs, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", as_on_a_gpu)
+    assert torch.equal(attention.attend_by_torch(qkv, bias, None, 8, 4), expected)
 
 
 def test_attention_gives_the_same_bits_on_any_number_of_threads() -> None:

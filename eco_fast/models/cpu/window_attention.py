@@ -44,7 +44,8 @@ def attend_by_torch(qkv: Tensor, bias: Tensor, mask: Tensor | None, window: int,
     q, k, v = functional.pad(parts, (0, padding)).flatten(2, 3)
     biases = biases.to(q.dtype).flatten(0, 1).expand(images, -1, -1, -1)
     attended = functional.scaled_dot_product_attention(q, k, v, biases, scale=size**-0.5)
-    attended = attended[..., :size].view(-1, len(bias), tokens, size).transpose(1, 2)
+    # each of torch's kernels lays its output out as it likes: some keep a token's heads together
+    attended = attended[..., :size].reshape(-1, len(bias), tokens, size).transpose(1, 2)
     joined = join(attended.reshape(-1, window, window, channels // 3), (count, height, width, channels // 3))
     return joined.roll((shift, shift), (1, 2)) if shift else joined
 
