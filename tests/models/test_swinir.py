@@ -193,14 +193,15 @@ def test_attention_is_as_exact_as_torchs(window: int, shift: int, size: int, mas
 def test_attention_takes_outputs_in_the_layout_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory-efficient kernel that GPUs take returns [B, H, T, D] in memory ordered as [B, T, H, D]."""
     qkv, bias = torch.randn(2, 16, 24, 180), torch.randn(6, 64, 64)
-    expected = attention.attend_by_torch(qkv, bias, None, 8, 4)
+    mask = torch.randn(6, 64, 64)  # of an image's six windows, which then count as heads
+    expected = attention.attend_by_torch(qkv, bias, mask, 8, 4)
     plain = functional.scaled_dot_product_attention
 
     def as_on_a_gpu(*inputs: Any, **options: Any) -> Tensor:
         return plain(*inputs, **options).transpose(1, 2).contiguous().transpose(1, 2)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", as_on_a_gpu)
-    assert torch.equal(attention.attend_by_torch(qkv, bias, None, 8, 4), expected)
+    assert torch.equal(attention.attend_by_torch(qkv, bias, mask, 8, 4), expected)
 
 
 def test_attention_gives_the_same_bits_on_any_number_of_threads() -> None:
