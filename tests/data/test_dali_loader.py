@@ -296,7 +296,7 @@ def stored(folder: Path, pictures: list[Pixels]) -> Store:
 @pytest.mark.parametrize("loader", [plain_loader, dali_loader])
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("remove", [False, True])
-def test_a_stored_picture_that_breaks_is_named(
+def test_a_stored_image_that_breaks_is_named(
     tmp_path: Path, pictures: list[Pixels], loader: Any, prefetch: int, remove: bool
 ) -> None:
     store = stored(tmp_path, pictures)
@@ -317,7 +317,7 @@ def test_a_stored_picture_that_breaks_is_named(
 
 @pytest.mark.parametrize("damage", ["shorter", "scribbled", "gone"])
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_picture_file_that_breaks_is_named(tmp_path: Path, photo: Pixels, suffix: str, damage: str) -> None:
+def test_an_image_file_that_breaks_is_named(tmp_path: Path, photo: Pixels, suffix: str, damage: str) -> None:
     encoded = write_files(tmp_path / "hr", [photo, photo], suffix)
     broken = tmp_path / f"hr/1.{suffix}"
     config = recipe(objective=Objective(name="vanilla"), steps=1000)

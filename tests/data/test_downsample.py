@@ -55,7 +55,7 @@ def imresize_by_hand(plane: Pixels, scale: int, rounding: str) -> list[list[int]
 
 @pytest.mark.parametrize("rounding", ["uint8", "im2double"])
 @pytest.mark.parametrize(("scale", "size"), [(2, (7, 10)), (3, (10, 8)), (4, (9, 13)), (8, (17, 9))])
-def test_a_file_equals_exact_fractions_of_the_cropped_picture(
+def test_a_file_equals_exact_fractions_of_the_cropped_image(
     scale: int, size: tuple[int, int], rounding: str, tmp_path: Path
 ) -> None:
     image = np.random.default_rng(scale).choice(np.array([0, 1, 128, 254, 255], dtype=np.uint8), (*size, 3))
@@ -82,7 +82,7 @@ def test_a_benchmark_folder_equals_matlabs_files(scale: int, shared_data: Path, 
         assert np.array_equal(np.array(Image.open(tmp_path / f"{name}.png")), matlab), name
 
 
-def test_a_folder_keeps_its_layout_and_its_pictures(
+def test_a_folder_keeps_its_layout_and_its_images(
     photo: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "HR"
@@ -97,9 +97,7 @@ def test_a_folder_keeps_its_layout_and_its_pictures(
     assert read_image(source / "a.png").shape == (12, 14, 3)
 
 
-def test_two_pictures_for_one_file_are_refused(
-    photo: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_images_for_one_file_are_refused(photo: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "a.jpeg"):
         Image.fromarray(photo[:8, :8]).save(tmp_path / name)
     assert main(["downsample", str(tmp_path), str(tmp_path / "LR"), "--scale", "2"]) == 2

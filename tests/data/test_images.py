@@ -177,7 +177,7 @@ def test_other_colour_modes_are_refused(tmp_path: Path, name: str, mode: str, co
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
-def test_a_truncated_picture_is_refused_wherever_it_ends(tmp_path: Path, photo: Pixels, kind: str) -> None:
+def test_a_truncated_image_is_refused_wherever_it_ends(tmp_path: Path, photo: Pixels, kind: str) -> None:
     path = tmp_path / f"cut.{kind.lower()}"
     content = encoded(photo[:40, :40], kind)
     for length in (*range(1, 40), *range(40, len(content) * 9 // 10, len(content) // 20)):
@@ -196,7 +196,7 @@ def test_a_flipped_byte_in_a_png_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [read_image, image_size])
 @pytest.mark.parametrize("content", [b"", b"hello, I am a text\n", b"\x89PNG\r\n\x1a\n\0\0\0\x05IHDR\0"])
-def test_what_is_no_picture_is_refused(tmp_path: Path, content: bytes, read: Callable[[Path], object]) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, read: Callable[[Path], object]) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.png: (not an|damaged) image"):
         read(tmp_path / "a.png")
@@ -246,7 +246,7 @@ def test_find_images_takes_a_source_inside_a_hidden_folder(tmp_path: Path) -> No
     assert list(find_images([tmp_path / ".data" / "set"])) == ["set/a.png"]
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     place(tmp_path / "one" / "HR" / "a.png", tmp_path / "two" / "HR" / "a.png")
     with pytest.raises(ValueError, match=r"two/HR/a\.png and .*one/HR/a\.png would both be called HR/a\.png"):
         find_images([tmp_path / "one" / "HR", tmp_path / "two" / "HR"])
@@ -262,7 +262,7 @@ def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
         find_images(["builtin:tests"])
 
 
-def test_builtin_groups_exist_and_share_no_picture() -> None:
+def test_builtin_groups_exist_and_share_no_image() -> None:
     names = [name for group in BUILTIN.values() for name in group]
     assert len(names) == len(set(names))
     stereo = {group for group, files in BUILTIN.items() for name in files if name.startswith("motorcycle")}

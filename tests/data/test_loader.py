@@ -88,7 +88,7 @@ def test_windows_lie_inside_on_multiples_of_the_scale() -> None:
                 assert (start + 5 * scale <= size).all()
 
 
-def test_pictures_are_drawn_in_proportion_to_their_area() -> None:
+def test_images_are_drawn_in_proportion_to_their_area() -> None:
     # a window fits into the smallest in one position only: a choice by positions would differ widely
     sizes = [(24, 24), (24, 48), (96, 48), (60, 60)]
     plan = Sampler(sizes, scale=2, patch=12, batch_size=20_000, seed=1).plan(0)

@@ -180,7 +180,7 @@ def test_files_that_decoders_disagree_about_are_refused(tmp_path: Path, hr: Path
 
 @pytest.mark.usefixtures("dali")
 @pytest.mark.parametrize("source", ["store", "files"])
-def test_a_picture_that_breaks_stops_the_run_and_spares_the_checkpoint(
+def test_an_image_that_breaks_stops_the_run_and_spares_the_checkpoint(
     tmp_path: Path, hr: Path, source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, config, folder = Checkpoints.save, recipe(hr, source=source, steps=2000), tmp_path / "run"

@@ -121,7 +121,7 @@ def test_a_second_run_changes_nothing(pictures: Path, tmp_path: Path, decoded: l
     assert decoded == []
 
 
-def test_more_pictures_may_follow(pictures: Path, tmp_path: Path, decoded: list[str]) -> None:
+def test_more_images_may_follow(pictures: Path, tmp_path: Path, decoded: list[str]) -> None:
     prepare([str(pictures / "a.png"), str(pictures / "c.png")], tmp_path / "store")
     decoded.clear()
     prepare([str(pictures)], tmp_path / "store")
@@ -201,7 +201,7 @@ def test_an_interrupted_update_leaves_the_finished_store_as_it_was(
     check(store, pictures)
 
 
-def test_a_changed_picture_alone_is_decoded_again(
+def test_a_changed_image_alone_is_decoded_again(
     pictures: Path, tmp_path: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare([str(pictures)], tmp_path / "store")
@@ -213,7 +213,7 @@ def test_a_changed_picture_alone_is_decoded_again(
     check(tmp_path / "store", pictures)
 
 
-def test_a_touched_picture_is_hashed_once_and_not_decoded(
+def test_a_touched_image_is_hashed_once_and_not_decoded(
     pictures: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare([str(pictures)], tmp_path / "store")
@@ -328,7 +328,7 @@ def test_damage_is_noticed_and_repaired(
     check(store, pictures)
 
 
-def test_a_picture_that_left_the_sources_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_an_image_that_left_the_sources_is_refused(pictures: Path, tmp_path: Path) -> None:
     prepare([str(pictures)], tmp_path / "store")
     before = contents(tmp_path / "store")
     (pictures / "b.png").unlink()
@@ -346,7 +346,7 @@ def test_a_second_writer_is_turned_away(pictures: Path, tmp_path: Path) -> None:
     check(store, pictures)
 
 
-def test_the_size_is_announced_and_too_small_a_disk_is_refused_before_the_first_picture(
+def test_the_size_is_announced_and_too_small_a_disk_is_refused_before_the_first_image(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "store"

@@ -99,7 +99,7 @@ def test_bicubic_baseline_scores_what_a_computation_by_hand_gives(photo: Pixels)
     assert scores.psnr_y > 30
 
 
-def test_json_holds_every_picture_and_the_mean_of_each_set(hr: Path, tmp_path: Path) -> None:
+def test_json_holds_every_image_and_the_mean_of_each_set(hr: Path, tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path, 2)
     single = str(hr / "more" / "fur.png")
     file = tmp_path / "new" / "scores.json"
@@ -118,7 +118,7 @@ def test_json_holds_every_picture_and_the_mean_of_each_set(hr: Path, tmp_path: P
     assert content["sets"][single]["images"] == {"more/fur.png": images["HR/more/fur.png"]}
 
 
-def test_saved_pictures_score_the_same_when_scored_again(hr: Path, tmp_path: Path) -> None:
+def test_saved_images_score_the_same_when_scored_again(hr: Path, tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path, 3)
     saved, first, second = tmp_path / "SR", tmp_path / "first.json", tmp_path / "second.json"
     fixed = ["--scale", "3", "--json"]
@@ -132,7 +132,7 @@ def test_saved_pictures_score_the_same_when_scored_again(hr: Path, tmp_path: Pat
     assert again["images"] == {Path(name).stem: scores for name, scores in before["images"].items()}
 
 
-def test_pictures_that_would_be_saved_over_each_other_are_refused(hr: Path, photo: Pixels, tmp_path: Path) -> None:
+def test_images_that_would_be_saved_over_each_other_are_refused(hr: Path, photo: Pixels, tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path, 2)
     write_png(tmp_path / "other" / "HR" / "face.png", photo[:40, :40])
     both = [str(hr), str(tmp_path / "other" / "HR")]
@@ -145,7 +145,7 @@ def test_pictures_that_would_be_saved_over_each_other_are_refused(hr: Path, phot
     assert not (tmp_path / "SR").exists()
 
 
-def test_identical_pictures_have_no_psnr_in_json(hr: Path, tmp_path: Path) -> None:
+def test_identical_images_have_no_psnr_in_json(hr: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.json"
     assert main(["evaluate", "--sr", str(hr), "--hr", str(hr), "--scale", "2", "--json", str(file)]) == 0
     content = strict_json(file)["sets"][str(hr)]
@@ -202,13 +202,13 @@ def test_names_pair_as_benchmarks_and_papers_write_them(tmp_path: Path) -> None:
         (["baby.png"], ["bab.png"], r"bab\.png: no HR image"),
     ],
 )
-def test_pictures_without_one_partner_are_refused(hr: list[str], sr: list[str], said: str, tmp_path: Path) -> None:
+def test_images_without_one_partner_are_refused(hr: list[str], sr: list[str], said: str, tmp_path: Path) -> None:
     folders = [fill(tmp_path / name, dict.fromkeys(files, 0)) for name, files in (("SR", sr), ("HR", hr))]
     with pytest.raises(ValueError, match=said):
         evaluate_images(folders[0], folders[1], 2)
 
 
-def test_pictures_too_small_to_score_are_refused_by_name(photo: Pixels, tmp_path: Path) -> None:
+def test_images_too_small_to_score_are_refused_by_name(photo: Pixels, tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path, 4)
     for size in (3, 15):  # smaller than the scale, than the window of SSIM
         write_png(tmp_path / "HR" / "tiny.png", photo[:size, :60])
@@ -216,7 +216,7 @@ def test_pictures_too_small_to_score_are_refused_by_name(photo: Pixels, tmp_path
             evaluate_checkpoint(path, [str(tmp_path / "HR")], 4, device="cpu")
 
 
-def test_published_pictures_score_what_matlab_says(shared_data: Path, tmp_path: Path) -> None:
+def test_published_images_score_what_matlab_says(shared_data: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.json"
     sr, hr = str(shared_data / "oracle" / "rcan_set5_x2"), str(shared_data / "benchmark" / "Set5" / "HR")
     assert main(["evaluate", "--sr", sr, "--hr", hr, "--scale", "2", "--json", str(file)]) == 0

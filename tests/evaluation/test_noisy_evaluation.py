@@ -62,7 +62,7 @@ def test_the_noise_is_gaussian_of_its_sigma_and_independent_in_every_pixel_colou
         assert abs(products.mean()) < 4 * SIGMA**2 / math.sqrt(products.size), name
 
 
-def test_values_are_clipped_and_pictures_of_other_pixels_have_other_noise() -> None:
+def test_values_are_clipped_and_images_of_other_pixels_have_other_noise() -> None:
     for level, half in ((0, slice(0, None)), (255, slice(None, 256))):
         noisy = add_noise(np.full((64, 64, 3), level, dtype=np.uint8), 20.0, 0)
         assert 0.45 < (noisy == level).mean() < 0.55  # half of the noise leads outside and is cut off
@@ -114,7 +114,7 @@ def test_evaluate_takes_the_mean_over_ten_draws_and_says_so(work: Path, capsys: 
     assert json.loads((work / "clean.json").read_text()).keys() == {"scale", "checkpoint", "rounding", "sets"}
 
 
-def test_other_programs_can_be_scored_on_exactly_the_same_pictures(work: Path) -> None:
+def test_other_programs_can_be_scored_on_exactly_the_same_images(work: Path) -> None:
     assert main(["downsample", "HR", "LR", "--scale", "2", "--noise-sigma", "10"]) == 0
     files = sorted(str(file.relative_to("LR")) for file in Path("LR").rglob("*.png"))
     assert files == [f"draw-{draw:02}/{name}.png" for draw in range(10) for name in ("face", "more/fur")]
@@ -130,7 +130,7 @@ def test_other_programs_can_be_scored_on_exactly_the_same_pictures(work: Path) -
     assert np.array_equal(read_image(Path("one/draw-03/face.png")), read_image(Path("LR/draw-03/face.png")))
 
 
-def test_saved_pictures_are_those_of_the_first_draw(work: Path) -> None:
+def test_saved_images_are_those_of_the_first_draw(work: Path) -> None:
     command = "evaluate net.safetensors --data HR --scale 2 --device cpu --save-images saved --noise-sigma 10"
     assert main(command.split()) == 0
     image = read_image(work / "HR" / "face.png")[:52, :58]

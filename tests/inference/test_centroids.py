@@ -70,7 +70,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("rounding", ["uint8", "im2double"])
-def test_a_centroid_is_the_teachers_output_over_the_downsampled_picture(
+def test_a_centroid_is_the_teachers_output_over_the_downsampled_image(
     hr: Store, teacher: Path, rounding: Rounding
 ) -> None:
     out = centroids_of(hr.folder, teacher, 2, rounding=rounding, device="cpu")
@@ -148,7 +148,7 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
         assert (out / first.file).read_bytes() == (straight / second.file).read_bytes()
 
 
-def test_a_changed_picture_is_noticed_and_it_alone_made_again(
+def test_a_changed_image_is_noticed_and_it_alone_made_again(
     hr: Store, teacher: Path, seen: list[tuple[int, ...]], photo: Pixels, tmp_path: Path
 ) -> None:
     out = centroids_of(hr.folder, teacher, 2, device="cpu")
@@ -164,7 +164,7 @@ def test_a_changed_picture_is_noticed_and_it_alone_made_again(
     assert open_centroids(changed, out, 2).images[1].shape == (30, 40, 3)
 
 
-def test_a_new_picture_is_noticed(hr: Store, teacher: Path, photo: Pixels, tmp_path: Path) -> None:
+def test_a_new_image_is_noticed(hr: Store, teacher: Path, photo: Pixels, tmp_path: Path) -> None:
     out = centroids_of(hr.folder, teacher, 2, device="cpu")
     draw(tmp_path / "set" / "d.png", photo[:20, :20])
     with pytest.raises(ValueError, match=r"set/d\.png has changed since its centroid was made"):
@@ -209,7 +209,7 @@ def test_a_damaged_centroid_is_repaired(hr: Store, teacher: Path, seen: list[tup
     assert np.array_equal(Store(out).images[2], pixels)
 
 
-def test_a_picture_smaller_than_the_scale_is_named(teacher: Path, photo: Pixels, tmp_path: Path) -> None:
+def test_an_image_smaller_than_the_scale_is_named(teacher: Path, photo: Pixels, tmp_path: Path) -> None:
     draw(tmp_path / "tiny" / "dot.png", photo[:1, :9])
     prepare([str(tmp_path / "tiny")], tmp_path / "store")
     with pytest.raises(ValueError, match=r"tiny/dot\.png: an image of 9x1 pixels is smaller than the scale 2"):

@@ -77,7 +77,7 @@ def test_tiles_stay_within_the_last_bit_of_float32(scale: int) -> None:
         assert np.count_nonzero(sr != rounded(exact)) <= sr.size // 1000
 
 
-def test_an_output_that_is_no_picture_is_neither_rounded_nor_clamped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_is_no_image_is_neither_rounded_nor_clamped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EDSR, "tile", 16)
     network = EDSR(2, 8, 2).eval()
     network.add_mean.bias.fill_(-200)
@@ -162,7 +162,7 @@ def test_self_ensemble_is_the_mean_over_the_orientations() -> None:
 
 
 @pytest.mark.parametrize("network", [EDSR(2, 4, 2), RCAN(2, 4, 3, 2, 2)], ids=["whole", "by its block"])
-def test_compiled_for_pictures_it_takes_three_graphs_and_changes_nothing(network: Network) -> None:
+def test_compiled_for_images_it_takes_three_graphs_and_changes_nothing(network: Network) -> None:
     """One for rectangles, one for squares and one for several tiles; RCAN's three groups share them."""
     network.eval().requires_grad_(requires_grad=False)
     lr = [random_image(*size) for size in ((24, 31), (24, 24), (40, 23), (19, 19))]

@@ -92,7 +92,7 @@ def test_outputs_that_cannot_be_meant_are_refused(checkpoint: Path, photo: Pixel
     assert np.array_equal(read_image(source / "a.png"), photo[:20, :20])
 
 
-def test_two_pictures_for_one_file_are_refused(photo: Pixels, tmp_path: Path) -> None:
+def test_two_images_for_one_file_are_refused(photo: Pixels, tmp_path: Path) -> None:
     for name in ("a.png", "a.bmp"):
         Image.fromarray(photo[:8, :8]).save(tmp_path / name)
     with pytest.raises(ValueError, match=r"a\.png and .*a\.bmp would both become .*out/a\.png"):

@@ -151,7 +151,7 @@ def test_compiled_without_breaks_it_is_as_exact_as_eager(
     compiled_is_as_exact_as_eager(network, lr, compile_it=compile_whole if whole else compile_blocks)
 
 
-def test_compiled_blocks_leave_pictures_of_other_sizes_alone() -> None:
+def test_compiled_blocks_leave_images_of_other_sizes_alone() -> None:
     network = RCAN(2, **SMALL)
     plain = copy.deepcopy(network).eval()
     torch.compiler.reset()

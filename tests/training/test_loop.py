@@ -241,7 +241,7 @@ def test_a_run_leaves_everything_that_its_folder_promises(finished: tuple[Config
             assert min(image.size) > 300
 
 
-def test_the_summary_scores_all_networks_on_the_test_pictures(finished: tuple[Config, Path], pictures: Path) -> None:
+def test_the_summary_scores_all_networks_on_the_test_images(finished: tuple[Config, Path], pictures: Path) -> None:
     _, folder = finished
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["scale"], summary["steps"], summary["images"]) == (2, 8, ["validation/eye.png"])
@@ -355,7 +355,7 @@ def test_a_teacher_of_another_scale_is_refused_before_any_work(pictures: Path, t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_picture_too_small_to_score_is_refused_before_any_work(pictures: Path, photo: Pixels, tmp_path: Path) -> None:
+def test_an_image_too_small_to_score_is_refused_before_any_work(pictures: Path, photo: Pixels, tmp_path: Path) -> None:
     for scale, least in ((2, 16), (3, 18), (4, 20), (8, 32)):
         write_png(tmp_path / "eyes" / "eye.png", photo[:least, : least - 1])
         made = recipe(pictures, scale=scale, data__test=(str(tmp_path / "eyes"),))
@@ -366,7 +366,7 @@ def test_a_picture_too_small_to_score_is_refused_before_any_work(pictures: Path,
         assert evaluate.score_bicubic(read_images(made.data.test, scale), scale).keys() == {"eyes/eye.png"}
 
 
-def test_a_flat_picture_scores_infinitely_well_and_stays_out_of_json(pictures: Path, tmp_path: Path) -> None:
+def test_a_flat_image_scores_infinitely_well_and_stays_out_of_json(pictures: Path, tmp_path: Path) -> None:
     write_png(tmp_path / "flat" / "white.png", np.full((20, 20, 3), 255, dtype=np.uint8))
     white = EDSR(2, 8, 1)
     white.add_mean.bias.fill_(1000)
