@@ -15,7 +15,7 @@ import torch
 from eco_fast import config as recipes
 from eco_fast.config import Config
 from eco_fast.data.batch import Samples
-from eco_fast.data.centroid_store import centroid_folder, open_centroids
+from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
 from eco_fast.data.loader import PlainLoader
 from eco_fast.data.sources import without_small
 from eco_fast.data.store import Store
@@ -27,7 +27,6 @@ from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.run_folder import CHECKPOINTS
 from eco_fast.training.state import initial_network
 from eco_fast.utils.device import pick_device
-from eco_fast.utils.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,8 @@ class Run:
         teacher = self.teacher
         scale, rounding = self.config.scale, self.config.data.rounding
         ensemble = self.config.teacher.self_ensemble
-        folder = centroid_folder(self.hr.folder, scale, rounding, sha256_of(teacher), self_ensemble=ensemble)
+        sha256 = teacher_hash(self.hr.folder, scale, rounding, teacher)
+        folder = centroid_folder(self.hr.folder, scale, rounding, sha256, self_ensemble=ensemble)
         if not folder.is_dir():
             raise ValueError(
                 f"{folder}: the centroids are missing; make them with `eco-fast centroids --store {self.hr.folder} "
