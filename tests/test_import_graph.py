@@ -28,6 +28,7 @@ FLOORS = (
 MOST_NAMES, MOST_LINES, MOST_LINES_OF_FUNCTION = 10, 300, 60
 ONE_THING = {
     "launch": "each module of fused kernels has one",
+    "cut_crops": "the op, its reference, and the plain loader's",
     "downsample": "the op, the formula it stands for, and its command",
     "downsample_blend": "the op and its reference",
     "blended_loss": "the op and its reference",

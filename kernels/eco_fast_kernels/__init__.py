@@ -1,8 +1,8 @@
 """The ops that eco-fast is built on: defined by `reference`, fused in Triton by `fused`, chosen by device in `ops`."""
 
-from eco_fast_kernels.crops import empty_crops, move_crops
+from eco_fast_kernels.crops import Orientation, PlanColumn, empty_crops, move_crops
 from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS, Rounding, crop_side, margin_of, symmetric_indices
-from eco_fast_kernels.ops import blended_loss, downsample, downsample_blend, imresize, lamb_step
+from eco_fast_kernels.ops import blended_loss, cut_crops, downsample, downsample_blend, imresize, lamb_step
 from eco_fast_kernels.reference import LOSS_KINDS, LambOptions, LossKind, blend_lr
 
 __all__ = [
@@ -11,10 +11,13 @@ __all__ = [
     "STENCILS",
     "LambOptions",
     "LossKind",
+    "Orientation",
+    "PlanColumn",
     "Rounding",
     "blend_lr",
     "blended_loss",
     "crop_side",
+    "cut_crops",
     "downsample",
     "downsample_blend",
     "empty_crops",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eco_fast_kernels import downsampling
-from eco_fast_kernels.crops import CHANNELS, are_crops
+from eco_fast_kernels.crops import CHANNELS, PlanColumn, are_crops
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -27,6 +27,38 @@ def check_crop_pair(
         if transposed.dtype != torch.bool or tuple(transposed.shape) != (crops.shape[0],):
             raise ValueError(
                 f"{op}: transposed must be bool [{crops.shape[0]}], got {transposed.dtype} {tuple(transposed.shape)}"
+            )
+
+
+def check_plan(op: str, pixels: Tensor, plan: Tensor, side: int, margin: int) -> None:
+    """Refuse what no crop can be cut from; the plan's values are not read."""
+    if pixels.dtype != torch.uint8 or pixels.ndim != 1 or not pixels.is_contiguous():
+        raise ValueError(
+            f"{op}: pixels must be contiguous uint8 [bytes], got {pixels.dtype} {tuple(pixels.shape)} with strides "
+            f"{pixels.stride()}; call .contiguous().view(-1) on it"
+        )
+    if plan.dtype != torch.int64 or plan.shape[1:] != (len(PlanColumn),) or not plan.is_contiguous():
+        raise ValueError(
+            f"{op}: the plan must be contiguous int64 [N, {len(PlanColumn)}], got {plan.dtype} {tuple(plan.shape)} "
+            f"with strides {plan.stride()}"
+        )
+    check_device(op, "the plan", plan, pixels)
+    if not plan.shape[0] or margin < 0 or side <= 2 * margin:
+        raise ValueError(
+            f"{op}: expected at least one crop, of more than twice its margin a side; got {plan.shape[0]} of {side} "
+            f"pixels a side with a margin of {margin}"
+        )
+
+
+def check_plan_values(op: str, pixels: Tensor, plan: Tensor) -> None:
+    """Refuse images that are not in the pixels; reads the plan, so it is for the CPU alone."""
+    for index, (offset, row_bytes, height, width, _, _, orientation) in enumerate(plan.tolist()):
+        last = offset + (height - 1) * row_bytes + CHANNELS * width
+        if min(offset, height - 1, width - 1, row_bytes) < 0 or last > len(pixels) or not 0 <= orientation < 8:
+            raise ValueError(
+                f"{op}: crop {index} is of an image of {height} x {width} pixels at byte {offset}, with rows "
+                f"{row_bytes} bytes apart and orientation {orientation}; expected an image inside the {len(pixels)} "
+                "bytes, and an orientation of 0..7"
             )
 
 

@@ -11,6 +11,8 @@ margin; both begin at a multiple of 16 bytes if each row is preceded by `lead` u
 `lead` is 4, 14, 8 and 0 bytes at x2, x3, x4 and x8. The ops take contiguous crops too, and read those less widely.
 """
 
+from enum import IntEnum, IntFlag
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,48 @@ ALIGNMENT = 16  # bytes
 CHANNELS = 3
 
 
+class PlanColumn(IntEnum):
+    """The columns of the plan by which `cut_crops` cuts, int64 [N, 7]."""
+
+    OFFSET = 0
+    """Of the image's first byte."""
+    ROW_BYTES = 1
+    """Bytes from row to row of the image."""
+    HEIGHT = 2
+    """Of the image in pixels, cropped to a multiple of the scale: D's border is there."""
+    WIDTH = 3
+    """Likewise."""
+    TOP = 4
+    """The image's row where the crop begins, margin included; negative above the image."""
+    LEFT = 5
+    """Likewise its column."""
+    ORIENTATION = 6
+    """A sum of `Orientation`."""
+
+
+class Orientation(IntFlag):
+    """What is done to a crop, in this order."""
+
+    FLIP_ROWS = 1
+    FLIP_COLUMNS = 2
+    TRANSPOSE = 4
+
+
 def empty_crops(samples: int, side: int, margin: int) -> Tensor:
     """Memory for square crops: uint8 [samples, side, side, 3], a view into padded rows, on the CPU."""
+    lead, pitch = padded_row(side, margin)
+    return as_crops(torch.zeros((samples, side, pitch), dtype=torch.uint8), lead)
+
+
+def padded_row(side: int, margin: int) -> tuple[int, int]:
+    """Of the rows of square crops: the unused bytes before the first pixel, and the bytes from row to row."""
     lead = -CHANNELS * margin % ALIGNMENT
-    pitch = -(-(lead + CHANNELS * side) // ALIGNMENT) * ALIGNMENT
-    padded = torch.zeros((samples, side, pitch), dtype=torch.uint8)
+    return lead, -(-(lead + CHANNELS * side) // ALIGNMENT) * ALIGNMENT
+
+
+def as_crops(padded: Tensor, lead: int) -> Tensor:
+    """The crops [N, side, side, 3] in padded rows [N, side, pitch]."""
+    samples, side, pitch = padded.shape
     return padded.as_strided((samples, side, side, CHANNELS), (side * pitch, pitch, CHANNELS, 1), lead)
 
 

@@ -15,6 +15,7 @@ from eco_fast_kernels.checks import (
     check_crop_pair,
     check_device,
     check_dtype,
+    check_plan,
     check_scalar,
     check_target,
     is_dense,
@@ -23,6 +24,19 @@ from eco_fast_kernels.checks import (
 from eco_fast_kernels.crops import first_present
 from eco_fast_kernels.downsampling import Rounding
 from eco_fast_kernels.reference import LambOptions, LossKind
+
+
+def cut_crops(pixels: Tensor, plan: Tensor, side: int, margin: int) -> Tensor:
+    """Crops of images that lie on the device: see `reference.cut_crops` for the formula and every argument.
+
+    The plan's values are checked on the CPU; a GPU's are not read back, so there they have to be right.
+
+    Raises:
+        ValueError: bad shapes, dtypes, strides, devices, side or margin; an image outside the pixels.
+    """
+    check_plan("cut_crops", pixels, plan, side, margin)
+    result: Tensor = torch.ops.eco_fast.cut_crops(pixels, plan, side, margin)
+    return result
 
 
 def downsample(crops: Tensor, scale: int, rounding: Rounding = "uint8", transposed: Tensor | None = None) -> Tensor:

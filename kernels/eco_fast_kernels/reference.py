@@ -2,6 +2,7 @@
 
 | op | formula |
 |---|---|
+| `cut_crops` | pixels of an image, its border extended as MATLAB's `imresize` does, flipped and transposed |
 | `downsample` | D: see `downsampling` |
 | `downsample_blend` | (D(sr) + alpha * (D(hr) - D(sr))) / 255 |
 | `blended_loss` | mean of l(255 * prediction - (sr + alpha * (hr - sr))) |
@@ -17,13 +18,38 @@ import torch
 from torch import Tensor
 
 from eco_fast_kernels.checks import check_target
-from eco_fast_kernels.crops import first_present
-from eco_fast_kernels.downsampling import Rounding, downsample
+from eco_fast_kernels.crops import CHANNELS, Orientation, empty_crops, first_present
+from eco_fast_kernels.downsampling import Rounding, downsample, symmetric_indices
 
 LossKind = Literal["l1", "l2", "charbonnier"]
 
 LOSS_KINDS: tuple[LossKind, ...] = ("l1", "l2", "charbonnier")
 CHARBONNIER_EPSILON = 0.255  # LapSRN's 1e-3 on 0..1 images, on the 0..255 scale
+
+
+def cut_crops(pixels: Tensor, plan: Tensor, side: int, margin: int) -> Tensor:
+    """Crops of images, flipped and transposed, beyond an image's edge its symmetric extension, however far.
+
+    Args:
+        pixels: uint8 [bytes], with images uint8 [H, W, 3] somewhere in it, whose rows may lie apart.
+        plan: int64 [N, 7], see `crops.PlanColumn`.
+        side: pixels a side of a crop, margin included.
+        margin: of it, in pixels; decides how the crops lie (see `crops`).
+
+    Returns:
+        uint8 [N, side, side, 3], laid out as `crops.empty_crops`; unused bytes are 0.
+    """
+    out = empty_crops(len(plan), side, margin)
+    for crop, (offset, row_bytes, height, width, top, left, orientation) in zip(out, plan.tolist(), strict=True):
+        image = pixels[offset:].as_strided((height, width, CHANNELS), (row_bytes, CHANNELS, 1))
+        rows, columns = symmetric_indices(top, top + side, height), symmetric_indices(left, left + side, width)
+        if orientation & Orientation.FLIP_ROWS:
+            rows = rows[::-1].copy()
+        if orientation & Orientation.FLIP_COLUMNS:
+            columns = columns[::-1].copy()
+        cut = image[torch.from_numpy(rows)[:, None], torch.from_numpy(columns)]
+        crop.copy_(cut.transpose(0, 1) if orientation & Orientation.TRANSPOSE else cut)
+    return out
 
 
 def downsample_blend(

@@ -11,10 +11,29 @@ import torch
 from torch import Tensor
 
 from eco_fast_kernels import downsampling, reference
-from eco_fast_kernels.checks import check_alpha_range
-from eco_fast_kernels.crops import first_present
+from eco_fast_kernels.checks import check_alpha_range, check_plan_values
+from eco_fast_kernels.crops import as_crops, first_present, padded_row
 
 NAMESPACE = "eco_fast"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::cut_crops", mutates_args=(), device_types="cpu")
+def _cut_crops(pixels: Tensor, plan: Tensor, side: int, margin: int) -> Tensor:
+    check_plan_values("cut_crops", pixels, plan)
+    return reference.cut_crops(pixels, plan, side, margin)
+
+
+@_cut_crops.register_kernel("cuda")
+def _(pixels: Tensor, plan: Tensor, side: int, margin: int) -> Tensor:
+    from eco_fast_kernels.fused import cut_crops as kernel  # noqa: PLC0415
+
+    return kernel.launch(pixels, plan, side, margin)
+
+
+@_cut_crops.register_fake
+def _(pixels: Tensor, plan: Tensor, side: int, margin: int) -> Tensor:
+    lead, pitch = padded_row(side, margin)
+    return as_crops(pixels.new_empty((plan.shape[0], side, pitch)), lead)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::downsample", mutates_args=(), device_types="cpu")

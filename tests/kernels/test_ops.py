@@ -12,6 +12,7 @@ import torch
 from eco_fast_kernels import (
     LambOptions,
     blended_loss,
+    cut_crops,
     downsample,
     downsample_blend,
     downsampling,
@@ -61,7 +62,10 @@ def cases() -> dict[str, tuple[Any, ...]]:
     scale, options = torch.tensor(16.0), LambOptions(weight_decay=0.1, average_decay=0.99)
     overflown = lamb_lists()
     overflown[1][1][2] = float("inf")
+    pixels, plan = random_bytes(1000), torch.tensor([[7, 30, 8, 9, -2, 3, 6], [300, 50, 4, 16, 1, 5, 1]])
     return {
+        "cut_crops two": (pixels, plan, 10, 3),
+        "cut_crops one": (pixels, plan[1:], 1, 0),
         "downsample oblong": (random_bytes(2, 12, 14, 3), 2, "uint8", None),
         "downsample transposed": (hr, 2, "im2double", flags),
         "downsample_blend both": (hr, sr, HALF, 2, "uint8", None, torch.float32),
@@ -233,6 +237,8 @@ def test_cpu_tensors_run_the_reference(scale: int, rounding: Any) -> None:
         downsample_blend(images, images.flip(0), HALF, scale, rounding, transposed=flags, dtype=torch.float16),
         blend.half(),
     )
+    plan = torch.tensor([[7, 30, 8, 9, -2, 3, 6]])
+    assert torch.equal(cut_crops(images.flatten(), plan, 10, 3), reference.cut_crops(images.flatten(), plan, 10, 3))
     ours, plain = lamb_lists(), lamb_lists()
     for one, other in zip(ours, plain, strict=True):
         torch._foreach_copy_(one, other)
@@ -262,7 +268,7 @@ def test_the_mode_notices() -> None:
             reading(torch.ones(()))
 
 
-@pytest.mark.parametrize("name", ["downsample_blend", "blended_loss", "lamb_step"])
+@pytest.mark.parametrize("name", ["cut_crops", "downsample_blend", "blended_loss", "lamb_step"])
 def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
     module = __import__(f"eco_fast_kernels.fused.{name}", fromlist=["launch"])
     for function in (module.launch, with_same_layout, aligned_start, row_bytes):
@@ -277,8 +283,12 @@ def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
     prediction = torch.rand(2, 3, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
     lists = [[tensor.to(device) for tensor in tensors] for tensors in lamb_lists()]
 
+    plan = torch.tensor([[7, 30, 8, 9, -2, 3, 6]], device=device)
+
     def launch() -> None:
-        if name == "downsample_blend":
+        if name == "cut_crops":
+            module.launch(hr.flatten(), plan, 10, 3)
+        elif name == "downsample_blend":
             module.launch(hr, sr, alpha, 2, "uint8", flags, torch.float32)
             module.launch(hr, sr[:1].expand(2, 12, 12, 3).contiguous(), alpha, 2, "uint8", None, torch.uint8)
         elif name == "blended_loss":

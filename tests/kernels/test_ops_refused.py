@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from eco_fast_kernels import blended_loss, downsample, downsample_blend, lamb_step
+from eco_fast_kernels import PlanColumn, blended_loss, cut_crops, downsample, downsample_blend, lamb_step
 from torch import Tensor
 
 HALF, RATE, KEEP = torch.tensor(0.5), torch.tensor(0.01), torch.tensor(False)
@@ -24,6 +24,20 @@ def on_meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
+PIXELS, PLAN = torch.zeros(1000, dtype=torch.uint8), torch.tensor([[7, 30, 8, 9, -2, 3, 6], [300, 50, 4, 16, 1, 5, 1]])
+
+
+def cut(pixels: Tensor = PIXELS, plan: Tensor = PLAN, side: int = 12, margin: int = 4) -> object:
+    return cut_crops(pixels, plan, side, margin)
+
+
+def planned(column: PlanColumn, value: int) -> Tensor:
+    """The plan with another value in its last row."""
+    plan = PLAN.clone()
+    plan[-1, column] = value
+    return plan
+
+
 def blend(hr: Any = CROPS, sr: Any = CROPS, alpha: Tensor = HALF, scale: int = 2, **options: Any) -> object:
     return downsample_blend(hr, sr, alpha, scale, **options)
 
@@ -40,6 +54,34 @@ def lamb(index: int = 0, tensors: Callable[[list[Tensor]], list[Tensor]] | None 
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "pixels dtype": (lambda: cut(PIXELS.int()), r"pixels must be contiguous uint8 .bytes., got torch.int32 \(1000,\)"),
+    "pixels axes": (lambda: cut(CROPS), r"got torch.uint8 \(2, 12, 12, 3\) .*; call .contiguous\(\).view\(-1\) on it"),
+    "pixels strides": (lambda: cut(PIXELS[::2]), r"with strides \(2,\)"),
+    "plan dtype": (lambda: cut(plan=PLAN.int()), r"must be contiguous int64 .N, 7., got torch.int32 \(2, 7\)"),
+    "plan columns": (lambda: cut(plan=PLAN[:, :6].contiguous()), r"int64 .N, 7., got torch.int64 \(2, 6\)"),
+    "plan axes": (lambda: cut(plan=PLAN[0]), r"int64 .N, 7., got torch.int64 \(7,\)"),
+    "plan strides": (lambda: cut(plan=PLAN.repeat(1, 2)[:, ::2]), r"\(2, 7\) with strides \(14, 2\)"),
+    "plan device": (lambda: cut(plan=on_meta(PLAN)), "the plan is on meta, the rest on cpu; move it there"),
+    "no crop": (lambda: cut(plan=PLAN[:0]), "expected at least one crop, .* got 0 of 12 pixels"),
+    "all margin": (
+        lambda: cut(side=8),
+        "more than twice its margin a side; got 2 of 8 pixels a side with",
+    ),
+    "negative margin": (lambda: cut(margin=-1), "a margin of -1"),
+    "image behind the end": (
+        lambda: cut(plan=planned(PlanColumn.OFFSET, 803)),
+        r"crop 1 is of an image of 4 x 16 pixels at byte 803, with rows 50 bytes apart and .*inside the 1000 bytes",
+    ),
+    "image before the start": (lambda: cut(plan=planned(PlanColumn.OFFSET, -1)), "at byte -1,"),
+    "image too high": (lambda: cut(plan=planned(PlanColumn.HEIGHT, 15)), "an image of 15 x 16 pixels"),
+    "image without rows": (lambda: cut(plan=planned(PlanColumn.HEIGHT, 0)), "an image of 0 x 16 pixels"),
+    "image without columns": (lambda: cut(plan=planned(PlanColumn.WIDTH, 0)), "an image of 4 x 0 pixels"),
+    "rows backwards": (lambda: cut(plan=planned(PlanColumn.ROW_BYTES, -50)), "with rows -50 bytes apart"),
+    "orientation above": (
+        lambda: cut(plan=planned(PlanColumn.ORIENTATION, 8)),
+        "orientation 8; .* orientation of 0..7",
+    ),
+    "orientation below": (lambda: cut(plan=planned(PlanColumn.ORIENTATION, -1)), "orientation -1"),
     "scale": (lambda: blend(scale=6), "the scale is one of 2, 3, 4, 8, got 6"),
     "rounding": (lambda: blend(rounding="floor"), "the rounding is one of uint8, im2double, got 'floor'"),
     "crop dtype": (
@@ -161,6 +203,10 @@ def test_refused(case: str) -> None:
 
 
 def test_what_the_refusals_are_compared_with_is_taken() -> None:
+    cut()
+    cut(side=9)
+    cut(plan=planned(PlanColumn.OFFSET, 802))
+    cut(plan=planned(PlanColumn.HEIGHT, 14))
     blend()
     loss()
     lamb()
