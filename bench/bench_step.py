@@ -37,11 +37,12 @@ from eco_fast.data.open_loader import open_loader
 from eco_fast.data.store import Store, Writer
 from eco_fast.models import build
 from eco_fast.models.network import SubPixelConvolution
-from eco_fast.training.optim.optimizer_step import learning_rate_at
+from eco_fast.training.memory import room_beside
 from eco_fast.training.profiling import Work, convolution, matmul, training_flops
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
+from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils.device import pick_device
 
@@ -66,18 +67,20 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def whole(recipe: Config, images: Path, device: str, folder: Path, stack: ExitStack) -> Work:
     """The body of the training loop, from the middle of the training, where HR and the centroid are both read."""
-    start, steps = recipe.train.steps // 2, recipe.train.steps
+    start = recipe.train.steps // 2
     hr, sr = Store(images / "store-hr"), Store(images / "store-sr")
     state = TrainingState(recipe, device, None, "bench")
-    loader = stack.enter_context(open_loader(recipe, hr, sr, start, device=device, label="bench"))
+    loader = stack.enter_context(
+        open_loader(recipe, hr, sr, start, device=device, room=room_beside(recipe, device), label="bench")
+    )
     run = RunFolder(folder, recipe, resume=False)
     telemetry = stack.enter_context(Telemetry(run, loader, [], state, "bench"))
-    step = TrainStep(state, loader.planner.count)
+    step = TrainStep(state, loader.planner.count, recorder=choose_recorder(recipe, device)[0])
 
     def work() -> None:
         batch = next(loader)
-        loss, skip = step(batch, learning_rate_at(recipe.optimizer, batch.step, steps))
-        telemetry.add(batch.step, loss, skip)
+        step(batch)
+        telemetry.add(batch.step)
 
     return work
 

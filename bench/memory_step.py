@@ -18,12 +18,12 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 
 
-def a_batch(recipe: Config) -> Batch:
+def a_batch(recipe: Config) -> Batch[Samples]:
     side = crop_side(recipe.scale, recipe.data.patch)
     hr, sr = torch.randint(0, 256, (2, recipe.train.batch_size, side, side, 3), dtype=torch.uint8)
     alpha = torch.tensor(0.5)
     transposed = torch.zeros(recipe.train.batch_size, dtype=torch.bool)
-    conditions = Conditions(transposed, input_alpha=alpha, target_alpha=alpha, noise=None, drop_path_uniforms=None)
+    conditions = Conditions(transposed, alpha, alpha, torch.tensor(1e-4), noise=None, drop_path_uniforms=None)
     return Batch(recipe.train.steps // 2, Samples.of(Crops(hr, sr), conditions))
 
 
@@ -37,17 +37,17 @@ def load_libraries() -> None:
     tiny = config.load(
         "quickstart", ["model.features=8", "model.blocks=1", "train.batch_size=1", "train.compile=false"]
     )
-    build_step(tiny)[0](a_batch(tiny), 1e-4)
+    build_step(tiny)[0](a_batch(tiny))
 
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_during(step: TrainStep, batch: Batch) -> int:
+def peak_during(step: TrainStep, batch: Batch[Samples]) -> int:
     """The most resident memory during a step."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the earlier peak
-    step(batch, 1e-4)
+    step(batch)
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -60,7 +60,7 @@ def main(name: str, count: int) -> None:
     step, state = build_step(recipe)
     weights = sum(4 * parameter.numel() for parameter in state.network.parameters())
     saved = saved_bytes(state.network.parameters(), lambda: step.loss(batch.samples, torch.ones(())))
-    step(batch, 1e-4)  # makes the optimizer's state
+    step(batch)  # makes the optimizer's state
     peak = peak_during(step, batch) - before
     computed = 4 * weights + saved
     print(f"{name}, batch {count}, eager: weights, gradients and two moments {4 * weights / 1e6:.0f} MB, ", end="")
@@ -71,7 +71,7 @@ def main(name: str, count: int) -> None:
     batch = a_batch(small)
     step, _ = build_step(small)
     for index in range(2000):
-        step(batch, 1e-4)
+        step(batch)
         if index == 199:
             early = resident()
     print(f"quickstart, compiled: {(resident() - early) / 1e6:+.1f} MB between step 200 and step 2000")

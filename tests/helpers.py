@@ -1,6 +1,6 @@
 """What several test modules share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -41,6 +41,16 @@ def fields_of(value: Any) -> Mapping[str, Any]:
     if hasattr(value, "_asdict"):
         return dict(value._asdict())
     return vars(value) if hasattr(value, "__dataclass_fields__") else {}
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What is in nested lists, tuples and dictionaries, in order."""
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    if children is None:
+        yield value
+    else:
+        for child in children:
+            yield from leaves(child)
 
 
 def oriented(pixels: Pixels, *, flip_rows: bool, flip_columns: bool, transpose: bool) -> Pixels:

@@ -39,6 +39,9 @@ class Data(Section):
     """What to do about a training image that no HR patch fits into."""
     loader: Literal["auto", "dali", "plain"] = "auto"
     """Data loader. Both give identical batches; auto uses DALI if available and logs the choice."""
+    residence: Literal["auto", "device", "host"] = "auto"
+    """Where a GPU finds the decoded images: in its own memory, if they fit beside the training (auto); or, crop by
+    crop, in the computer's."""
     prefetch: NonNegative = 2
     """Batches that a thread assembles ahead of the step."""
     source: Literal["store", "files"] = "store"
@@ -247,6 +250,8 @@ class Train(Section):
     """Seconds after which a process that others wait for is given up."""
     compile: bool = True
     """torch.compile the input, the model and the loss."""
+    graph: Literal["auto"] | bool = "auto"
+    """Record the whole step as one CUDA graph, so that a GPU does not wait for the host; auto: on a GPU, if it can."""
     device: str = "auto"
     """"auto" takes a GPU where there is one, each process its own; or "cpu", "cuda", "cuda:1"."""
     baseline: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from eco_fast_kernels import crop_side, move_crops
 from torch import Tensor
 
 from eco_fast.config import Config
+from eco_fast.config.schedule import learning_rate_at
 from eco_fast.data.sampler import CropPlan, Sampler
 from eco_fast.objective import BlendWeights, blend_weights_at
 
@@ -37,6 +38,8 @@ class Conditions(NamedTuple):
     """float32 [], or [N] under `alpha_sample`: weight of HR in the network's input."""
     target_alpha: Tensor
     """The same in the target."""
+    learning_rate: Tensor
+    """float32 [], of the optimizer."""
     noise: Tensor | None
     """float32 [N, 3, patch, patch], to be added to the network's input, in grey levels; None without noise."""
     drop_path_uniforms: Tensor | None
@@ -53,6 +56,7 @@ class Samples(NamedTuple):
     transposed: Tensor
     input_alpha: Tensor
     target_alpha: Tensor
+    learning_rate: Tensor
     noise: Tensor | None
     drop_path_uniforms: Tensor | None
 
@@ -89,11 +93,21 @@ class Samples(NamedTuple):
         )
 
 
-class Batch(NamedTuple):
+class Unpackable(Protocol):
+    """Samples, in whatever form a loader has them."""
+
+    def to(self, device: str) -> Samples:
+        """The samples on a device."""
+
+
+Form = TypeVar("Form", bound=Unpackable)
+
+
+class Batch(NamedTuple, Generic[Form]):
     """One rank's samples of a step, counted from 0."""
 
     step: int
-    samples: Samples
+    samples: Form
 
 
 @dataclass(frozen=True)
@@ -147,6 +161,10 @@ class BatchPlanner:
         """The weights of the real pair."""
         return blend_weights_at(self.config.objective, step, self.config.train.steps)
 
+    def learning_rate(self, step: int) -> float:
+        """The optimizer's."""
+        return learning_rate_at(self.config.optimizer, step, self.config.train.steps)
+
     def plan(self, step: int) -> BatchPlan:
         """This rank's crops at a step."""
         return BatchPlan(step, self.sampler.plan(step).part(self.samples), self.weights(step))
@@ -163,6 +181,7 @@ class BatchPlanner:
             transposed=torch.from_numpy(crops.transpose),
             input_alpha=input_alpha,
             target_alpha=target_alpha,
+            learning_rate=torch.tensor(self.learning_rate(plan.step)),
             noise=self._noise(plan.step) if self.config.data.noise_sigma else None,
             drop_path_uniforms=self._drop_path_uniforms(plan.step) if self.config.model.drop_path_branches else None,
         )

@@ -3,8 +3,8 @@
 Each kind of step has a pipeline, so that images are not read where the blend ignores them: centroids alone, both, HR
 alone. Small batches of crops go through a pipeline several steps at a time, because a pipeline run has a fixed
 overhead. On a GPU the crops are copied as they were cut, and everything behind that happens there. DALI's buffers
-become tensors without a copy, in the consumer's thread: DALI makes its stream wait for the data. DALI calls CUDA from
-threads of its own: a CUDA graph is to be captured with `capture_error_mode="thread_local"`.
+become tensors without a copy, in the consumer's thread: DALI makes its stream wait for the data. It does not wait for
+the consumer's stream when it takes them back: on a GPU they are for `DaliDeviceLoader` alone, which copies them.
 """
 
 import os
@@ -23,7 +23,7 @@ from torch.utils.dlpack import from_dlpack
 from eco_fast.config import Config
 from eco_fast.data.batch import Batch, BatchPlan, BatchPlanner, Conditions, Crops, Samples
 from eco_fast.data.dali_graph import Inputs, crop_graph
-from eco_fast.data.loader import Loader, cut_crops
+from eco_fast.data.loader import Loader, fill_crops
 from eco_fast.data.sampler import CropPlan
 from eco_fast.data.sources import ImageSource, sizes_of
 
@@ -70,15 +70,47 @@ class DaliBatch:
     """Of the step in its group."""
 
 
+class CropStreams:
+    """The crops of all steps, from as many pipelines as there are kinds of step.
+
+    Args:
+        planner: which crops.
+        hr: images, decoded or files.
+        sr: their centroids, or None for objectives that need none.
+        device: where they are made: "cpu", "cuda" or "cuda:N".
+        steps_per_fetch: steps that go through a pipeline together.
+    """
+
+    def __init__(
+        self, planner: BatchPlanner, hr: ImageSource, sr: ImageSource | None, device: str, steps_per_fetch: int
+    ) -> None:
+        self._planner, self._hr, self._sr, self._device = planner, hr, sr, device
+        self._steps_per_fetch = steps_per_fetch
+        self._streams: dict[tuple[bool, bool], _Stream] = {}
+
+    def take(self, step: int) -> tuple[BatchPlan, CropGroup, int]:
+        """The plan of the next step, the group that its crops are in, and its place there."""
+        weights = self._planner.weights(step)
+        kind = (weights.reads_hr, weights.reads_sr and self._sr is not None)
+        if kind not in self._streams:
+            hr, sr = (source if reads else None for source, reads in zip((self._hr, self._sr), kind, strict=True))
+            self._streams[kind] = _Stream(self._planner, hr, sr, step, self._device, self._steps_per_fetch)
+        return self._streams[kind].take(step)
+
+    def close(self) -> None:
+        """End DALI's threads."""
+        for stream in self._streams.values():
+            stream.close()
+
+
 class DaliLoader(Loader[DaliBatch]):
-    """Crops assembled by DALI.
+    """Crops assembled by DALI on a CPU.
 
     Args:
         config: the recipe.
         hr: images, decoded or files.
         sr: their centroids, or None for objectives that need none.
         start: first step.
-        device: where the batches are made: "cpu", "cuda" or "cuda:N".
         rank: which part of each global batch to load, 0..world_size - 1.
         world_size: number of parts.
     """
@@ -90,32 +122,24 @@ class DaliLoader(Loader[DaliBatch]):
         sr: ImageSource | None,
         start: int = 0,
         *,
-        device: str = "cpu",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         planner = BatchPlanner(config, sizes_of(hr), rank, world_size)
-        super().__init__(planner, start, prefetch=1, steps_per_fetch=_steps_per_fetch(planner, hr))  # DALI keeps more
-        self.hr, self.sr, self._device = hr, sr, device
-        self._streams: dict[tuple[bool, bool], _Stream] = {}
+        super().__init__(planner, start, prefetch=1, steps_per_fetch=steps_together(planner, hr))  # DALI keeps more
+        self._streams = CropStreams(planner, hr, sr, "cpu", self.steps_per_fetch)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         super().__exit__(kind, value, traceback)
-        for stream in self._streams.values():
-            stream.close()
+        self._streams.close()
 
     def _prepare(self, step: int) -> DaliBatch:
-        weights = self.planner.weights(step)
-        kind = (weights.reads_hr, weights.reads_sr and self.sr is not None)
-        if kind not in self._streams:
-            hr, sr = (source if reads else None for source, reads in zip((self.hr, self.sr), kind, strict=True))
-            self._streams[kind] = _Stream(self.planner, hr, sr, step, self._device, self.steps_per_fetch)
-        plan, group, place = self._streams[kind].take(step)
+        plan, group, place = self._streams.take(step)
         return DaliBatch(step, self.planner.conditions(plan), group, place)
 
-    def _finish(self, prepared: DaliBatch) -> Batch:
+    def _finish(self, prepared: DaliBatch) -> Batch[Samples]:
         return Batch(prepared.step, Samples.of(prepared.group.at(prepared.place), prepared.conditions))
 
 
@@ -130,7 +154,7 @@ class _Stream:
         hr: where from; None where this kind of step does not read it.
         sr: likewise.
         first: the first step that reads them.
-        device: see `DaliLoader`.
+        device: see `CropStreams`.
         steps_per_fetch: steps that are read together.
     """
 
@@ -214,7 +238,7 @@ class _Stream:
         config, side = self._planner.config, self._planner.side
         if not source.encoded:
             cut = np.empty((len(plan.image), side, side, 3), dtype=np.uint8)
-            cut_crops(source, plan, config.scale, config.data.patch, cut, turned=self._cuts_turned)
+            fill_crops(source, plan, config.scale, config.data.patch, cut, turned=self._cuts_turned)
             return [cut]
         first = np.stack([plan.top, plan.left], axis=1) - margin_of(config.scale)
         ends = np.array([self._planner.sizes[image] for image in plan.image])
@@ -259,7 +283,7 @@ class _Stream:
         return True
 
 
-def _steps_per_fetch(planner: BatchPlanner, source: ImageSource) -> int:
+def steps_together(planner: BatchPlanner, source: ImageSource) -> int:
     """Steps that go through a pipeline together; files one by one, since decoding them is what takes the time."""
     if source.encoded:
         return 1

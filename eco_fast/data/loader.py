@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ class Loader(ABC, Generic[Prepared]):
         """Assemble the batch of the next step, in the thread."""
 
     @abstractmethod
-    def _finish(self, prepared: Prepared) -> Batch:
+    def _finish(self, prepared: Prepared) -> Batch[Any]:
         """What the consumer gets, in its own thread."""
 
     def __enter__(self) -> Self:
@@ -74,7 +74,7 @@ class Loader(ABC, Generic[Prepared]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Batch[Any]:
         began = time.perf_counter()
         item = self._next_ready() if self._thread is not None else self._next_prepared()
         self.waited += time.perf_counter() - began
@@ -111,7 +111,7 @@ class Loader(ABC, Generic[Prepared]):
                     continue
 
 
-class PlainLoader(Loader[Batch]):
+class PlainLoader(Loader[Batch[Samples]]):
     """Numpy and torch alone, on the CPU; the batch of any step can be asked for.
 
     Args:
@@ -137,7 +137,7 @@ class PlainLoader(Loader[Batch]):
         super().__init__(planner, start, prefetch=max(config.data.prefetch, 1))
         self.hr, self.sr = hr, sr
 
-    def batch_at(self, step: int) -> Batch:
+    def batch_at(self, step: int) -> Batch[Samples]:
         """Assemble the batch of any step."""
         plan = self.planner.plan(step)
         crops = Crops(
@@ -146,20 +146,22 @@ class PlainLoader(Loader[Batch]):
         )
         return Batch(step, Samples.of(crops, self.planner.conditions(plan)))
 
-    def _prepare(self, step: int) -> Batch:
+    def _prepare(self, step: int) -> Batch[Samples]:
         return self.batch_at(step)
 
-    def _finish(self, prepared: Batch) -> Batch:
+    def _finish(self, prepared: Batch[Samples]) -> Batch[Samples]:
         return prepared
 
     def _crops(self, source: ImageSource, plan: CropPlan) -> Tensor:
         scale, patch = self.config.scale, self.config.data.patch
         crops = empty_crops(len(plan.image), self.planner.side, margin_of(scale))
-        cut_crops(source, plan, scale, patch, crops.numpy())
+        fill_crops(source, plan, scale, patch, crops.numpy())
         return crops
 
 
-def cut_crops(source: ImageSource, plan: CropPlan, scale: int, patch: int, out: Pixels, *, turned: bool = True) -> None:
+def fill_crops(
+    source: ImageSource, plan: CropPlan, scale: int, patch: int, out: Pixels, *, turned: bool = True
+) -> None:
     """Copy the plan's crops to `out`, uint8 [N, side, side, 3], whose rows are contiguous; flipped, or as they lie."""
     margin, inner = margin_of(scale), scale * patch
     for place, (image, top, left, flip_rows, flip_columns, transpose) in zip(

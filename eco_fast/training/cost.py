@@ -77,6 +77,7 @@ def activation_bytes(loss: TrainingLoss, weights: BlendWeights, branches: int, d
             transposed=torch.zeros(samples, dtype=torch.bool),
             input_alpha=torch.tensor(weights.input),
             target_alpha=torch.tensor(weights.target),
+            learning_rate=torch.zeros(()),
             noise=torch.empty(samples, 3, patch, patch) if data.noise_sigma else None,
             drop_path_uniforms=torch.empty(samples, branches) if branches else None,
         )

@@ -20,12 +20,13 @@ from eco_fast.evaluation.evaluate import json_safe, score_network
 from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import Checkpoints, load_state
-from eco_fast.training.memory import explain_oom
-from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
+from eco_fast.training.memory import explain_oom, room_beside
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.signals import StoppedBySignal, StopSignal
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
+from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device, why_not_compile
@@ -76,23 +77,25 @@ def train_network(
 
     with (
         explain_oom(train),
-        open_loader(config, hr, sr, state.start, device=device, label=label) as loader,
+        open_loader(
+            config, hr, sr, state.start, device=device, room=room_beside(config, device), label=label
+        ) as loader,
         Telemetry(run, loader, hr.entries, state, label, profile=profile) as telemetry,
         StopSignal() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
-        step = TrainStep(state, loader.planner.count, telemetry.stopwatch.mark)
+        recorder, why_none = choose_recorder(config, device)
+        step = TrainStep(state, loader.planner.count, telemetry.stopwatch.mark, recorder)
         telemetry.calibrate(state.network, state.precision)
-        describe(step, state, label)
+        describe(step, state, label, why_none)
         for batch in loader:
-            learning_rate = learning_rate_at(config.optimizer, batch.step, steps)
-            loss, skip = step(batch, learning_rate)
-            telemetry.add(batch.step, loss, skip)
+            step(batch)
+            telemetry.add(batch.step)
 
             done, signal, improved = batch.step + 1, stop.requested(), False
             last = done == steps
             if last or done % train.log_every == 0:
-                telemetry.report(done, alpha=loader.planner.weights(batch.step).target, learning_rate=learning_rate)
+                telemetry.report(done)
                 check_progress(state.updater)
             if sets.images and (last or done % train.validate_every == 0):
                 improved = run_validation(state, sets, telemetry, done)
@@ -130,7 +133,7 @@ def run_validation(state: TrainingState, sets: ValidationSets, telemetry: Teleme
     return state.best > before
 
 
-def describe(step: TrainStep, state: TrainingState, label: str) -> None:
+def describe(step: TrainStep, state: TrainingState, label: str, why_no_graph: str | None) -> None:
     """Say what a step is made of, before the first one."""
     config, world = state.config, distributed.world_size()
     train, parts = config.train, len(step.micro_batches)
@@ -144,6 +147,8 @@ def describe(step: TrainStep, state: TrainingState, label: str) -> None:
         f"{weights * 4 * copies / 1e6:.0f} MB of weights, gradients and optimizer",
         flush=True,
     )
+    if why_no_graph is not None:
+        print(f"{label} steps are not recorded as a CUDA graph: {why_no_graph}", flush=True)
     if train.compile and (reason := why_not_compile(step.device)):
         print(f"not compiled: {reason}; the run is slower, its results are the same up to rounding", flush=True)
 
@@ -154,7 +159,7 @@ def check_progress(updater: OptimizerStep) -> None:
     Raises:
         ValueError: too many steps in a row were skipped.
     """
-    if (count := int(updater.skipped_in_row.item())) >= MAX_SKIPPED_IN_ROW:
+    if (count := int(updater.counters.skipped_in_row.item())) >= MAX_SKIPPED_IN_ROW:
         raise ValueError(
             f"the last {count} steps were skipped: their loss or gradients were not json_safe, or the loss exceeded "
             "optimizer.spike_factor times the last accepted one; lower optimizer.learning_rate and go on from the "

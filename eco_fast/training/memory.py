@@ -1,12 +1,25 @@
-"""What to do when a device's memory is too small for the training."""
+"""A device's memory: what a training leaves of it, and what to do when it is too small."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from eco_fast.config import Train
+from eco_fast.config import Config, Train
+from eco_fast.training.cost import estimate
+from eco_fast.training.precision import choose_precision
 from eco_fast.utils import distributed
+
+RESERVE = 1 << 30  # bytes that libraries, their workspaces and the compiler's buffers take beside what is counted
+
+
+def room_beside(config: Config, device: str) -> int:
+    """Bytes of a GPU's memory that the steps of a training, whose state is there, leave free; 0 on a CPU."""
+    if not device.startswith("cuda"):
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    cost = estimate(config, device, choose_precision(config.train, device))
+    return free - cost.activations - cost.weights - RESERVE  # the gradients exist twice for a moment
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from eco_fast.training.stage_state import (
     state_of_training,
     steps_done,
 )
+from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.training_data import (
     LoadedTeacher,
     TrainingImages,
@@ -117,6 +118,7 @@ class Pipeline:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
         check_start(config.model.start_from, self.folder)
         choose_loader(data, self.device)
+        choose_recorder(config, self.device)
         self.runs = {"student": RunFolder(self.folder, config, resume=self.resume)}
 
     def _prepare(self) -> None:

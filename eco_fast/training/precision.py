@@ -1,16 +1,12 @@
-"""What the network computes in, and the scaling that 16-bit gradients need."""
+"""What the network computes in."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from eco_fast.config import Train
-
-GROWTH_INTERVAL = 2000  # steps without overflow after which the factor is doubled, as torch's GradScaler
-FIRST_SCALE = 2.0**16
 
 
 @dataclass(frozen=True)
@@ -65,39 +61,3 @@ def set_precision(train: Train, device: str) -> Precision:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = not train.deterministic  # patches keep their size: the search pays once
     return precision
-
-
-def multiply_gradients(gradients: list[Tensor], factor: Tensor, skip: Tensor) -> None:
-    """Multiply in place by `factor` (float32 []); `skip` (bool []) becomes true if one of them is not finite.
-
-    It is what torch's own gradient scaler calls, without a public name: nothing else reads a list of tensors at the
-    speed of memory.
-    """
-    found = torch.zeros_like(factor)
-    torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, factor)
-    skip.logical_or_(found)
-
-
-class GradientScale:
-    """The factor on 16-bit gradients: halved after each overflow, doubled after many steps without; on the device."""
-
-    def __init__(self, device: str) -> None:
-        self.value = torch.tensor(FIRST_SCALE, device=device)
-        self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
-
-    def update(self, overflow: Tensor) -> None:
-        """Count a step, given whether its gradients were not finite (bool [])."""
-        good = torch.where(overflow, 0, self.good_steps + 1)
-        grow = good == GROWTH_INTERVAL
-        factor = torch.where(overflow, 0.5, torch.where(grow, 2.0, 1.0))
-        self.value.mul_(factor)
-        self.good_steps.copy_(torch.where(grow, 0, good))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on."""
-        return {"value": self.value, "good_steps": self.good_steps}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from `state_dict`."""
-        self.value.copy_(state["value"])
-        self.good_steps.copy_(state["good_steps"])

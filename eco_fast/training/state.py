@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from eco_fast.config import Config
 from eco_fast.models import Network, build, warm_start
-from eco_fast.training.loss_sums import LossSums
 from eco_fast.training.optim.optimizer_step import OptimizerStep
-from eco_fast.training.precision import GradientScale, Precision, set_precision
+from eco_fast.training.precision import Precision, set_precision
 from eco_fast.utils.device import tune_malloc
 
 
@@ -53,7 +52,7 @@ class TrainingState:
             )
         self.network.to(device=device, memory_format=self.network.memory_format)  # type: ignore[call-overload]
         self.averaged: Network | None = None
-        averages: list[Tensor] = []
+        averages: list[nn.Parameter] = []
         if config.train.ema_decay:
             self.averaged = copy.deepcopy(self.network).requires_grad_(requires_grad=False)
             pairs = zip(self.averaged.parameters(), self.network.parameters(), strict=True)
@@ -62,19 +61,19 @@ class TrainingState:
             self.network.parameters(),
             config.optimizer,
             device,
-            GradientScale(device) if self.precision.scales_gradients else None,
-            averages,
-            config.train.ema_decay,
+            scales=self.precision.scales_gradients,
+            average=averages,
+            average_decay=config.train.ema_decay,
+            log_every=config.train.log_every,
         )
         self.start, self.best = 0, -math.inf
-        self.sums = LossSums(device)
         if saved is not None:
             self.start, self.best = saved["step"], saved["best"]
-            self.sums.load_state_dict(saved["telemetry"])
             self.network.load_state_dict(saved["network"])
             if self.averaged is not None:
                 self.averaged.load_state_dict(saved["averaged"])
             self.updater.load_state_dict(saved["updater"])
+            self.updater.counters.decided.fill_(self.start)
             print(f"{label} continues at step {self.start} of {config.train.steps}", flush=True)
 
     @property
@@ -87,4 +86,4 @@ class TrainingState:
         state: dict[str, Any] = {"best": self.best, "network": self.network.state_dict()}
         if self.averaged is not None:
             state["averaged"] = self.averaged.state_dict()
-        return {**state, "updater": self.updater.state_dict(), "telemetry": self.sums.state_dict()}
+        return {**state, "updater": self.updater.state_dict()}

@@ -1,24 +1,25 @@
 """One optimizer step: input, network, loss, gradients, update. Nothing of it waits for the device.
 
 crops --downsample_blend--> input --network--> prediction --blended_loss--> loss --backward--> update
+
+On a GPU the whole of it is one CUDA graph (`step_graph.py`): all that differs from step to step is a tensor.
 """
 
 import itertools
-import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from eco_fast_kernels import blend_lr, blended_loss, downsample_blend, margin_of
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from eco_fast.config import Data, Objective
-from eco_fast.data.batch import Batch, Samples
+from eco_fast.data.batch import Batch, Samples, Unpackable
 from eco_fast.models import Network, compile_blocks
 from eco_fast.objective import onto_centroid
 from eco_fast.training.precision import Precision
 from eco_fast.training.state import TrainingState
+from eco_fast.training.step_graph import Recorder, StepGraph
 from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_compile
 
@@ -75,66 +76,76 @@ class TrainStep:
 
     A global batch is split over the ranks, and a rank's share into equal micro-batches that it takes one after the
     other, so that activations of one of them alone are in memory. Each one's loss is weighted with its share of the
-    global batch: the gradients are those of the mean over the global batch, however it is split.
+    global batch: the gradients are those of the mean over the global batch, however it is split. The ranks add them up
+    in one exchange, with the loss.
 
     Args:
         state: what is trained.
         samples: this rank's share of the global batch.
-        on_stage: called with the name of each stage as it begins.
+        on_stage: called with the name of each stage as it begins; a recorded step is a stage of its own, "step".
+        recorder: records the step once and replays it from then on; None: every step is made anew.
     """
 
-    def __init__(self, state: TrainingState, samples: int, on_stage: Callable[[str], object] = lambda _: None) -> None:
+    def __init__(
+        self,
+        state: TrainingState,
+        samples: int,
+        on_stage: Callable[[str], object] = lambda _: None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.updater, self.device, self.on_stage = state.updater, state.device, on_stage
         self.train, self.objective = state.config.train, state.config.objective
         self.micro_batches = split(samples, self.train.micro_batch or samples)
         network = state.network
-        loss = TrainingLoss(network, state.config.data, self.objective, state.precision)
+        self.loss = TrainingLoss(network, state.config.data, self.objective, state.precision)
         compiled = self.train.compile and torch.device(self.device).type in network.compiled_on
         if compiled and why_not_compile(self.device) is None:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
             if network.repeated_block is None:
-                loss.compile(fullgraph=True, dynamic=False)
+                self.loss.compile(fullgraph=True, dynamic=False)
             else:
                 compile_blocks(network)
-        self.parallel: DistributedDataParallel | None = None
-        if distributed.world_size() > 1:
-            with warnings.catch_warnings():  # the new name of `broadcast_buffers` is not in all the torch we support
-                warnings.simplefilter("ignore", FutureWarning)
-                self.parallel = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.loss: nn.Module = self.parallel or loss
+        self.graph = None if recorder is None else StepGraph(self._take, recorder)
 
-    def __call__(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Train on one batch.
+    def __call__(self, batch: Batch[Any]) -> Tensor:
+        """Train on one batch, on its share of this rank.
 
         Returns:
-            The mean loss of the global batch, float32 [], and whether the step was skipped, bool []; on the device.
+            The mean loss of the global batch, float32 [], on the device; the next step overwrites it.
         """
-        samples = batch.samples.to(self.device)
+        if self.graph is None:
+            self._take(batch.samples)
+        else:
+            self.on_stage("step")
+            self.graph(batch.samples)
+        self.on_stage("other")
+        return self.updater.loss
+
+    def _take(self, packed: Unpackable) -> None:
+        """All of a step. Whatever may differ from step to step is read from tensors: this may be a recording."""
+        mark: Callable[[str], object] = self.on_stage if self.graph is None else lambda _: None
+        samples = packed.to(self.device)
         if self.objective.name == "eco":
             samples = samples.complete()
-        total = torch.zeros((), device=self.device)
+        self.updater.loss.zero_()
         for micro_batch in self.micro_batches:
-            self.on_stage("forward")
+            mark("forward")
             share = (micro_batch.stop - micro_batch.start) / self.train.batch_size
-            # DDP averages over ranks; we want a sum, so scale by world size
-            upstream = self.updater.scale * (share * distributed.world_size())
-            with self._reduced_at_the_end(micro_batch):
-                loss: Tensor = self.loss(samples.part(micro_batch), upstream)
-                self.on_stage("backward")
-                loss.backward(upstream)  # type: ignore[no-untyped-call]
-            total += loss.detach() * share
-        if self.parallel is not None:
-            torch.distributed.all_reduce(total)
-        self.on_stage("optimizer")
-        skip = self.updater.step(total, learning_rate)
-        self.on_stage("other")
-        return total, skip
+            upstream = self.updater.scale * share
+            loss: Tensor = self.loss(samples.part(micro_batch), upstream)
+            mark("backward")
+            self._add(torch.autograd.grad(loss, self.updater.parameters, upstream, materialize_grads=True), micro_batch)
+            self.updater.loss.add_(loss.detach() * share)
+        mark("optimizer")
+        if distributed.world_size() > 1:
+            torch.distributed.all_reduce(self.updater.sums)
+        self.updater.step(samples.learning_rate)
 
-    def _reduced_at_the_end(self, micro_batch: slice) -> AbstractContextManager[None]:
-        """The ranks add up their gradients once, with the last micro-batch's."""
-        if self.parallel is None or micro_batch == self.micro_batches[-1]:
-            return nullcontext()
-        return self.parallel.no_sync()
+    @torch.no_grad()
+    def _add(self, gradients: tuple[Tensor, ...], micro_batch: slice) -> None:
+        """Add a micro-batch's gradients to the sums; the first ones take their place."""
+        put = torch._foreach_copy_ if micro_batch.start == 0 else torch._foreach_add_
+        put(self.updater.gradients, gradients)
 
 
 def split(samples: int, at_most: int) -> list[slice]:

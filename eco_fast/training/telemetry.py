@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from eco_fast.data.loader import Loader
@@ -53,9 +52,7 @@ class Telemetry:
         device, start = state.device, state.start
         self.run, self.loader, self.entries, self.state, self.label = run, loader, entries, state, label
         self.device, self.stopwatch = device, Stopwatch(device)
-        interval = run.config.train.log_every
-        self._losses = torch.zeros(interval, device=device)
-        self._skips = torch.zeros(interval, dtype=torch.bool, device=device)
+        self._counters = state.updater.counters
         self._flops, self._peak = 0.0, 1.0
         self._begin, self._step = start, start
         self._since = time.perf_counter()
@@ -84,23 +81,22 @@ class Telemetry:
         self._flops = float(training_flops(network, config.data.patch))
         self._peak = sum(distributed.all_gather(measured_peak(self.device, precision.dtype or torch.float32)))
 
-    def add(self, step: int, loss: Tensor, skip: Tensor) -> None:
-        """Count one step (from 0): its loss (float32 []) unless it was skipped (bool [])."""
-        place = step % len(self._losses)
-        self._losses[place], self._skips[place] = loss, skip
-        self.state.sums.add(loss, skip)
+    def add(self, step: int) -> None:
+        """Count one step (from 0)."""
         if self._profiler is not None:
             self._profiler.step()
         if step == self._begin:
-            self.state.sums.mean()  # wait for the device: what follows is the steady state
+            self._counters.accepted.item()  # wait for the device: what follows is the steady state
             self.say(f"first step, with compilation: {time.perf_counter() - self._since:.1f} s")
             self.restart_clock(step + 1)
 
-    def report(self, step: int, *, alpha: float, learning_rate: float) -> None:
+    def report(self, step: int) -> None:
         """Write the row of metrics.jsonl and print the progress line; `step` counts from 1. All ranks take part."""
-        train = self.run.config.train
-        loss, skipped = self.state.sums.mean(), int(self.state.updater.skipped.item())
-        row = {"loss": loss, "alpha": alpha, "learning_rate": learning_rate, "skipped": skipped}
+        train, planner, counters = self.run.config.train, self.loader.planner, self._counters
+        alpha, learning_rate = planner.weights(step - 1).target, planner.learning_rate(step - 1)
+        accepted = int(counters.accepted.item())
+        loss = counters.loss_sum.item() / accepted if accepted else None
+        row = {"loss": loss, "alpha": alpha, "learning_rate": learning_rate, "skipped": int(counters.skipped.item())}
         self.write(step, row)
         elapsed, steps = time.perf_counter() - self._since, step - self._step
         waits = distributed.all_gather((self.loader.waited - self._waited) / elapsed)
@@ -125,8 +121,8 @@ class Telemetry:
         if (shares := self.stopwatch.shares()) is not None:
             self.say("time of a step: " + ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items()))
             self._plot(step, {f"step_{stage}": share for stage, share in shares.items()})
-        self.state.sums.reset()
-        self._skips.zero_()
+        for since_the_report in (counters.loss_sum, counters.accepted, counters.skips):
+            since_the_report.zero_()
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -145,13 +141,15 @@ class Telemetry:
 
     def _name_skips(self, step: int) -> None:
         """Say which steps were skipped since the last report, and what was in their batches."""
-        places = self._skips.nonzero().flatten().tolist()
-        interval = len(self._skips)
+        places = self._counters.skips.nonzero().flatten().tolist()
+        interval = len(self._counters.skips)
         first = (step - 1) // interval * interval  # an interval's steps lie in order
         for place in places[:NAMED_SKIPS]:
             images = sorted(set(self.loader.planner.sampler.plan(first + place).image))
             named = ", ".join(self.entries[image].name for image in images)
-            self.say(f"skipped step {first + place + 1}: loss {self._losses[place].item():.4g}; images {named}")
+            self.say(
+                f"skipped step {first + place + 1}: loss {self._counters.losses[place].item():.4g}; images {named}"
+            )
         if len(places) > NAMED_SKIPS:
             self.say(f"skipped {len(places) - NAMED_SKIPS} more of the last {interval} steps")
 

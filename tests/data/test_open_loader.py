@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from eco_fast.config import Config, Data, EdsrModel, Objective, Train
+from eco_fast.data.batch import BatchPlanner
 from eco_fast.data.images import Pixels
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.store import Store
@@ -206,11 +207,12 @@ def test_waiting_is_warned_of(tmp_path: Path, hr: Path, capsys: pytest.CaptureFi
     for source, advice in (("store", "raise data.prefetch"), ("files", "with data.source=store")):
         loader: Any = Slow()
         run = RunFolder(tmp_path / source, recipe(hr, source=source), resume=False)
+        loader.planner = BatchPlanner(run.config, [(40, 40)])
         state = TrainingState(run.config, "cpu", None, "student")
         with Telemetry(run, loader, [], state, "student") as telemetry:
             loader.waited += 1000.0  # far more than has passed
-            telemetry.report(1, alpha=1.0, learning_rate=0.1)
+            telemetry.report(1)
             assert advice in capsys.readouterr().out
-            telemetry.report(2, alpha=1.0, learning_rate=0.1)
+            telemetry.report(2)
             assert "warning" not in capsys.readouterr().out
         assert json.loads(run.metrics.read_text(encoding="utf-8").splitlines()[0])["step"] == 1

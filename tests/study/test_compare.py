@@ -93,7 +93,7 @@ def test_variants_of_a_seed_share_initial_weights_and_samples(finished: Path) ->
         weights = TrainingState(recipe, "cpu", None, "test").network.state_dict()
         hr = Store(store)
         samples = []
-        with open_loader(recipe, hr, hr, 0, device="cpu", label="test") as loader:
+        with open_loader(recipe, hr, hr, 0, device="cpu", room=0, label="test") as loader:
             for batch in loader:
                 one = batch.samples
                 crops = one.hr if one.hr is not None else one.sr  # of the same images here

@@ -143,11 +143,11 @@ os.set_blocking(wake, False)
 signal.set_wakeup_fd(wake)
 
 class Waiting(loop.TrainStep):
-    def __call__(self, batch, rate):
+    def __call__(self, batch):
         for _ in range(COUNT if batch.step == 5 else 0):
             print("waits for a signal", flush=True)
             os.read(awake, 1)
-        return super().__call__(batch, rate)
+        return super().__call__(batch)
 
 loop.TrainStep = Waiting
 sys.exit(main(sys.argv[1:]))

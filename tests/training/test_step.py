@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,16 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.config import Config, Optimizer, Train
-from eco_fast.data.batch import Batch
+from eco_fast.data.batch import Batch, Samples
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.models import build, load_network
 from eco_fast.training.memory import explain_oom
-from eco_fast.training.optim.optimizer_step import OptimizerStep
-from eco_fast.training.precision import FIRST_SCALE, GROWTH_INTERVAL, GradientScale, Precision, set_precision
+from eco_fast.training.optim.optimizer_step import FIRST_SCALE, OptimizerStep
+from eco_fast.training.precision import Precision, set_precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep, split
-from tests.helpers import plain_loader
+from tests.helpers import leaves, plain_loader
 
 OPTIMIZERS = ["adam", "adamw", "lamb"]
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
@@ -55,7 +56,7 @@ def pictures(photo: Pixels) -> list[Pixels]:
     return [photo[index * 40 : index * 40 + 40, 100:160] for index in range(4)]
 
 
-def batches(made: Config, pictures: list[Pixels], steps: range) -> list[Batch]:
+def batches(made: Config, pictures: list[Pixels], steps: range) -> list[Batch[Samples]]:
     loader = plain_loader(made, pictures[:2], pictures[2:])
     return [loader.batch_at(step) for step in steps]
 
@@ -84,9 +85,9 @@ def test_no_reading_refuses_what_reads() -> None:
 def test_ten_steps_read_nothing_back(name: str, precision: str, pictures: list[Pixels]) -> None:
     made = recipe(optimizer__name=name, train__precision=precision, train__micro_batch=3, train__ema_decay=0.9)
     step, _ = step_of(made)
-    for index, batch in enumerate(batches(made, pictures, range(45, 55))):  # HR and centroid are both read
+    for batch in batches(made, pictures, range(45, 55)):  # HR and centroid are both read
         with NoReading():
-            step(batch, 1e-3 / (index + 1))
+            step(batch)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -103,14 +104,13 @@ def test_a_step_on_a_device_that_has_no_values(
         monkeypatch.setattr(torch, kernel, lambda *_, **__: None)
     made = recipe(optimizer__name=name, train__ema_decay=0.9, train__micro_batch=3, train__precision="fp32")
     step, state = step_of(made, "meta")
-    state.updater.gradient_scale = GradientScale("meta")
     for batch in batches(made, pictures, range(45, 48)):
-        loss, skip = step(batch, 1e-3)
+        loss = step(batch)
     assert loss.is_meta
     with pytest.raises((RuntimeError, NotImplementedError)):
-        skip.item()
+        loss.item()
     with pytest.raises(NotImplementedError):
-        state.updater.skipped.cpu()
+        state.updater.counters.skipped.cpu()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -120,21 +120,12 @@ def test_everything_that_lasts_is_changed_in_place(name: str, pictures: list[Pix
     step, state = step_of(made)
     places = []
     for batch in batches(made, pictures, range(45, 49)):
-        step(batch, 1e-3)
+        step(batch)
         lasting = [value for value in leaves(state.updater.state_dict()) if isinstance(value, torch.Tensor)]
         lasting += [*state.network.parameters(), *state.averaged.parameters()]  # type: ignore[union-attr]
         places.append([value.data_ptr() for value in lasting])
     assert len(places[0]) > 30
     assert places[0] == places[1] == places[2] == places[3]
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
-    if children is None:
-        yield value
-    else:
-        for child in children:
-            yield from leaves(child)
 
 
 @pytest.fixture
@@ -150,13 +141,13 @@ def test_one_graph_serves_the_whole_course(pictures: list[Pixels], compiled_grap
     made = recipe(train__compile=True)
     step, _ = step_of(made)
     course = batches(made, pictures, range(5, 100, 10))
-    losses = [float(step(batch, 1e-4 * 0.9**batch.step)[0]) for batch in course]
+    losses = [float(step(batch)) for batch in course]
     assert {batch.samples.hr is not None for batch in course} == {True, False}
     assert {batch.samples.sr is not None for batch in course} == {True, False}
     assert compiled_graphs() == 1
     assert not counters["graph_break"]
     eager, _ = step_of(recipe())
-    expected = [float(eager(batch, 1e-4 * 0.9**batch.step)[0]) for batch in course]
+    expected = [float(eager(batch)) for batch in course]
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
@@ -179,36 +170,14 @@ def test_sixteen_bits_follow_float32(precision: str, pictures: list[Pixels], mon
     steps = {name: step_of(recipe(train__precision=name)) for name in ("fp32", precision)}
     for _, state in steps.values():
         monkeypatch.setattr(state.updater.optimizer, "step", lambda: None)
-        monkeypatch.setattr(state.updater.optimizer, "zero_grad", lambda: None)
     (batch,) = batches(recipe(), pictures, range(50, 51))
-    losses = {name: float(step(batch, 1e-3)[0]) for name, (step, _) in steps.items()}
+    losses = {name: float(step(batch)) for name, (step, _) in steps.items()}
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.01)
     assert losses[precision] != losses["fp32"]
-    for one, other in zip(steps["fp32"][1].network.parameters(), steps[precision][1].network.parameters(), strict=True):
+    exact, rough = (state.updater for _, state in steps.values())
+    for one, other in zip(exact.gradients, rough.gradients, strict=True):
         assert other.dtype == torch.float32
-        assert one.grad is not None
-        assert other.grad is not None
-        assert (one.grad - other.grad).norm() <= 0.1 * one.grad.norm()
-
-
-def test_the_scale_halves_at_an_overflow_and_grows_with_patience() -> None:
-    scale = GradientScale("cpu")
-    yes, no = torch.tensor(True), torch.tensor(False)
-    assert float(scale.value) == FIRST_SCALE
-    scale.update(yes)
-    scale.update(yes)
-    assert float(scale.value) == FIRST_SCALE / 4
-    for _ in range(GROWTH_INTERVAL - 1):
-        scale.update(no)
-    assert float(scale.value) == FIRST_SCALE / 4
-    scale.update(no)
-    assert float(scale.value) == FIRST_SCALE / 2
-    for _ in range(GROWTH_INTERVAL - 1):
-        scale.update(no)
-    scale.update(yes)
-    scale.update(no)
-    assert float(scale.value) == FIRST_SCALE / 4
-    assert int(scale.good_steps) == 1
+        assert (one - other).norm() <= 0.1 * one.norm()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -216,21 +185,22 @@ def test_scaled_gradients_make_the_same_step(name: str) -> None:
     """Powers of two scale exactly; an overflow is skipped and halves the scale, a spike leaves it."""
     chosen = Optimizer(name=name, clip_value=0.1, spike_factor=5.0)  # type: ignore[arg-type]
     plain, scaled = (Parameter(torch.linspace(-1, 1, 24).view(4, 6)) for _ in range(2))
-    scale = GradientScale("cpu")
-    updaters = OptimizerStep([plain], chosen, "cpu"), OptimizerStep([scaled], chosen, "cpu", scale)
+    updaters = OptimizerStep([plain], chosen, "cpu"), OptimizerStep([scaled], chosen, "cpu", scales=True)
+
+    def step(updater: OptimizerStep, gradient: Tensor, loss: float) -> bool:
+        updater.gradients[0].copy_(gradient * updater.scale)
+        updater.loss.fill_(loss)
+        return bool(updater.step(torch.tensor(1e-2)))
+
     for index in range(5):
-        plain.grad = torch.linspace(-0.3, 0.4, 24).view(4, 6) * (index + 1)
-        scaled.grad = plain.grad * scale.value
         for updater in updaters:
-            assert not updater.step(torch.tensor(4.0), 1e-2)
+            assert not step(updater, torch.linspace(-0.3, 0.4, 24).view(4, 6) * (index + 1), 4.0)
     assert torch.equal(plain, scaled)
     before = scaled.detach().clone()
-    scaled.grad = torch.full((4, 6), float("inf"))
-    assert updaters[1].step(torch.tensor(4.0), 1e-2)
-    assert float(scale.value) == FIRST_SCALE / 2
-    scaled.grad = torch.ones(4, 6)
-    assert updaters[1].step(torch.tensor(400.0), 1e-2)
-    assert float(scale.value) == FIRST_SCALE / 2
+    assert step(updaters[1], torch.full((4, 6), float("inf")), 4.0)
+    assert float(updaters[1].scale) == FIRST_SCALE / 2
+    assert step(updaters[1], torch.ones(4, 6), 400.0)
+    assert float(updaters[1].scale) == FIRST_SCALE / 2
     assert torch.equal(scaled, before)
 
 
@@ -262,19 +232,20 @@ def test_deterministic_mode_tells_cublas(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_average_follows_the_weights_and_not_a_skipped_step(name: str) -> None:
-    weight = Parameter(torch.linspace(-1, 1, 24).view(4, 6))
-    average = torch.linspace(-1, 1, 24).view(4, 6)
-    updater = OptimizerStep([weight], Optimizer(name=name), "cpu", None, [average], 0.9)  # type: ignore[arg-type]
-    expected = updater.average[0].double()
+    weight, average = (Parameter(torch.linspace(-1, 1, 24).view(4, 6)) for _ in range(2))
+    chosen = Optimizer(name=name)  # type: ignore[arg-type]
+    updater = OptimizerStep([weight], chosen, "cpu", average=[average], average_decay=0.9)
+    expected = average.detach().double()
     for index in range(8):
-        weight.grad = torch.linspace(-0.3, 0.4, 24).view(4, 6).cos() * (index + 1)
+        updater.gradients[0].copy_(torch.linspace(-0.3, 0.4, 24).view(4, 6).cos() * (index + 1))
         if index == 4:
-            weight.grad[1, 2] = float("nan")
-        assert bool(updater.step(torch.tensor(1.0), 1e-2)) == (index == 4)
+            updater.gradients[0][1, 2] = float("nan")
+        updater.loss.fill_(1.0)
+        assert bool(updater.step(torch.tensor(1e-2))) == (index == 4)
         if index != 4:
             expected = 0.9 * expected + 0.1 * weight.detach().double()
-    assert torch.allclose(updater.average[0].double(), expected, rtol=1e-6)
-    assert not torch.allclose(updater.average[0], weight, rtol=1e-3)
+    assert torch.allclose(average.double(), expected, rtol=1e-6)
+    assert not torch.allclose(average, weight, rtol=1e-3)
 
 
 # --- a whole run ---
@@ -320,12 +291,12 @@ def test_one_bad_batch_is_skipped_and_named(
     """Its loss is NaN; the run goes on as if it had not been there, and says which images it held."""
     whole = TrainStep.__call__
 
-    def with_a_bad_batch(step: TrainStep, batch: Batch, rate: float) -> Any:
+    def with_a_bad_batch(step: TrainStep, batch: Batch[Samples]) -> Any:
         if batch.step == 5:
             assert batch.samples.noise is None
             noise = torch.full((2, 3, 8, 8), float("nan"))
             batch = batch._replace(samples=batch.samples._replace(noise=noise))
-        return whole(step, batch, rate)
+        return whole(step, batch)
 
     monkeypatch.setattr(TrainStep, "__call__", with_a_bad_batch)
     assert train() == 0
@@ -360,10 +331,10 @@ def test_every_state_survives_a_resume(settings: tuple[str, ...], monkeypatch: p
     assert train(*settings, run="unbroken") == 0
     whole = TrainStep.__call__
 
-    def stopped(step: TrainStep, batch: Batch, rate: float) -> Any:
+    def stopped(step: TrainStep, batch: Batch[Samples]) -> Any:
         if batch.step == 7:
             raise KeyboardInterrupt
-        return whole(step, batch, rate)
+        return whole(step, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", stopped)
@@ -373,11 +344,11 @@ def test_every_state_survives_a_resume(settings: tuple[str, ...], monkeypatch: p
         assert Path("broken", part).read_bytes() == Path("unbroken", part).read_bytes(), part
     if "train.precision=fp16" in settings:
         scales = [
-            torch.load(f"{run}/checkpoints/last.state.pt", weights_only=True)["updater"]["gradient_scale"]
+            torch.load(f"{run}/checkpoints/last.state.pt", weights_only=True)["updater"]
             for run in ("broken", "unbroken")
         ]
-        assert scales[0] == scales[1]
-        assert int(scales[0]["good_steps"]) <= 12
+        assert scales[0]["scale"] == scales[1]["scale"]
+        assert scales[0]["good_steps"] == scales[1]["good_steps"] <= 12
 
 
 @pytest.mark.usefixtures("_here")

@@ -63,7 +63,7 @@ os.set_blocking(wake, False)
 signal.set_wakeup_fd(wake)
 
 class Step(loop.TrainStep):
-    def __call__(self, batch, rate):
+    def __call__(self, batch):
         if fault == "stopped" and batch.step == 5:
             print("waits for a signal", flush=True)
             os.read(awake, 1)
@@ -76,7 +76,7 @@ class Step(loop.TrainStep):
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "broken":
                 raise ValueError("0.png: the image is damaged")
-        return super().__call__(batch, rate)
+        return super().__call__(batch)
 
 loop.TrainStep = Step
 code = main(sys.argv[1:])

@@ -25,12 +25,13 @@ from rich.progress import track
 from torch import Tensor
 
 from eco_fast.config import Config
+from eco_fast.config.schedule import learning_rate_at
 from eco_fast.data.batch import Samples
 from eco_fast.models import Network
 from eco_fast.study.analyze.gradient_walk import measure, norm_of
 from eco_fast.study.analyze.landscape_report import StepLandscape, show_landscape, write_landscape
 from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
-from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.precision import set_precision
 from eco_fast.training.step import TrainingLoss, split
 
@@ -83,9 +84,10 @@ class BatchLoss:
         """The l2 distance that one optimizer step moves the weights; they stay moved."""
         before = self.point
         loss, gradient = self(before)
-        for weight, part in zip(self.weights, self._like_weights(gradient), strict=True):
-            weight.grad = torch.empty_like(weight).copy_(part)
-        updater.step(before.new_tensor(loss), learning_rate)
+        for place, part in zip(updater.gradients, self._like_weights(gradient), strict=True):
+            place.copy_(part)
+        updater.loss.fill_(loss)
+        updater.step(before.new_tensor(learning_rate))
         return norm_of(self.point - before)
 
     def _like_weights(self, flat: Tensor) -> list[Tensor]:

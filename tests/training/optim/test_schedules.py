@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Objective, Optimizer
+from eco_fast.config.schedule import learning_rate_at
 from eco_fast.objective import BlendWeights, alpha_at, blend_weights_at
-from eco_fast.training.optim.optimizer_step import OptimizerStep, learning_rate_at
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 
 Name = Literal["adam", "adamw", "lamb"]
 NAMES: tuple[Name, ...] = ("adam", "adamw", "lamb")
@@ -162,16 +163,14 @@ class Run:
         self.updater = OptimizerStep(self.parameters, config, "cpu")
 
     def step(self, index: int, loss: float = 10.0, rate: float = 1e-2, bad: float | None = None) -> bool:
-        for parameter, gradient in zip(self.parameters, self.gradients(index), strict=True):
-            parameter.grad = gradient
+        for place, gradient in zip(self.updater.gradients, self.gradients(index), strict=True):
+            place.copy_(gradient)
         if bad is not None:
-            grad = self.parameters[0].grad
-            assert grad is not None
-            grad[3, 1, 0, 2] = bad
-        skip = self.updater.step(torch.tensor(loss), rate)
+            self.updater.gradients[0][3, 1, 0, 2] = bad
+        self.updater.loss.fill_(loss)
+        skip = self.updater.step(torch.tensor(rate))
         assert skip.dtype == torch.bool
         assert skip.shape == ()
-        assert all(parameter.grad is None for parameter in self.parameters)
         return bool(skip)
 
     def gradients(self, index: int) -> list[Tensor]:
@@ -181,12 +180,12 @@ class Run:
     def bits(self) -> list[Tensor]:
         """All weights and everything that the optimizer remembers, in a fixed order."""
         state = self.updater.optimizer.state
-        remembered = [state[parameter][key] for parameter in self.parameters for key in sorted(state[parameter])]
+        remembered = [entry[key] for entry in state.values() for key in sorted(entry)]
         return [tensor.detach().clone().view(torch.int32) for tensor in (*self.parameters, *remembered)]
 
     def counters(self) -> tuple[int, int, float]:
-        updater = self.updater
-        return int(updater.skipped), int(updater.skipped_in_row), float(updater.last_accepted)
+        counters = self.updater.counters
+        return int(counters.skipped), int(counters.skipped_in_row), float(counters.last_accepted)
 
 
 def assert_same_bits(first: list[Tensor], second: list[Tensor]) -> None:
@@ -365,9 +364,9 @@ def test_the_given_learning_rate_is_used(name: Name, loaded: bool) -> None:
 def test_frozen_and_unused_parameters_stay(name: Name) -> None:
     used, unused = Parameter(torch.ones(3)), Parameter(torch.ones(3))
     frozen = Parameter(torch.ones(3), requires_grad=False)
-    updater = OptimizerStep([used, unused, frozen], Optimizer(name=name, weight_decay=0.1), "cpu")
-    used.grad = torch.full((3,), 0.5)
-    assert not updater.step(torch.tensor(1.0), 1e-2)
+    updater = OptimizerStep([used, unused, frozen], Optimizer(name=name), "cpu")
+    updater.gradients[0].fill_(0.5)
+    assert not updater.step(torch.tensor(1e-2))
     assert torch.equal(unused, torch.ones(3))
     assert torch.equal(frozen, torch.ones(3))
     assert not torch.equal(used, torch.ones(3))
