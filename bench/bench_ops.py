@@ -13,7 +13,17 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from eco_fast_kernels import blended_loss, crop_side, downsample_blend, margin_of, reference
+from eco_fast_kernels import (
+    StepRules,
+    StepState,
+    blended_loss,
+    crop_side,
+    decide_step,
+    decision,
+    downsample_blend,
+    margin_of,
+    reference,
+)
 from eco_fast_kernels.crops import empty_crops, move_crops
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
@@ -72,6 +82,21 @@ def test_blended_loss(benchmark: BenchmarkFixture, device: str, kind: reference.
     _measure(benchmark, f"blended_loss {kind}", ways, way, moved, device)
 
 
+@pytest.mark.parametrize("way", ["op", "reference", "copy"])
+def test_decide_step(benchmark: BenchmarkFixture, device: str, way: str) -> None:
+    """One decision over RCAN's gradients, with all rules."""
+    parameters, _ = lamb_parameters(device)
+    gradients = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    loss, rules = torch.tensor(3.0, device=device), StepRules(spike_factor=5.0, scales=True)
+    state = StepState.at_start(device, places=100)
+    ways = {
+        "op": lambda: decide_step(gradients, loss, state, rules),
+        "reference": lambda: decision.decide_step(gradients, loss, state, rules),
+    }
+    moved = compulsory.decide_step() * gradients.numel()
+    _measure(benchmark, "decide_step, RCAN", ways, way, moved, device)
+
+
 def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
     """One update of RCAN's list of parameters, by the backend that this device gets, against the authors' loop.
 
@@ -80,14 +105,15 @@ def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
     recipe = Optimizer(name="lamb", betas=(0.9, 0.99), epsilon=1e-6, clip_value=0.1)
     parameters, _ = lamb_parameters(device)
     theirs, state = lamb_parameters(device)
-    optimizer = Lamb(parameters, recipe, torch.tensor(1e-3, device=device))
-    skip = torch.tensor(False, device=device)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    optimizer = Lamb(parameters, gradients, recipe, torch.tensor(1e-3, device=device))
+    skip, one = torch.tensor(False, device=device), torch.ones((), device=device)
     moved = compulsory.lamb_step() * sum(parameter.numel() for parameter in parameters)
     source = torch.empty(moved // 2, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source).fill_(0)
 
     ways: dict[str, Run] = {
-        "backend": lambda: optimizer.step(skip),
+        "backend": lambda: optimizer.step(skip, one),
         "authors' loop": lambda: lamb_per_tensor(theirs, state),
         "copy": lambda: target.copy_(source),
     }
@@ -116,7 +142,6 @@ def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
         result[f"{way} / backend"] = statistics.median(paired)
     benchmark.extra_info.update(compulsory_bytes=moved, **result)
     print("\n" + "\n".join(f"{name}: {value:.2f}" for name, value in result.items()))
-    assert not skip
 
 
 def test_rcan_shapes_add_up() -> None:

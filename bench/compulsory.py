@@ -16,6 +16,11 @@ def blended_loss(element_size: int, images: int = 2) -> int:
     return images + 2 * element_size
 
 
+def decide_step() -> int:
+    """Bytes per weight: the gradient in."""
+    return 4
+
+
 def lamb_step(*, average: bool = False) -> int:
     """Bytes per weight: parameter, gradient and two moments in, all but the gradient out; the average in and out."""
     return 4 * (7 + 2 * average)

@@ -9,13 +9,15 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import product
-from typing import Any
 
 import eco_fast_kernels as ops
 import torch
+from eco_fast_kernels import decision
 from eco_fast_kernels.fused import blended_loss as fused_loss
+from eco_fast_kernels.fused import decide_step as fused_decision
 from eco_fast_kernels.fused import downsample_blend as fused_input
-from eco_fast_kernels.fused import lamb_step as fused_lamb
+from eco_fast_kernels.fused.lamb_step import LambPlan
+from eco_fast_kernels.reference import lamb_step
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,38 +81,40 @@ def losses() -> Named:
 
 def lamb_steps() -> Named:
     """Two steps of LAMB: weights, moments and averages."""
-    hyper = {"epsilon": 1e-6, "weight_decay": 0.01, "norm_clamp": 10.0, "clip_value": 0.5, "average_decay": 0.9}
-    gathered: Any = getattr(ops, "LambOptions", None)  # earlier checkouts take the values one by one
-    options = {"options": gathered(**hyper)} if gathered else {"betas": (0.9, 0.99), **hyper}
-    kernel: Any = fused_lamb.launch
-    reference: Any = ops.lamb_step
+    options = ops.LambOptions(weight_decay=0.01, clip_value=0.5, average_decay=0.9)
+    scalars = torch.tensor(0.01), torch.tensor(False), torch.tensor(0.5)
     for name in ("lamb", "lamb kernel"):
         generator = torch.Generator().manual_seed(2)
         parameters, gradients = (
             [torch.randn(shape, generator=generator) for shape in ((7,), (64, 3, 3, 3))] for _ in range(2)
         )
-        state = [parameters, gradients, *([torch.zeros_like(one) for one in parameters] for _ in range(2))]
-        average = [one.clone() for one in parameters]
-        scalars = {
-            "learning_rate": torch.tensor(0.01),
-            "skip": torch.tensor(False),
-            "step_count": torch.tensor(0),
-            "inverse_scale": torch.tensor(0.5),
-            **options,
-        }
+        first, second = ([torch.zeros_like(one) for one in parameters] for _ in range(2))
+        lists = parameters, gradients, first, second, [one.clone() for one in parameters]
+        plan = LambPlan(*lists, options)
         for _ in range(2):
             if name == "lamb":
-                reference(*state, average=average, **scalars)
+                lamb_step(*lists, options, *scalars)
             else:
-                kernel(*state, average, **scalars)
-        for index, tensor in enumerate(tensor for group in (*state, average) for tensor in group):
+                plan.step(*scalars)
+        for index, tensor in enumerate(tensor for group in lists for tensor in group):
+            yield f"{name} {index}", tensor
+
+
+def decisions() -> Named:
+    """Three decisions: an accepted step, a spike, an overflow."""
+    rules = ops.StepRules(spike_factor=5.0, scales=True)
+    for name, decide in (("decision", decision.decide_step), ("decision kernel", fused_decision.launch)):
+        state = ops.StepState.at_start("cpu", places=2, scale=8.0)
+        for loss, gradient in ((3.0, 1.0), (20.0, 1.0), (4.0, float("inf"))):
+            results = decide(torch.full((3,), gradient), torch.tensor(loss), state, rules)
+        for index, tensor in enumerate((*results, *state)):
             yield f"{name} {index}", tensor
 
 
 def main(checkpoints: list[str]) -> None:
     torch.set_num_threads(1)
     made: Iterable[tuple[str, Tensor]] = (
-        load_file(checkpoints[0]).items() if checkpoints else (*inputs(), *losses(), *lamb_steps())
+        load_file(checkpoints[0]).items() if checkpoints else (*inputs(), *losses(), *decisions(), *lamb_steps())
     )
     print(json.dumps({name: digest(tensor) for name, tensor in made}))
 

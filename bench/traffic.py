@@ -1,4 +1,4 @@
-"""Count launches and bytes of the work around the network: the blended input, the loss with its gradient, LAMB.
+"""Count launches and bytes of the work around the network: the blended input, the loss, the skip rule, LAMB.
 
     python -m bench.traffic        needs no GPU
 
@@ -21,11 +21,23 @@ import os
 if __name__ == "__main__":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from eco_fast_kernels import STENCILS, LambOptions, crop_side, empty_crops, margin_of, reference
-from eco_fast_kernels.fused import blended_loss, downsample_blend, lamb_step
+from eco_fast_kernels import (
+    STENCILS,
+    LambOptions,
+    StepRules,
+    StepState,
+    crop_side,
+    decision,
+    empty_crops,
+    margin_of,
+    reference,
+)
+from eco_fast_kernels.fused import blended_loss, decide_step, downsample_blend
+from eco_fast_kernels.fused.lamb_step import LambPlan
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -58,12 +70,17 @@ def random_prediction(samples: int, scale: int, patch: int) -> Tensor:
     return prediction.contiguous(memory_format=torch.channels_last)
 
 
+def decision_by(decide: Callable[..., object], gradients: Tensor) -> Work:
+    """One step decided with all rules."""
+    state, rules = StepState.at_start("cpu", places=100), StepRules(spike_factor=5.0, scales=True)
+    return lambda: decide(gradients, ONE, state, rules)
+
+
 def fused_lamb(parameters: list[Tensor], gradients: list[Tensor], average: list[Tensor]) -> Work:
     """One update by our kernels, as the authors' trainer clips it."""
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
-    scalars = {"learning_rate": ONE, "skip": torch.tensor(False), "step_count": torch.tensor(0), "inverse_scale": ONE}
-    options = LambOptions(clip_value=0.1)
-    return lambda: lamb_step.launch(parameters, gradients, first, second, average, options=options, **scalars)
+    plan = LambPlan(parameters, gradients, first, second, average, LambOptions(clip_value=0.1))
+    return lambda: plan.step(ONE, torch.tensor(False), ONE)
 
 
 def compare_forms() -> dict[str, dict[str, Counts]]:
@@ -84,6 +101,7 @@ def compare_forms() -> dict[str, dict[str, Counts]]:
     parameters, state = lamb_parameters("cpu")
     group = parameters[GROUP]
     gradients = [parameter.grad for parameter in group if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     return {
         "downsample_blend x2, bf16": {
             "eager": count_eager(blend),
@@ -94,6 +112,10 @@ def compare_forms() -> dict[str, dict[str, Counts]]:
             "eager": count_eager(lambda: loss().backward()),
             "compiled": count_compiled(lambda: compiled_loss().backward()),
             "fused": count_fused(lambda: blended_loss.launch(prediction.detach(), hr, sr, ALPHA, "l1", margin, ONE)),
+        },
+        f"decide_step on {flat.numel()} gradients": {
+            "eager": count_eager(decision_by(decision.decide_step, flat)),
+            "fused": count_fused(decision_by(decide_step.launch, flat)),
         },
         f"lamb_step on {len(group)} tensors, one of RCAN's ten groups": {
             "eager": count_eager(torch.no_grad()(lambda: lamb_per_tensor(group, state))),
@@ -117,6 +139,14 @@ def measure_loss(scale: int) -> PerValue:
     return PerValue(compulsory.blended_loss(2), requested / prediction.numel())
 
 
+def measure_decision() -> PerValue:
+    """The gradients of one of RCAN's convolutions, 64 to 64 channels."""
+    gradients = torch.randn(64 * 64 * 9)
+    return PerValue(
+        compulsory.decide_step(), requested_bytes(decision_by(decide_step.launch, gradients)) / gradients.numel()
+    )
+
+
 def measure_lamb(*, average: bool) -> PerValue:
     """One convolution of RCAN, 64 to 64 channels."""
     parameter = torch.randn(64, 64, 3, 3)
@@ -129,6 +159,7 @@ def measure_kernels() -> dict[str, PerValue]:
     return {
         **{f"downsample_blend x{scale}, hr and sr, bf16": measure_blend(scale) for scale in STENCILS},
         "blended_loss l1 x2, hr and sr, bf16": measure_loss(2),
+        "decide_step": measure_decision(),
         "lamb_step": measure_lamb(average=False),
         "lamb_step with average": measure_lamb(average=True),
     }

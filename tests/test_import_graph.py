@@ -33,7 +33,7 @@ ONE_THING = {
     "downsample_blend": "the op and its reference",
     "blended_loss": "the op and its reference",
     "imresize": "the op and the formula it stands for",
-    "lamb_step": "the op and its reference",
+    "decide_step": "the op and its reference",
     "main": "each program has one",
 }
 """Public names that two modules define for one thing, and why."""

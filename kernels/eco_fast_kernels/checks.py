@@ -1,10 +1,13 @@
 """What the ops refuse: every message says what was expected, what came, and what to do."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from eco_fast_kernels import downsampling
 from eco_fast_kernels.crops import CHANNELS, PlanColumn, are_crops
+from eco_fast_kernels.decision import StepState
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -104,6 +107,54 @@ def check_scalar(op: str, name: str, value: Tensor, dtype: torch.dtype, like: Te
     if value.dtype != dtype or value.ndim:
         raise ValueError(f"{op}: {name} must be a {dtype} tensor of one value, got {value.dtype} {tuple(value.shape)}")
     check_device(op, name, value, like)
+
+
+def check_step(op: str, gradients: Tensor, loss: Tensor, state: StepState) -> None:
+    """Refuse what no step can be decided by."""
+    check_scalar(op, "loss", loss, torch.float32, gradients)
+    places = state.losses.numel()
+    if gradients.dtype != torch.float32 or gradients.ndim != 1 or not gradients.numel():
+        raise ValueError(f"{op}: gradients must be float32 [M], got {gradients.dtype} {tuple(gradients.shape)}")
+    for name, tensor, like in zip(state._fields, state, StepState.at_start("meta", max(places, 1)), strict=True):
+        if tensor.dtype != like.dtype or tensor.shape != like.shape:
+            raise ValueError(
+                f"{op}: {name} must be {like.dtype} {tuple(like.shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        check_device(op, name, tensor, gradients)
+    for name, tensor in (("gradients", gradients), ("losses", state.losses), ("skips", state.skips)):
+        if not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
+
+
+def check_lamb(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    average: Sequence[Tensor],
+) -> None:
+    """Refuse parameters that are not dense, and other tensors that are not laid out like theirs."""
+    if not parameters:
+        raise ValueError("LAMB: expected at least one parameter, got none")
+    lists = {"gradients": gradients, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "average": average or parameters}
+    for name, tensors in lists.items():
+        if len(tensors) != len(parameters):
+            raise ValueError(f"LAMB: expected {len(parameters)} {name}, one per parameter, got {len(tensors)}")
+    for index, parameter in enumerate(parameters):
+        if parameter.dtype != torch.float32 or not is_dense(parameter):
+            raise ValueError(
+                f"LAMB: parameter {index} must be dense float32, got {parameter.dtype}, "
+                f"shape {tuple(parameter.shape)}, strides {parameter.stride()}"
+            )
+        check_device("LAMB", f"parameter {index}", parameter, parameters[0])
+        for name, tensors in lists.items():
+            other = tensors[index]
+            if other.dtype != torch.float32 or not matches_layout(other, parameter):
+                raise ValueError(
+                    f"LAMB: {name} {index} must be laid out like its parameter: float32 {tuple(parameter.shape)}, "
+                    f"strides {parameter.stride()}; got {other.dtype} {tuple(other.shape)}, strides {other.stride()}"
+                )
+            check_device("LAMB", f"{name} {index}", other, parameters[0])
 
 
 def check_dtype(op: str, name: str, dtype: torch.dtype) -> None:

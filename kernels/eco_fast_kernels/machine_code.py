@@ -30,8 +30,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from eco_fast_kernels.crops import empty_crops, row_bytes
+from eco_fast_kernels.decision import StepState
 from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS, crop_side, margin_of
 from eco_fast_kernels.fused import blended_loss as loss
+from eco_fast_kernels.fused import decide_step as decide
 from eco_fast_kernels.fused import downsample_blend as blend
 from eco_fast_kernels.fused import lamb_step as lamb
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS
@@ -39,6 +41,7 @@ from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS
 TARGETS = (75, 80, 86, 90)  # TITAN RTX, A100, A6000, H100
 PATCH = 48
 FLOAT_TYPES = ("fp16", "bf16", "fp32")
+STATE_TYPES = ("fp32", "i64", "i64", "fp32", "i64", "fp64", "i64", "i64", "fp32", "i1")  # of `StepState`'s fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ def variants() -> Iterator[KernelVariant]:
         warps=4,
         values=loss.BLOCK_SUM,
     )
+    yield from _decide_step()
     yield from _lamb()
 
 
@@ -203,33 +207,41 @@ def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> KernelV
     )
 
 
+def _decide_step() -> Iterator[KernelVariant]:
+    yield KernelVariant(
+        name="decide_step, find nonfinite",
+        kernel=decide.find_nonfinite_kernel,
+        types={"gradients": "*fp32", "found": "*i32", "numel": "i32"},
+        constants={"BLOCK": decide.BLOCK},
+        divisible=frozenset(("gradients", "found")),
+        warps=decide.WARPS,
+        values=decide.BLOCK,
+    )
+    state = {name: f"*{kind}" for name, kind in zip(StepState._fields, STATE_TYPES, strict=True)}
+    pointers = {"found": "*i32", "loss": "*fp32", **state, "skip": "*i1", "inverse_scale": "*fp32"}
+    for scales in (False, True):
+        yield KernelVariant(
+            name="decide_step, decide" + (" and scale" if scales else ""),
+            kernel=decide.decide_kernel,
+            types=pointers | dict.fromkeys(("blocks", "places", "growth_interval"), "i32") | {"spike_factor": "fp32"},
+            constants={"SPIKES": True, "SCALES": scales, "GATHERED": decide.GATHERED},
+            divisible=frozenset(pointers),
+            warps=4,
+            values=decide.GATHERED,
+        )
+
+
 def _lamb() -> Iterator[KernelVariant]:
-    pointers = {"table": "*i64", "chunks": "*i32", "skip": "*u8"}
+    pointers = {"table": "*i64", "chunks": "*i32", "sums": "*fp32", "skip": "*i1"}
     common = {"ALIGNED": True, "CHUNK": lamb.CHUNK, "BLOCK": lamb.BLOCK}
     rest: dict[str, Any] = {"warps": 4, "values": lamb.BLOCK}
-    yield KernelVariant(
-        name="lamb_step, find nonfinite",
-        kernel=lamb.find_nonfinite_kernel,
-        types={"table": "*i64", "chunks": "*i32", "bad": "*i32"},
-        constants=common,
-        divisible=frozenset(("table", "chunks", "bad")),
-        **rest,
-    )
-    yield KernelVariant(
-        name="lamb_step, decide skip",
-        kernel=lamb.decide_skip_kernel,
-        types={"bad": "*i32", "skip": "*u8", "step_count": "*i64", "count": "i32"},
-        constants={"BLOCK": lamb.BLOCK},
-        divisible=frozenset(("bad", "skip", "step_count")),
-        **rest,
-    )
     numbers = ("beta1", "beta2", "one_minus_beta1", "one_minus_beta2", "epsilon", "weight_decay", "clip_value")
     yield KernelVariant(
         name="lamb_step, moments",
         kernel=lamb.moments_kernel,
-        types=pointers | {"sums": "*fp32", "inverse_scale": "*fp32"} | dict.fromkeys(numbers, "fp32"),
+        types=pointers | {"inverse_scale": "*fp32"} | dict.fromkeys(numbers, "fp32"),
         constants={"CLIP": True, **common},
-        divisible=frozenset((*pointers, "sums", "inverse_scale")),
+        divisible=frozenset((*pointers, "inverse_scale")),
         **rest,
     )
     scalars = ("epsilon", "weight_decay", "norm_clamp", "one_minus_decay")
@@ -237,9 +249,9 @@ def _lamb() -> Iterator[KernelVariant]:
         yield KernelVariant(
             name="lamb_step, update" + (" with average" if average else ""),
             kernel=lamb.update_kernel,
-            types=pointers | {"sums": "*fp32", "learning_rate": "*fp32"} | dict.fromkeys(scalars, "fp32"),
+            types=pointers | {"learning_rate": "*fp32"} | dict.fromkeys(scalars, "fp32"),
             constants={"AVERAGE": average, **common},
-            divisible=frozenset((*pointers, "sums", "learning_rate")),
+            divisible=frozenset((*pointers, "learning_rate")),
             **rest,
         )
 

@@ -8,7 +8,7 @@ with what is around (`bench/bench_ops.py` says what that brings).
 import torch
 from torch import Tensor
 
-from eco_fast_kernels import downsampling, reference, registration  # noqa: F401 - registering is the import's effect
+from eco_fast_kernels import decision, downsampling, reference, registration  # noqa: F401 - registering is the import's effect
 from eco_fast_kernels.checks import (
     check_alpha,
     check_bytes,
@@ -17,13 +17,13 @@ from eco_fast_kernels.checks import (
     check_dtype,
     check_plan,
     check_scalar,
+    check_step,
     check_target,
-    is_dense,
-    matches_layout,
 )
 from eco_fast_kernels.crops import first_present
+from eco_fast_kernels.decision import StepRules, StepState
 from eco_fast_kernels.downsampling import Rounding
-from eco_fast_kernels.reference import LambOptions, LossKind
+from eco_fast_kernels.reference import LossKind
 
 
 def cut_crops(pixels: Tensor, plan: Tensor, side: int, margin: int) -> Tensor:
@@ -131,54 +131,20 @@ def blended_loss(
     return loss, finite
 
 
-def lamb_step(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    exp_avg: list[Tensor],
-    exp_avg_sq: list[Tensor],
-    *,
-    options: LambOptions = LambOptions(),  # noqa: B008 - immutable
-    learning_rate: Tensor,
-    skip: Tensor,
-    step_count: Tensor | None = None,
-    inverse_scale: Tensor | None = None,
-    average: list[Tensor] | None = None,
-) -> None:
-    """One LAMB update in place: see `reference.lamb_step` for the formula and every argument.
+def decide_step(gradients: Tensor, loss: Tensor, state: StepState, rules: StepRules) -> tuple[Tensor, Tensor]:
+    """Skip the step or accept it: see `decision.decide_step` for the rule and every argument.
+
+    Never part of compiled code, so torch does not know it as an op. `gradients` must be contiguous.
 
     Raises:
-        ValueError: lists of different lengths, bad shapes, dtypes, strides or devices.
+        ValueError: bad shapes, dtypes, strides or devices.
     """
-    if not parameters:
-        raise ValueError("lamb_step: expected at least one parameter, got none")
-    average = [] if average is None else average
-    lists = {"gradients": gradients, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "average": average or parameters}
-    for name, tensors in lists.items():
-        if len(tensors) != len(parameters):
-            raise ValueError(f"lamb_step: expected {len(parameters)} {name}, one per parameter, got {len(tensors)}")
-    for index, parameter in enumerate(parameters):
-        if parameter.dtype != torch.float32 or not is_dense(parameter):
-            raise ValueError(
-                f"lamb_step: parameter {index} must be dense float32, got {parameter.dtype}, "
-                f"shape {tuple(parameter.shape)}, strides {parameter.stride()}"
-            )
-        check_device("lamb_step", f"parameter {index}", parameter, parameters[0])
-        for name, tensors in lists.items():
-            other = tensors[index]
-            if other.dtype != torch.float32 or not matches_layout(other, parameter):
-                raise ValueError(
-                    f"lamb_step: {name} {index} must be laid out like its parameter: float32 {tuple(parameter.shape)}, "
-                    f"strides {parameter.stride()}; got {other.dtype} {tuple(other.shape)}, strides {other.stride()}"
-                )
-            check_device("lamb_step", f"{name} {index}", other, parameters[0])
-    check_scalar("lamb_step", "learning_rate", learning_rate, torch.float32, parameters[0])
-    if inverse_scale is not None:
-        check_scalar("lamb_step", "inverse_scale", inverse_scale, torch.float32, parameters[0])
-    check_scalar("lamb_step", "skip", skip, torch.bool, parameters[0])
-    count = skip.new_zeros((), dtype=torch.int64) if step_count is None else step_count
-    check_scalar("lamb_step", "step_count", count, torch.int64, parameters[0])
-    scalars = (learning_rate, skip, count, inverse_scale)
-    torch.ops.eco_fast.lamb_step(parameters, gradients, exp_avg, exp_avg_sq, average, *scalars, *options)
+    check_step("decide_step", gradients, loss, state)
+    if gradients.device.type == "cpu":
+        return decision.decide_step(gradients, loss, state, rules)
+    from eco_fast_kernels.fused import decide_step as kernel  # noqa: PLC0415 - Triton is for GPUs alone
+
+    return kernel.launch(gradients, loss, state, rules)
 
 
 def _fused_by_the_compiler(tensor: Tensor) -> bool:

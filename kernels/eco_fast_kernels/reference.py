@@ -12,6 +12,7 @@ Sources: Lee and Heo, AAAI 2024, Eq. 14; LAMB: You et al., ICLR 2020, in the for
 and the authors of ECO train with.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -172,17 +173,15 @@ class LambOptions(NamedTuple):
 
 @torch.no_grad()
 def lamb_step(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    exp_avg: list[Tensor],
-    exp_avg_sq: list[Tensor],
-    *,
-    options: LambOptions = LambOptions(),  # noqa: B008 - immutable
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    average: Sequence[Tensor],
+    options: LambOptions,
     learning_rate: Tensor,
     skip: Tensor,
-    step_count: Tensor | None = None,
-    inverse_scale: Tensor | None = None,
-    average: list[Tensor] | None = None,
+    inverse_scale: Tensor,
 ) -> None:
     """One LAMB update in place; per tensor, with g = gradient * inverse_scale, clipped element by element:
 
@@ -197,22 +196,18 @@ def lamb_step(
         gradients: same shapes; not changed.
         exp_avg: m, same shapes.
         exp_avg_sq: v, same shapes.
+        average: running average of the weights, same shapes; empty for none.
         options: the constants of the formula.
         learning_rate: float32 [].
-        skip: bool []; set if a gradient is not finite. Where true nothing changes, whatever the gradients hold.
-        step_count: int64 [], counts the updates that were made.
+        skip: bool []; where true nothing changes, whatever the gradients hold.
         inverse_scale: float32 [], undoes a gradient scaler's factor.
-        average: running average of the weights, same shapes; empty or None for none.
     """  # noqa: D415 - the formula is the summary
-    skip |= ~torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
     if skip:
         return
-    if step_count is not None:
-        step_count += 1
-    averages: list[Tensor] | list[None] = average or [None] * len(parameters)
+    averages: Sequence[Tensor | None] = average or [None] * len(parameters)
     beta1, beta2, clip = options.beta1, options.beta2, options.clip_value
     for p, gradient, m, v, mean in zip(parameters, gradients, exp_avg, exp_avg_sq, averages, strict=True):
-        g = gradient if inverse_scale is None else gradient * inverse_scale
+        g = gradient * inverse_scale
         if clip is not None:
             g = g.clamp(-clip, clip)
         m.mul_(beta1).add_(g, alpha=1 - beta1)

@@ -2,7 +2,7 @@
 
 | backend | where | how |
 |---|---|---|
-| `triton` | GPUs | `eco_fast_kernels.lamb_step`: four launches for any number of tensors |
+| `triton` | GPUs | `LambPlan`: two launches for any number of tensors |
 | `torch` | anywhere, meant for CPUs | torch's own loops over lists of tensors |
 | `apex` | GPUs, if apex is there | `apex.optimizers.FusedLAMB`; does not clamp the weight norm, asks the host |
 
@@ -10,18 +10,19 @@
 another one may continue a run.
 """
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from eco_fast_kernels import LambOptions, lamb_step
+from eco_fast_kernels import LambOptions
+from eco_fast_kernels.checks import check_lamb
 from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
-from eco_fast.training.optim.lamb_apex import make_apex
+from eco_fast.training.optim.lamb_apex import lamb_by_apex, make_apex
 from eco_fast.training.optim.lamb_torch import lamb_by_torch
-from eco_fast.training.precision import multiply_gradients
 
 Backend = Literal["triton", "torch", "apex"]
 
@@ -45,89 +46,84 @@ def choose_backend(wanted: str, device: torch.device) -> Backend:
 class Lamb(torch.optim.Optimizer):
     """The authors' LAMB: no bias correction, weight norms clamped at 10.
 
+    All tensors stay where they are for the whole run: their addresses are taken once. What is given later is copied
+    into them.
+
     Args:
         parameters: float32, dense, all on one device.
+        gradients: one per parameter and laid out like it; read, and used up, at every step.
         config: the recipe's optimizer.
         learning_rate: float32 [], on that device; read at every step.
-        average: running averages of the weights, one per parameter and laid out like it; updated in place.
+        average: running averages of the weights, likewise; updated in place; None for none.
         average_decay: their decay.
+        moments: exp_avg and exp_avg_sq, likewise, to be updated in place; None for new ones, of zeros.
+
+    Raises:
+        ValueError: tensors that are not laid out alike, or a backend that cannot be used.
     """
 
     def __init__(
         self,
         parameters: Iterable[Parameter],
+        gradients: list[Tensor],
         config: Optimizer,
         learning_rate: Tensor,
+        *,
         average: list[Tensor] | None = None,
         average_decay: float = 0.0,
+        moments: tuple[list[Tensor], list[Tensor]] | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate})
         every = self.param_groups[0]["params"]
-        self.averages = {} if average is None else dict(zip(every, average, strict=True))
-        backend = choose_backend(config.backend, every[0].device)
-        self._lamb_step = lamb_by_torch if backend == "torch" else lamb_step
-        self._apex = make_apex(every, config) if backend == "apex" else None
-        self._options = LambOptions(
+        first, second = moments or ([torch.zeros_like(one, requires_grad=False) for one in every] for _ in range(2))
+        for parameter, exp_avg, exp_avg_sq in zip(every, first, second, strict=True):
+            self.state[parameter] = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        options = LambOptions(
             *config.betas,
             epsilon=config.epsilon,
             weight_decay=config.weight_decay,
             clip_value=config.clip_value or None,
             average_decay=average_decay,
         )
+        lists = every, gradients, first, second, average or []
+        backend = choose_backend(config.backend, every[0].device)
+        self._update: Callable[[Tensor, Tensor, Tensor], None]
+        if backend == "triton":
+            from eco_fast_kernels.fused.lamb_step import LambPlan  # noqa: PLC0415 - Triton is for GPUs alone
+
+            self._update = LambPlan(*lists, options).step
+            return
+        check_lamb(*lists)
+        if backend == "torch":
+            self._update = partial(lamb_by_torch, *lists, options)
+        else:
+            apex = make_apex(every, config)
+            apex.state = self.state
+            self._update = partial(lamb_by_apex, apex, every, gradients, average or [], options)
 
     @torch.no_grad()
-    def step(self, skip: Tensor, inverse_scale: Tensor | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient; the gradients are used up.
+    def step(self, skip: Tensor, inverse_scale: Tensor) -> None:  # type: ignore[override]
+        """Update all parameters; the gradients are used up.
 
         Args:
-            skip: bool []; becomes true by a gradient that is not finite. Where true, every bit stays as it is.
-            inverse_scale: float32 [], undoes a gradient scaler's factor; None for 1.
+            skip: bool []; where true, every bit stays as it is, whatever the gradients hold.
+            inverse_scale: float32 [], undoes a gradient scaler's factor.
+        """
+        self._update(self.param_groups[0]["lr"], skip, inverse_scale)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy the moments of `state_dict` into those that are here; the learning rate stays the constructor's tensor.
 
         Raises:
-            ValueError: no parameter has a gradient, or they are not laid out alike.
+            ValueError: it is not of these parameters.
         """
-        parameters = [parameter for parameter in self.param_groups[0]["params"] if parameter.grad is not None]
-        if not parameters:
-            raise ValueError("optimizer: expected at least one parameter with a gradient, got none")
-        gradients = [parameter.grad for parameter in parameters]
-        learning_rate = self.param_groups[0]["lr"]
-        if self._apex is not None:
-            self._step_by_apex(self._apex, parameters, gradients, learning_rate, skip, inverse_scale)
-            return
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-        self._lamb_step(
-            parameters,
-            gradients,
-            [self.state[parameter]["exp_avg"] for parameter in parameters],
-            [self.state[parameter]["exp_avg_sq"] for parameter in parameters],
-            options=self._options,
-            learning_rate=learning_rate,
-            skip=skip,
-            inverse_scale=inverse_scale,
-            average=[self.averages[parameter] for parameter in parameters] if self.averages else None,
-        )
-
-    def _step_by_apex(
-        self,
-        apex: torch.optim.Optimizer,
-        parameters: list[Parameter],
-        gradients: list[Tensor],
-        learning_rate: Tensor,
-        skip: Tensor,
-        inverse_scale: Tensor | None,
-    ) -> None:
-        """The step by apex, which takes the rate as a number and knows no skipping: the host waits for both, once."""
-        multiply_gradients(gradients, torch.ones_like(learning_rate) if inverse_scale is None else inverse_scale, skip)
-        rate, skipped = torch.stack([learning_rate, skip.to(learning_rate.dtype)]).tolist()
-        if skipped:
-            return
-        if self._options.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(parameters, self._options.clip_value)
-        apex.state = self.state  # anew, for loading makes another one
-        apex.param_groups[0]["lr"] = rate
-        apex.step()
-        for parameter in parameters if self.averages else ():
-            self.averages[parameter].lerp_(parameter, 1 - self._options.average_decay)
+        for index, parameter in enumerate(self.param_groups[0]["params"]):
+            entry = state_dict["state"].get(index, {})
+            for name, moment in self.state[parameter].items():
+                if name not in entry or entry[name].shape != moment.shape:
+                    raise ValueError(
+                        f"optimizer: expected {name} of shape {tuple(moment.shape)} for parameter {index}, got "
+                        f"{tuple(entry[name].shape) if name in entry else 'none'}; the state is of another optimizer"
+                    )
+                moment.copy_(entry[name])

@@ -6,10 +6,13 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from eco_fast_kernels import LambOptions, lamb_step
+from eco_fast_kernels import LambOptions
+from eco_fast_kernels.reference import lamb_step
+from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
+from eco_fast.training.optim.lamb_torch import unscale_and_clip
 
 
 def make_apex(parameters: list[Parameter], config: Optimizer) -> torch.optim.Optimizer:
@@ -38,9 +41,11 @@ def make_apex(parameters: list[Parameter], config: Optimizer) -> torch.optim.Opt
         [gradient],
         [torch.zeros_like(gradient)],
         [torch.zeros_like(gradient)],
-        options=LambOptions(*config.betas, epsilon=config.epsilon, weight_decay=config.weight_decay),
+        [],
+        LambOptions(*config.betas, epsilon=config.epsilon, weight_decay=config.weight_decay),
         learning_rate=torch.tensor(0.01, device=gradient.device),
         skip=torch.tensor(False, device=gradient.device),
+        inverse_scale=torch.ones((), device=gradient.device),
     )
     if not torch.allclose(trial, expected, rtol=1e-5, atol=1e-6):
         raise ValueError(
@@ -49,6 +54,32 @@ def make_apex(parameters: list[Parameter], config: Optimizer) -> torch.optim.Opt
         )
     _say_what_apex_lacks()
     return made
+
+
+def lamb_by_apex(
+    apex: torch.optim.Optimizer,
+    parameters: list[Parameter],
+    gradients: list[Tensor],
+    average: list[Tensor],
+    options: LambOptions,
+    learning_rate: Tensor,
+    skip: Tensor,
+    inverse_scale: Tensor,
+) -> None:
+    """One step, of which no CUDA graph can be made: apex takes the rate as a number and knows no skipping.
+
+    The host waits for both, once. The gradients are used up. The moments are those in `apex.state`.
+    """
+    rate, skipped = torch.stack([learning_rate, skip.to(learning_rate.dtype)]).tolist()
+    if skipped:
+        return
+    unscale_and_clip(gradients, inverse_scale, options.clip_value)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient  # where apex looks for it
+    apex.param_groups[0]["lr"] = rate
+    apex.step()
+    for parameter, mean in zip(parameters if average else (), average, strict=True):
+        mean.lerp_(parameter, 1 - options.average_decay)
 
 
 def _apex_of(fused_lamb: Any, parameters: list[Parameter], config: Optimizer) -> Any:

@@ -1,13 +1,10 @@
-"""`lamb_step` by torch's own loops over lists of tensors; `reference.lamb_step` has the formula."""
+"""`reference.lamb_step`, which has the formula, by torch's own loops over lists of tensors."""
 
 import math
 
 import torch
 from eco_fast_kernels import LambOptions
-from eco_fast_kernels.checks import matches_layout
 from torch import Tensor
-
-from eco_fast.training.precision import multiply_gradients
 
 
 def lamb_by_torch(
@@ -15,28 +12,21 @@ def lamb_by_torch(
     gradients: list[Tensor],
     exp_avg: list[Tensor],
     exp_avg_sq: list[Tensor],
-    *,
+    average: list[Tensor],
     options: LambOptions,
     learning_rate: Tensor,
     skip: Tensor,
-    inverse_scale: Tensor | None,
-    average: list[Tensor] | None,
+    inverse_scale: Tensor,
 ) -> None:
-    """One LAMB update in place, on any device and without a read by the host; the arguments are `lamb_step`'s.
+    """One LAMB update in place, on any device and without a read by the host; the arguments are the reference's.
 
     The gradients are used up. The moments and the last subtraction are left to torch's fused Adam and SGD: unlike any
     arithmetic with a factor of 0, they leave every bit as it is where `found_inf` is 1, whatever the gradients hold.
-
-    Raises:
-        ValueError: a tensor is laid out otherwise than its parameter, or that is not dense.
+    On a CPU they walk through memory and do not ask what is where: all of a tensor's must be laid out alike.
     """
     updates = [torch.zeros_like(parameter) for parameter in parameters]
-    _check_layouts(parameters, gradients, exp_avg, exp_avg_sq, updates, average or parameters)
+    unscale_and_clip(gradients, inverse_scale, options.clip_value)
     one = torch.ones_like(learning_rate)
-    multiply_gradients(gradients, one if inverse_scale is None else inverse_scale, skip)
-    if options.clip_value is not None:
-        torch._foreach_clamp_min_(gradients, -options.clip_value)
-        torch._foreach_clamp_max_(gradients, options.clip_value)
     skipped, no_bias_correction = skip.float(), [one * math.inf] * len(parameters)
     torch._fused_adam_(
         updates,
@@ -70,19 +60,16 @@ def lamb_by_torch(
         _subtract(average, changes, 1 - options.average_decay, skipped)
 
 
+def unscale_and_clip(gradients: list[Tensor], inverse_scale: Tensor, clip_value: float | None) -> None:
+    """Multiply by `inverse_scale` and bound by +-`clip_value`, in place."""
+    torch._foreach_mul_(gradients, inverse_scale)
+    if clip_value is not None:
+        torch._foreach_clamp_min_(gradients, -clip_value)
+        torch._foreach_clamp_max_(gradients, clip_value)
+
+
 def _subtract(tensors: list[Tensor], changes: list[Tensor], factor: float, skipped: Tensor) -> None:
     torch._fused_sgd_(
         tensors, changes, [], found_inf=skipped, lr=factor, weight_decay=0.0, momentum=0.0, dampening=0.0,
         nesterov=False, maximize=False, is_first_step=False,
     )  # fmt: skip
-
-
-def _check_layouts(parameters: list[Tensor], *others: list[Tensor]) -> None:
-    """On a CPU the fused optimizers walk through memory and do not ask what is where."""
-    for parameter, *tensors in zip(parameters, *others, strict=True):
-        for tensor in tensors:
-            if tensor.stride() != parameter.stride() and not matches_layout(tensor, parameter):
-                raise ValueError(
-                    "optimizer: LAMB needs dense weights, and gradients, moments and averages laid out like them; got "
-                    f"strides {parameter.stride()} and {tensor.stride()} of shape {tuple(parameter.shape)}"
-                )

@@ -105,8 +105,8 @@ class OptimizerStep:
             self.gradients,
             self.config,
             self.learning_rate,
-            None if self.average is None else self.average.views,
-            self.average_decay,
+            average=None if self.average is None else self.average.views,
+            average_decay=self.average_decay,
         )
 
     def _adam(self) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Multi-tensor LAMB, in Triton: four launches for any number of tensors.
+"""Multi-tensor LAMB, in Triton: two launches for any number of tensors that stay where they are.
 
 Per tensor p with gradient g, after g = clip(g * inverse_scale, +-clip_value):
 
@@ -6,17 +6,16 @@ Per tensor p with gradient g, after g = clip(g * inverse_scale, +-clip_value):
     p -= learning_rate * min(|p|, norm_clamp) / |u| * u       (ratio 1 where either norm is 0)
 
     parameters, gradients, exp_avg, exp_avg_sq, average    float32, dense, of any shape; all of a tensor's in one layout
-    learning_rate, inverse_scale   float32 []          skip   bool []          step_count   int64 []
+    learning_rate, inverse_scale   float32 []          skip   bool []
 
-Launches: (1) does a chunk hold a gradient that is not finite; (2) one program gathers the answers into `skip` and
-counts the step; (3) moments, and each chunk's sums of p**2 and u**2; (4) the chunk sums of a tensor give its trust
-ratio; weights, and their running average. Where `skip` is set, (3) and (4) change nothing.
+Launches: (1) moments, and each chunk's sums of p**2 and u**2; (2) the chunk sums of a tensor give its trust ratio;
+weights, and their running average. Where `skip` is set, neither changes anything, whatever the gradients hold.
 
 Source: You et al., ICLR 2020, in the form of `torch_optimizer.Lamb` with the weight norm clamped, as the authors of ECO
 train.  Reference: `reference.lamb_step`.
-Traffic: 44 bytes per weight (4 + 24 + 16), 52 with the average. 28 (36) are compulsory; the rest is read again after
-the decision to skip, and after the norms. Sums are made in a fixed order, without atomics. All arrays are read and
-written 16 bytes a thread where their addresses allow it.
+Traffic: 40 bytes per weight (24 + 16), 48 with the average. 28 (36) are compulsory; the rest is read again after the
+norms. Sums are made in a fixed order, without atomics. All arrays are read and written 16 bytes a thread where all
+addresses are multiples of 16.
 """
 
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from eco_fast_kernels.checks import check_lamb, check_scalar
 from eco_fast_kernels.reference import LambOptions
 
 CHUNK = 32768  # weights of one program
@@ -72,36 +72,6 @@ def _store(pointer, o, value, numel, MASKED: tl.constexpr):
 @triton.jit
 def _update(p, m, v, epsilon, weight_decay):
     return tl.div_rn(m, tl.sqrt_rn(v) + epsilon) + weight_decay * p
-
-
-@triton.jit
-def _count_nonfinite(gradient, o, numel, MASKED: tl.constexpr):
-    b_gradient = _load(gradient, o, numel, MASKED)
-    return 1 - (tl.abs(b_gradient) < float("inf")).to(tl.int32)  # NaN compares false
-
-
-@triton.jit
-def find_nonfinite_kernel(table, chunks, bad, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    i_chunk = tl.program_id(0)
-    i_tensor, _, o, whole, more, numel = _chunk(table, chunks, i_chunk, CHUNK, BLOCK)
-    gradient = _address(table, i_tensor, 1, ALIGNED)
-    count = tl.zeros((BLOCK,), tl.int32)
-    for index in range(whole):
-        count += _count_nonfinite(gradient, o + index * BLOCK, numel, False)
-    if more:
-        count += _count_nonfinite(gradient, o + whole * BLOCK, numel, True)
-    tl.store(bad + i_chunk, tl.sum(count, axis=0))
-
-
-@triton.jit
-def decide_skip_kernel(bad, skip, step_count, count, BLOCK: tl.constexpr):
-    total = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, count, BLOCK):
-        o = first + tl.arange(0, BLOCK)
-        total += (tl.load(bad + o, mask=o < count, other=0) > 0).to(tl.int32)
-    skipped = ((tl.load(skip) != 0) | (tl.sum(total, axis=0) > 0)).to(tl.int32)
-    tl.store(skip, skipped.to(tl.uint8))
-    tl.store(step_count, tl.load(step_count) + (1 - skipped))
 
 
 @triton.jit
@@ -257,42 +227,73 @@ def update_kernel(
             )  # fmt: skip
 
 
-def launch(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    exp_avg: Sequence[Tensor],
-    exp_avg_sq: Sequence[Tensor],
-    average: Sequence[Tensor],
-    *,
-    options: LambOptions,
-    learning_rate: Tensor,
-    skip: Tensor,
-    step_count: Tensor,
-    inverse_scale: Tensor,
-) -> None:
-    """Run the four launches on checked arguments; `average` may be empty."""
-    device = skip.device
-    columns = [parameters, gradients, exp_avg, exp_avg_sq, average or parameters]
-    addresses = [[tensor.data_ptr() for tensor in column] for column in columns]
-    sizes = [tensor.numel() for tensor in parameters]
-    aligned = all(address % TABLE_ALIGNMENT == 0 for column in addresses for address in column)
-    # One small copy to the device, from the host's side of things that the host knows: nothing is read back.
-    table = torch.tensor([*addresses, sizes], dtype=torch.int64).T.contiguous().to(device, non_blocking=True)
-    owners = [(index, part) for index, size in enumerate(sizes) for part in range(triton.cdiv(size, CHUNK))]
-    chunks = torch.tensor(owners, dtype=torch.int32).to(device, non_blocking=True)
-    grid = (len(owners),)
-    bad = torch.empty(len(owners), dtype=torch.int32, device=device)
-    sums = torch.empty((len(owners), 2), dtype=torch.float32, device=device)
-    sizes_of = {"ALIGNED": aligned, "CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": 4}
-    flag = skip.view(torch.uint8)
-    find_nonfinite_kernel[grid](table, chunks, bad, **sizes_of)
-    decide_skip_kernel[(1,)](bad, flag, step_count, len(owners), BLOCK=BLOCK, num_warps=4)
-    beta1, beta2, epsilon, weight_decay, norm_clamp, clip_value, average_decay = options
-    moments_kernel[grid](
-        table, chunks, sums, flag, inverse_scale, beta1, beta2, 1 - beta1, 1 - beta2, epsilon, weight_decay,
-        clip_value or 0.0, CLIP=clip_value is not None, **sizes_of,
-    )  # fmt: skip
-    update_kernel[grid](
-        table, chunks, sums, flag, learning_rate, epsilon, weight_decay, norm_clamp, 1 - average_decay,
-        AVERAGE=bool(average), **sizes_of,
-    )  # fmt: skip
+class LambPlan:
+    """LAMB for one set of tensors: everything that does not change from step to step, made once.
+
+    The addresses are taken here and never again. The memory behind them is kept alive, but a tensor that is given
+    other memory later (`tensor.data = ...`, `Module.to`) is not followed: fill tensors in place, or make another plan.
+
+    Args:
+        parameters: float32, dense, on one device.
+        gradients: one per parameter, laid out like it; not changed.
+        exp_avg: m, likewise.
+        exp_avg_sq: v, likewise.
+        average: running average of the weights, likewise; empty for none.
+        options: the constants of the formula.
+
+    Raises:
+        ValueError: lists of different lengths, bad dtypes, strides or devices.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        exp_avg: Sequence[Tensor],
+        exp_avg_sq: Sequence[Tensor],
+        average: Sequence[Tensor],
+        options: LambOptions,
+    ) -> None:
+        check_lamb(parameters, gradients, exp_avg, exp_avg_sq, average)
+        columns = parameters, gradients, exp_avg, exp_avg_sq, average or parameters
+        self._kept = [[tensor.detach() for tensor in tensors] for tensors in columns]
+        device = parameters[0].device
+        addresses = torch.tensor([[tensor.data_ptr() for tensor in tensors] for tensors in self._kept])
+        sizes = torch.tensor([tensor.numel() for tensor in parameters])
+        parts = (sizes + CHUNK - 1) // CHUNK
+        owners = torch.arange(len(sizes)).repeat_interleave(parts)
+        places = torch.arange(len(owners)) - (parts.cumsum(0) - parts)[owners]
+        self._table = torch.cat([addresses, sizes[None]]).T.contiguous().to(device)
+        self._chunks = torch.stack([owners, places], 1).int().to(device)
+        self._sums = torch.empty((len(owners), 2), device=device)
+        self._options = options
+        self._average, aligned = bool(average), not (addresses % TABLE_ALIGNMENT).any()
+        self._constants = {"ALIGNED": aligned, "CHUNK": CHUNK, "BLOCK": BLOCK, "num_warps": 4}
+
+    def step(self, learning_rate: Tensor, skip: Tensor, inverse_scale: Tensor) -> None:
+        """Enqueue one update: two launches and nothing else, so that a CUDA graph may record it.
+
+        The first step of a process compiles the kernels, so make one before recording; with `skip` set it changes
+        nothing.
+
+        Args:
+            learning_rate: float32 [].
+            skip: bool []; where true every bit stays as it is.
+            inverse_scale: float32 [], undoes a gradient scaler's factor.
+
+        Raises:
+            ValueError: one of them has another dtype, shape or device.
+        """
+        for name, value in (("learning_rate", learning_rate), ("inverse_scale", inverse_scale)):
+            check_scalar("LAMB", name, value, torch.float32, self._sums)
+        check_scalar("LAMB", "skip", skip, torch.bool, self._sums)
+        grid, tables = (len(self._chunks),), (self._table, self._chunks, self._sums)
+        beta1, beta2, epsilon, weight_decay, norm_clamp, clip_value, average_decay = self._options
+        moments_kernel[grid](
+            *tables, skip, inverse_scale, beta1, beta2, 1 - beta1, 1 - beta2, epsilon, weight_decay,
+            clip_value or 0.0, CLIP=clip_value is not None, **self._constants,
+        )  # fmt: skip
+        update_kernel[grid](
+            *tables, skip, learning_rate, epsilon, weight_decay, norm_clamp, 1 - average_decay,
+            AVERAGE=self._average, **self._constants,
+        )  # fmt: skip
