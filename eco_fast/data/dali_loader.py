@@ -82,7 +82,7 @@ class CropStreams:
     """
 
     def __init__(
-        self, planner: BatchPlanner, hr: ImageSource, sr: ImageSource | None, device: str, steps_per_fetch: int
+        self, planner: BatchPlanner, hr: ImageSource | None, sr: ImageSource | None, device: str, steps_per_fetch: int
     ) -> None:
         self._planner, self._hr, self._sr, self._device = planner, hr, sr, device
         self._steps_per_fetch = steps_per_fetch

@@ -90,7 +90,7 @@ class DeviceLoader(Loader[Filled]):
         self._hosts = [
             (
                 BlockGroup.of(self._layout, steps, "cpu", pinned=on_gpu),
-                torch.cuda.Event() if on_gpu else None,
+                torch.cuda.Event() if on_gpu else None,  # type: ignore[no-untyped-call]
             )
             for _ in range(max(prefetch, 1) + 2)
         ]

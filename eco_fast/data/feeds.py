@@ -112,4 +112,4 @@ class StagedCrops:
 def orientations(plan: CropPlan) -> npt.NDArray[np.int64]:
     """What is done to each crop, int64 [N], as `cut_crops` reads it."""
     bits = (Orientation.FLIP_ROWS, Orientation.FLIP_COLUMNS, Orientation.TRANSPOSE)
-    return np.stack([plan.flip_rows, plan.flip_columns, plan.transpose], axis=1) @ np.array(bits, dtype=np.int64)
+    return np.stack([plan.flip_rows, plan.flip_columns, plan.transpose], axis=1).astype(np.int64) @ np.array(bits)

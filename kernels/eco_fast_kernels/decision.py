@@ -87,25 +87,23 @@ def decide_step(gradients: Tensor, loss: Tensor, state: StepState, rules: StepRu
     """
     inverse_scale = state.scale.reciprocal()
     low, high = gradients.aminmax()  # NaN if one is; unlike `isfinite` it makes no arrays
-    spike = bool(rules.spike_factor) and bool(loss > rules.spike_factor * state.last_accepted)
-    skip = spike or not all(value.isfinite() for value in (loss, low, high))
+    skip = ~(loss.isfinite() & low.isfinite() & high.isfinite())
+    overflow = skip
+    if rules.spike_factor:
+        spike = loss > rules.spike_factor * state.last_accepted
+        skip, overflow = skip | spike, skip & ~spike
     if rules.scales:
-        state.good_steps.add_(1)
-        if skip and not spike:
-            state.scale.mul_(0.5)
-            state.good_steps.zero_()
-        elif state.good_steps == rules.growth_interval:
-            state.scale.mul_(2)
-            state.good_steps.zero_()
-    if skip:
-        state.skipped.add_(1)
-        state.skipped_in_row.add_(1)
-    else:
-        state.skipped_in_row.zero_()
-        state.last_accepted.copy_(loss)
-        state.loss_sum.add_(loss)
-        state.accepted.add_(1)
-    place = int(state.decided) % len(state.losses)
-    state.losses[place], state.skips[place] = loss, skip
+        good = torch.where(overflow, 0, state.good_steps + 1)
+        grow = good == rules.growth_interval
+        state.scale.mul_(torch.where(overflow, 0.5, torch.where(grow, 2.0, 1.0)))
+        state.good_steps.copy_(torch.where(grow, 0, good))
+    state.skipped.add_(skip)
+    state.skipped_in_row.add_(1).mul_(skip)
+    state.last_accepted.copy_(torch.where(skip, state.last_accepted, loss))
+    state.loss_sum.add_(torch.where(skip, 0.0, loss))
+    state.accepted.add_(~skip)
+    place = (state.decided % len(state.losses)).view(1)
+    state.losses.index_copy_(0, place, loss.view(1))
+    state.skips.index_copy_(0, place, skip.view(1))
     state.decided.add_(1)
-    return torch.tensor(skip), inverse_scale
+    return skip, inverse_scale

@@ -140,7 +140,7 @@ def decide_step(gradients: Tensor, loss: Tensor, state: StepState, rules: StepRu
         ValueError: bad shapes, dtypes, strides or devices.
     """
     check_step("decide_step", gradients, loss, state)
-    if gradients.device.type == "cpu":
+    if not gradients.is_cuda:
         return decision.decide_step(gradients, loss, state, rules)
     from eco_fast_kernels.fused import decide_step as kernel  # noqa: PLC0415 - Triton is for GPUs alone
 

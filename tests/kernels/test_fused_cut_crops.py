@@ -165,7 +165,7 @@ def loaders_crops(image: Pixels, plan: Any, scale: int, patch: int) -> Tensor:
         transpose=orientation & 4 > 0,
         uniform=np.zeros(len(top)),
     )
-    loader.cut_crops(cast("Any", OneImage(image)), cut, scale, patch, crops.numpy())
+    loader.fill_crops(cast("Any", OneImage(image)), cut, scale, patch, crops.numpy())
     return crops
 
 
