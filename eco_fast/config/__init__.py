@@ -1,19 +1,15 @@
 """Typed recipes."""
 
 from eco_fast.config.loading import changed, differences, dump, load, validate
+from eco_fast.config.model_sections import EdsrModel, Model, RcanModel, RrdbModel, SwinirModel
 from eco_fast.config.schema import (
     Config,
     Data,
-    EdsrModel,
-    Model,
     Objective,
     Optimizer,
     Paper,
-    RcanModel,
-    RrdbModel,
     Scale,
     Score,
-    SwinirModel,
     Teacher,
     Train,
 )

@@ -12,8 +12,9 @@ import tomli_w
 from pydantic import ValidationError
 
 from eco_fast.config import recipe_files
+from eco_fast.config.model_sections import MODELS, architecture_of
 from eco_fast.config.recipe_files import suggest
-from eco_fast.config.schema import MODELS, Config, architecture_of
+from eco_fast.config.schema import Config
 
 RENAMED = {
     "data.watch": "data.monitor",

@@ -16,7 +16,6 @@ from eco_fast_kernels import empty_crops, margin_of, move_crops
 from torch import Tensor
 
 from eco_fast.data.batch import Batch, BatchPlan, BatchPlanner, Crops
-from eco_fast.data.blocks import Shapes
 from eco_fast.data.dali_loader import CropGroup, CropStreams, steps_together
 from eco_fast.data.device_loader import DeviceLoader, Filled, PackedSamples
 from eco_fast.data.sources import ImageSource
@@ -31,7 +30,7 @@ class Landing:
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
-        self.shapes: Shapes = {}
+        self.shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]()
 
     def fill(self, plan: BatchPlan, views: Mapping[str, Tensor]) -> None:
         """Nothing: the crops do not come from the host."""

@@ -111,5 +111,6 @@ class StagedCrops:
 
 def orientations(plan: CropPlan) -> npt.NDArray[np.int64]:
     """What is done to each crop, int64 [N], as `cut_crops` reads it."""
-    bits = (Orientation.FLIP_ROWS, Orientation.FLIP_COLUMNS, Orientation.TRANSPOSE)
-    return np.stack([plan.flip_rows, plan.flip_columns, plan.transpose], axis=1).astype(np.int64) @ np.array(bits)
+    turned: npt.NDArray[np.int64] = np.where(plan.flip_rows, Orientation.FLIP_ROWS.value, 0)
+    turned |= np.where(plan.flip_columns, Orientation.FLIP_COLUMNS.value, 0)
+    return turned | np.where(plan.transpose, Orientation.TRANSPOSE.value, 0)

@@ -137,10 +137,8 @@ def test_it_trains_two_steps(name: str, photo: Pixels) -> None:
     state = TrainingState(recipe, "cpu", None, name)
     step = TrainStep(state, 2)
     before = {key: value.clone() for key, value in state.network.state_dict().items()}
-    losses = []
     with plain_loader(recipe, [photo], [sr] if recipe.needs_centroids else None) as loader:
-        for batch in loader:
-            losses.append(float(step(batch)))
+        losses = [float(step(batch)) for batch in loader]
     assert not state.updater.counters.skipped
     assert len(losses) == 2
     assert all(0 < loss < math.inf for loss in losses)

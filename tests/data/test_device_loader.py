@@ -108,9 +108,7 @@ def test_the_memory_of_a_step_stays_where_it_is(images: dict[str, list[Pixels]])
     assert all(batch.samples is batches[0].samples for batch in batches)
 
 
-def test_an_image_that_cannot_be_read_stops_the_consumer_behind_the_steps_before_it(
-    images: dict[str, list[Pixels]], fails_later: Pixels
-) -> None:
+def test_an_image_that_cannot_be_read_stops_the_consumer_behind_the_steps_before_it(fails_later: Pixels) -> None:
     planner, feeds = feeds_of(recipe(objective__name="vanilla"), {"hr": [fails_later]}, resident=False)
     with (
         DeviceLoader(planner, feeds, 0, device="cpu", steps_per_copy=4) as loader,

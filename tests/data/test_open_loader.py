@@ -95,14 +95,23 @@ def dali() -> Any:
 def test_an_old_driver_is_named(dali: Any, hr: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = dali.__cuda_version__ // 1000
     monkeypatch.setattr(device, "cuda_of_driver", lambda: (built - 1) * 1000 + 80)
-    name, reason = choose_loader(recipe(hr).data, "cuda")
-    assert name == "plain"
-    assert f"the GPU's driver is for CUDA {built - 1}, this DALI for CUDA {built}" in reason
-    with pytest.raises(ValueError, match=r"eco-fast\[dali-cuda12\]"):
+    said = rf"the GPU's driver is for CUDA {built - 1}, this DALI for CUDA {built}; .*eco-fast\[dali-cuda12\]"
+    with pytest.raises(ValueError, match=said):
         choose_loader(recipe(hr, loader="dali").data, "cuda:1")
     assert choose_loader(recipe(hr).data, "cpu")[0] == "dali"  # which needs no driver
     monkeypatch.setattr(device, "cuda_of_driver", lambda: built * 1000)
-    assert choose_loader(recipe(hr).data, "cuda")[0] == "dali"
+    assert choose_loader(recipe(hr, loader="dali").data, "cuda")[0] == "dali"
+
+
+def test_a_gpu_cuts_its_crops_itself(hr: Path) -> None:
+    for loader in ("auto", "plain"):
+        assert choose_loader(recipe(hr, loader=loader).data, "cuda:1") == ("device", "as a GPU cuts its crops itself")
+    needs: list[dict[str, Any]] = [{"loader": "dali"}, {"source": "files"}]
+    for data in needs:
+        with pytest.raises(ValueError, match=r"data\.residence=device keeps .* is done by DALI; take auto"):
+            choose_loader(recipe(hr, residence="device", **data).data, "cuda")
+    with pytest.raises(ValueError, match=r"data\.residence=device keeps .* but the device is cpu; take auto"):
+        choose_loader(recipe(hr, residence="device").data, "cpu")
 
 
 @pytest.mark.usefixtures("dali")

@@ -1,8 +1,8 @@
 """The recorded step: what is replayed follows everything that changes from step to step.
 
 A CUDA graph repeats operators on the same memory, and with the numbers that Python had at the recording. `Recording`
-does so on a CPU. Sixty steps in which alpha, learning rate, crops, noise, left-out branches, the factor on gradients and
-the skip rule change are compared, bit by bit, with steps that are made one by one from the plain loader's batches.
+does so on a CPU. Sixty steps in which alpha, learning rate, crops, noise, left-out branches, the factor on gradients
+and the skip rule change are compared, bit by bit, with steps that are made one by one from the plain loader's batches.
 """
 
 import math
