@@ -1,6 +1,7 @@
 """What a step costs and what the device can do: work, time by stage, the device's own peak, memory."""
 
 import copy
+import math
 import resource
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 STAGES = ("data", "forward", "backward", "optimizer")
 GIGA = 1e9
-LONG_ENOUGH = 0.02  # seconds
+CLOCK_TICK = 0.5e-6  # seconds: what a GPU's events resolve
 Work = Callable[[], object]
 
 
@@ -114,37 +115,57 @@ def convolution(samples: int, device: str, dtype: torch.dtype) -> tuple[Work, fl
     image = torch.randn(samples, 64, 48, 48, device=device, dtype=dtype)
     image = image.contiguous(memory_format=torch.channels_last).requires_grad_()
     upstream = torch.randn_like(image.detach())
-    return lambda: layer(image).backward(upstream), 6.0 * 9 * 64 * 64 * samples * 48 * 48
+    wanted = [image, *layer.parameters()]
+    return lambda: torch.autograd.grad(layer(image), wanted, upstream), 6.0 * 9 * 64 * 64 * samples * 48 * 48
 
 
 @cache
 def measured_peak(device: str, dtype: torch.dtype) -> float:
-    """The best FLOP/s of a matrix product and of a convolution, measured now."""
-    return max(_rate(work_of, size, device, dtype) for work_of, size in ((matmul, 512), (convolution, 4)))
+    """The best FLOP/s of a matrix product and of a convolution, measured now; their memory is given back.
+
+    On a GPU both fill an H100 for about a millisecond; on a small or shared one they take a quarter of the free memory.
+    """
+    on_gpu = device.startswith("cuda")
+    side, samples = 512, 4
+    if on_gpu:
+        room = torch.cuda.mem_get_info(device)[0] // 4 // dtype.itemsize  # elements
+        side = min(8192, max(math.isqrt(room // 3), 256) // 256 * 256)
+        samples = min(512, max(room // (5 * 64 * 48 * 48), 1))  # image, output, their gradients, and one to work with
+    best = max(_rate(*matmul(side, device, dtype), device), _rate(*convolution(samples, device, dtype), device))
+    if on_gpu:
+        torch.cuda.empty_cache()
+    return best
 
 
-def _rate(
-    work_of: Callable[[int, str, torch.dtype], tuple[Work, float]], size: int, device: str, dtype: torch.dtype
-) -> float:
-    """The best FLOP/s of three, at the first size whose work lasts long enough to be timed."""
-    while True:
-        work, flops = work_of(size, device, dtype)
+def _rate(work: Work, flops: float, device: str) -> float:
+    """FLOP/s in the best of some repetitions, behind two calls for which a GPU's libraries choose their code."""
+    for _ in range(2):
         work()
-        if _seconds(work, device) > LONG_ENOUGH:
-            return flops / min(_seconds(work, device) for _ in range(3))
-        size *= 2
+    return flops / min(_seconds(work, device) for _ in range(5))
 
 
 def _seconds(work: Work, device: str) -> float:
-    began = time.perf_counter()
-    work()
+    """Of one call; on a GPU of one among several, which wait in its queue so that the host's time does not count."""
+    if not device.startswith("cuda"):
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(8):
+        work()
+    end.record()
+    return max(_between(begin, end), CLOCK_TICK) / 8
+
+
+def forget_peak_memory(device: str) -> None:
+    """On a GPU: `peak_memory` counts from now on."""
     if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: str) -> float:
-    """The most memory that has been in use so far, in GB: the device's for tensors, or this process's on a CPU."""
+    """The most memory in use since `forget_peak_memory`, in GB: a GPU's for tensors, or this process's so far."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / GIGA
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGA

@@ -13,7 +13,7 @@ from eco_fast.data.loader import Loader
 from eco_fast.data.sources import ImageEntry
 from eco_fast.models import Network
 from eco_fast.training.precision import Precision
-from eco_fast.training.profiling import Stopwatch, measured_peak, peak_memory, training_flops
+from eco_fast.training.profiling import Stopwatch, forget_peak_memory, measured_peak, peak_memory, training_flops
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
 from eco_fast.utils import distributed
@@ -80,6 +80,7 @@ class Telemetry:
         config = self.run.config
         self._flops = float(training_flops(network, config.data.patch))
         self._peak = sum(distributed.all_gather(measured_peak(self.device, precision.dtype or torch.float32)))
+        forget_peak_memory(self.device)  # what was measured, and what trained before, is no part of this training
 
     def add(self, step: int) -> None:
         """Count one step (from 0)."""
