@@ -16,7 +16,7 @@ def pick_device(wanted: str) -> str:
     """Resolve "auto", and refuse a device that is not there.
 
     Raises:
-        ValueError: unknown device, or none such on this machine.
+        ValueError: unknown device, none such on this machine, or a GPU without the C compiler that Triton needs.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,10 +30,15 @@ def pick_device(wanted: str) -> str:
         raise ValueError(
             f"train.device: {wanted} is asked for, but this machine shows {torch.cuda.device_count()} GPUs"
         )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}")
+    if device.type == "cuda":
+        if c_compiler() is None:
+            raise ValueError(
+                f"train.device: on {wanted} Triton builds its launchers with a C compiler, compiled or not, and found "
+                "neither gcc nor clang; install one (apt install gcc), name yours in $CC, or take train.device=cpu"
+            )
+        torch.cuda.set_device(device)
     return wanted
 
 
@@ -54,6 +59,11 @@ def why_not_compile(device: str) -> str | None:
     if device == "cpu" and cpp_compiler() is None:
         return "no C++ compiler was found (g++, clang++ or $CXX)"
     return None
+
+
+def c_compiler() -> str | None:
+    """The machine's C compiler, as Triton looks for it."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
 def cpp_compiler() -> str | None:

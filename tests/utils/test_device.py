@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eco_fast.utils.device import cpp_compiler, cuda_of_driver
+from eco_fast.utils.device import cpp_compiler, cuda_of_driver, pick_device
 
 DRIVER = 'extern "C" int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }'
 ASK = "from eco_fast.utils.device import cuda_of_driver, why_not_dali; print(cuda_of_driver(), why_not_dali('cuda:0'))"
@@ -30,3 +30,21 @@ def test_an_old_driver_is_asked_for_its_version_and_named(tmp_path: Path) -> Non
         [sys.executable, "-c", ASK], env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}, text=True
     )
     assert answer.startswith(f"{version} the GPU's driver is for CUDA {built - 1}, this DALI for CUDA {built}")
+
+
+def test_a_gpu_without_a_c_compiler_is_refused_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ValueError, match=r"neither gcc nor clang; install one \(apt install gcc\)"):
+        pick_device("cuda:0")
+    assert pick_device("cpu") == "cpu"
+    for name in ("gcc", "clang"):
+        (tmp_path / name).touch(mode=0o755)
+        assert pick_device("cuda:0") == "cuda:0"
+        (tmp_path / name).unlink()
+    monkeypatch.setenv("CC", "/opt/bin/icx")
+    assert pick_device("cuda:0") == "cuda:0"
