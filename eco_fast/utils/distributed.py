@@ -5,6 +5,12 @@
 Without torchrun there is one rank, and every call is a no-op. Tensors on GPUs travel by NCCL, those on CPUs and Python
 objects by gloo. torchrun ends the run when a rank fails, and prints that rank's number, signal or traceback. It knows
 the ranks of its own machine alone: those of others learn the cause from the store that all ranks share.
+
+That is tested with gloo. With NCCL, of which nothing has been measured, torch's documentation and source say: where a
+rank dies, the others wait in the CUDA driver, where Python's signal handlers do not run, so none of them names it.
+torchrun ends those of the same machine, by SIGTERM and 30 seconds later by SIGKILL, and names the rank that failed. On
+other machines torch's watchdog ends the process once an exchange has taken `timeout` (TORCH_NCCL_ASYNC_ERROR_HANDLING=3
+is its default; there is nothing to set), but it does not see exchanges that are part of a CUDA graph.
 """
 
 import os
