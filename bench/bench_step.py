@@ -5,9 +5,11 @@
 | way | what is timed |
 |---|---|
 | whole | the body of the training loop: next batch of the loader, input, network, loss, update, telemetry |
-| bare | forward, L1, backward and Adam of the same compiled network on fixed tensors |
-| field | eager, NCHW, PNG sub-images through a DataLoader of two workers, blend in Python, `.item()` every step |
+| bare | forward, L1, backward and Adam of the same compiled network on fixed tensors; on a GPU one CUDA graph |
+| field | eager, NCHW, PNG sub-images through a DataLoader's workers, blend in Python, `.item()` every step |
 | convolution, matmul | the machine's own peak |
+
+Bare and peak compute in the recipe's precision and memory format, the field in torch's defaults.
 
 Every round times all of them one after the other, whole and bare step by step, so that a change of the machine's speed
 hits all alike; ratios are medians of the rounds' own ratios. `extra_info` and the last lines hold them. The field's
@@ -30,7 +32,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bench.plain import SubImages, alternately, ratio, sub_images, time_of
+from bench.plain import SubImages, alternately, ratio, recorded, sub_images, time_of
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.data.open_loader import open_loader
@@ -38,6 +40,7 @@ from eco_fast.data.store import Store, Writer
 from eco_fast.models import build
 from eco_fast.models.network import SubPixelConvolution
 from eco_fast.training.memory import room_beside
+from eco_fast.training.precision import choose_precision
 from eco_fast.training.profiling import Work, convolution, matmul, training_flops
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
@@ -52,8 +55,11 @@ SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so t
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sub_images(tmp_path_factory.mktemp("images"))
+
+
+def write_sub_images(folder: Path) -> Path:
     """480x480 sub-images as PNG files and as a store, and their centroids, which here are other sub-images."""
-    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for kind in ("hr", "sr"):
         (folder / kind).mkdir()
@@ -88,16 +94,19 @@ def whole(recipe: Config, images: Path, device: str, folder: Path, stack: ExitSt
 def bare(recipe: Config, device: str) -> Work:
     """The same compiled network on fixed tensors, with an optimizer."""
     network = build(recipe.model, recipe.scale).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
+    precision, on_gpu = choose_precision(recipe.train, device), device.startswith("cuda")
     side = recipe.data.patch
     lr, hr = (
         torch.rand(recipe.train.batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
         for size in (side, recipe.scale * side)
     )
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True, capturable=on_gpu)
 
     def loss_of(lr: Tensor, hr: Tensor) -> Tensor:
-        return nn.functional.l1_loss(network(lr) * 255, hr * 255)
+        with precision.autocast(lr.device.type):
+            prediction = network(lr)
+        return nn.functional.l1_loss(prediction * 255, hr * 255)
 
     compiled = torch.compile(loss_of, fullgraph=True, dynamic=False)
 
@@ -106,16 +115,16 @@ def bare(recipe: Config, device: str) -> Work:
         optimizer.step()
         optimizer.zero_grad()
 
-    return work
+    return recorded([work]) if on_gpu else work
 
 
-def field(recipe: Config, images: Path, device: str) -> Work:
+def field(recipe: Config, images: Path, device: str, workers: int = 2) -> Work:
     """The field's loop with ECO's blend written in Python."""
     network = build(recipe.model, recipe.scale).to(device)
     plain_upsampling(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     dataset = SubImages([images / "hr", images / "sr"], recipe.scale, recipe.data.patch)
-    batches = iter(DataLoader(dataset, batch_size=recipe.train.batch_size, num_workers=2))
+    batches = iter(DataLoader(dataset, batch_size=recipe.train.batch_size, num_workers=workers))
     alpha = 0.5
 
     def work() -> float:
@@ -159,7 +168,9 @@ def test_step(benchmark: BenchmarkFixture, name: str, images: Path, tmp_path: Pa
     device = pick_device("auto")
     recipe = config.load(name)
     rounds, steps = ROUNDS[name]
-    peaks = {"convolution": convolution(16, device, torch.float32), "matmul": matmul(2048, device, torch.float32)}
+    dtype = choose_precision(recipe.train, device).dtype or torch.float32
+    samples, side = (512, 8192) if device.startswith("cuda") else (16, 2048)  # enough to fill the device
+    peaks = {"convolution": convolution(samples, device, dtype), "matmul": matmul(side, device, dtype)}
     times = {"convolution": 8, "matmul": 1}
     seconds: dict[str, list[float]] = {way: [] for way in ("whole", "bare", "field", *peaks)}
     with ExitStack() as stack:

@@ -102,6 +102,22 @@ def lamb_parameters(device: str) -> tuple[list[nn.Parameter], dict[nn.Parameter,
     return parameters, state
 
 
+def recorded(works: Sequence[Work]) -> Work:
+    """On a GPU: what launches some pieces of work as one CUDA graph."""
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compilation, the libraries' choice of code
+            for work in works:
+                work()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for work in works:
+            work()
+    return graph.replay
+
+
 def ratio(first: Sequence[float], second: Sequence[float]) -> float:
     """The median of the ratios of each round."""
     return statistics.median(one / other for one, other in zip(first, second, strict=True))
