@@ -17,9 +17,11 @@ from eco_fast.config import Data, Objective
 from eco_fast.data.batch import Batch, Samples, Unpackable
 from eco_fast.models import Network, compile_blocks
 from eco_fast.objective import onto_centroid
+from eco_fast.training.optim.flat import in_memory_order
 from eco_fast.training.precision import Precision
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step_graph import Recorder, StepGraph
+from eco_fast.training.working_copy import WorkingCopy
 from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_compile
 
@@ -96,7 +98,13 @@ class TrainStep:
         self.updater, self.device, self.on_stage = state.updater, state.device, on_stage
         self.train, self.objective = state.config.train, state.config.objective
         self.micro_batches = split(samples, self.train.micro_batch or samples)
-        network = state.network
+        network, self.weights = state.network, self.updater.parameters
+        self.working: WorkingCopy | None = None
+        if state.precision.dtype is not None:
+            self.working = WorkingCopy(network, self.weights, self.updater.weights, state.precision.dtype)
+            network, self.weights = self.working.network, self.working.parameters
+        pairs = zip(self.updater.gradients, self.weights, strict=True)
+        self.places = [in_memory_order(place, place) for place, weight in pairs if weight.dtype == torch.float32]
         self.loss = TrainingLoss(network, state.config.data, self.objective, state.precision)
         compiled = self.train.compile and torch.device(self.device).type in network.compiled_on
         if compiled and why_not_compile(self.device) is None:
@@ -127,6 +135,8 @@ class TrainStep:
         samples = packed.to(self.device)
         if self.objective.name == "eco":
             samples = samples.complete()
+        if self.working is not None:
+            self.working.refresh()
         self.updater.loss.zero_()
         for micro_batch in self.micro_batches:
             mark("forward")
@@ -134,7 +144,7 @@ class TrainStep:
             upstream = self.updater.scale * share
             loss: Tensor = self.loss(samples.part(micro_batch), upstream)
             mark("backward")
-            self._add(torch.autograd.grad(loss, self.updater.parameters, upstream, materialize_grads=True), micro_batch)
+            self._add(torch.autograd.grad(loss, self.weights, upstream, materialize_grads=True), micro_batch)
             self.updater.loss.add_(loss.detach() * share)
         mark("optimizer")
         if distributed.world_size() > 1:
@@ -142,10 +152,16 @@ class TrainStep:
         self.updater.step(samples.learning_rate)
 
     @torch.no_grad()
-    def _add(self, gradients: tuple[Tensor, ...], micro_batch: slice) -> None:
+    def _add(self, made: tuple[Tensor, ...], micro_batch: slice) -> None:
         """Add a micro-batch's gradients to the sums; the first ones take their place."""
-        put = torch._foreach_copy_ if micro_batch.start == 0 else torch._foreach_add_
-        put(self.updater.gradients, gradients)
+        first = micro_batch.start == 0
+        gradients = [in_memory_order(one, parameter) for one, parameter in zip(made, self.weights, strict=True)]
+        if self.working is not None:
+            cast, whole = self.working.gather(gradients), self.updater.sums[:-1]
+            whole.copy_(cast) if first else whole.add_(cast)
+            gradients = [one for one in gradients if one.dtype == torch.float32]
+        if gradients:
+            (torch._foreach_copy_ if first else torch._foreach_add_)(self.places, gradients)
 
 
 def split(samples: int, at_most: int) -> list[slice]:

@@ -164,7 +164,7 @@ def assert_equal_runs(run: Path, unbroken: Path, names: tuple[str, ...] = ("last
         )
         assert one.keys() == other.keys()
         assert not [key for key in one if not same_bits(one[key], other[key])], name
-        assert sum(isinstance(value, Tensor) for value in one.values()) > 40  # weights, moments, counters
+        assert sum(isinstance(value, Tensor) for value in one.values()) > 20  # weights, moments, counters
 
 
 def train(made: Config, store: Store, folder: Path, validation: dict[str, Pixels], *, resume: bool = False) -> None:

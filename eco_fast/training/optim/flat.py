@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+from eco_fast_kernels.checks import matches_layout
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -27,13 +28,32 @@ def zeros_in_one_buffer(like: Sequence[Tensor], spare: int = 0) -> FlatTensors:
         like: dense, at least one.
         spare: further values behind the last of them, in the buffer alone.
     """
-    sizes = [-(-tensor.numel() // ALIGNMENT) * ALIGNMENT for tensor in like]
-    *offsets, size = accumulate(sizes, initial=0)
+    *_, size = _offsets(like)
     buffer = torch.zeros(size + spare, device=like[0].device)
-    views = [
+    return FlatTensors(buffer, views_of(buffer, like))
+
+
+def views_of(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The places of such tensors in a buffer, whatever its dtype."""
+    *offsets, _ = _offsets(like)
+    return [
         buffer.as_strided(tensor.shape, tensor.stride(), offset) for tensor, offset in zip(like, offsets, strict=True)
     ]
-    return FlatTensors(buffer, views)
+
+
+def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
+    """The values of a tensor in the order in which those of another, dense one lie: [values], a view where it can be.
+
+    Of such, and no others, torch copies a whole list by a few launches.
+    """
+    if tensor.stride() != like.stride() and not matches_layout(tensor, like):
+        tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _offsets(like: Sequence[Tensor]) -> list[int]:
+    """Where each begins, and where the last one ends."""
+    return list(accumulate((-(-tensor.numel() // ALIGNMENT) * ALIGNMENT for tensor in like), initial=0))
 
 
 @torch.no_grad()
