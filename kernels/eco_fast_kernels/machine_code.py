@@ -12,7 +12,7 @@ Needs no GPU: Triton's own ptxas makes the machine code, its cuobjdump and nvdis
     instructions  in the machine code, per value that a thread makes in one pass over it (loops counted once)
 
 128-bit accesses are the pixels and weights; 32-bit and 64-bit ones are stencil weights, scalars, table entries, and the
-masked tail of LAMB's last block; 8-bit ones are flags.
+masked tail of a last block; 8-bit ones are flags.
 """
 
 import argparse
@@ -212,10 +212,10 @@ def _decide_step() -> Iterator[KernelVariant]:
         name="decide_step, find nonfinite",
         kernel=decide.find_nonfinite_kernel,
         types={"gradients": "*fp32", "found": "*i32", "numel": "i32"},
-        constants={"BLOCK": decide.BLOCK},
+        constants={"BLOCK": decide.SEARCHED},
         divisible=frozenset(("gradients", "found")),
-        warps=decide.WARPS,
-        values=decide.BLOCK,
+        warps=decide.SEARCH_WARPS,
+        values=decide.SEARCHED,
     )
     state = {name: f"*{kind}" for name, kind in zip(StepState._fields, STATE_TYPES, strict=True)}
     pointers = {"found": "*i32", "loss": "*fp32", **state, "skip": "*i1", "inverse_scale": "*fp32"}

@@ -6,6 +6,7 @@
 | `downsample` | D: see `downsampling` |
 | `downsample_blend` | (D(sr) + alpha * (D(hr) - D(sr))) / 255 |
 | `blended_loss` | mean of l(255 * prediction - (sr + alpha * (hr - sr))) |
+| `decide_step` | is a step to be skipped: see `decision` |
 | `lamb_step` | LAMB with a clamped weight norm, for all tensors at once |
 
 Sources: Lee and Heo, AAAI 2024, Eq. 14; LAMB: You et al., ICLR 2020, in the form of `torch_optimizer.Lamb` that rcan-it

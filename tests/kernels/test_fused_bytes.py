@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from eco_fast_kernels import STENCILS, crop_side, downsample_blend, reference
+from eco_fast_kernels.fused import decide_step as decide
 from eco_fast_kernels.fused import downsample_blend as blend
 from torch import Tensor
 
@@ -17,6 +18,8 @@ Measured = dict[str, traffic.PerValue]
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"
 PATCH = traffic.RECIPES_PATCH
+STATE = 2 * (2 * 4 + 5 * 8 + 8) + 4 + 1
+"""Bytes of a decision's state: two floats, five counts and a sum in and out, a place of each log out."""
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +67,8 @@ def test_compulsory_bytes_of_lamb(average: bool) -> None:
     parameter, gradient, m, v, mean = arrays = [torch.rand(7) for _ in range(5)]
     before = [array.clone() for array in arrays]
     reference.lamb_step(
-        [parameter], [gradient], [m], [v], learning_rate=torch.tensor(0.1), skip=torch.tensor(False),
-        average=[mean] if average else None,
+        [parameter], [gradient], [m], [v], [mean] if average else [], reference.LambOptions(),
+        torch.tensor(0.1), torch.tensor(False), torch.tensor(1.0),
     )  # fmt: skip
     read = arrays if average else arrays[:4]
     written = [array for array, old in zip(arrays, before, strict=True) if not torch.equal(array, old)]
@@ -99,10 +102,17 @@ def test_requested_bytes_of_the_loss(measured: Measured) -> None:
     assert measured["blended_loss l1 x2, hr and sr, bf16"].requested == requested / values
 
 
+def test_requested_bytes_of_the_decision(measured: Measured) -> None:
+    gradients = 64 * 64 * 9
+    answers = 4 * math.ceil(gradients / decide.SEARCHED)
+    rest = 4 + STATE + 1 + 4  # the loss; the state in and out; whether to skip, and the scale
+    assert measured["decide_step"] == (4, (4 * gradients + 2 * answers + rest) / gradients)
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_requested_bytes_of_lamb(measured: Measured, average: bool) -> None:
-    """Gradients; then p, g, m, v in and m, v out; then p, m, v in and p out, with the average in and out."""
-    of_a_weight = 4 * (1 + (4 + 2) + (3 + 1) + 2 * average)
+    """p, g, m, v in and m, v out; then p, m, v in and p out, with the average in and out."""
+    of_a_weight = 4 * ((4 + 2) + (3 + 1) + 2 * average)
     requested = measured["lamb_step with average" if average else "lamb_step"].requested
     assert of_a_weight <= requested <= of_a_weight + 0.1  # addresses and sums of each block of 1024
 
@@ -144,8 +154,8 @@ def test_a_kernel_reads_and_writes_each_address_once(device: str) -> None:
         pytest.skip("needs Triton's interpreter")
     weights = 2048
     counts = counting.count_fused(traffic.fused_lamb([torch.randn(weights)], [torch.randn(weights)], []))
-    assert counts.launches == 4
-    assert 44 * weights <= counts.bytes <= 44 * weights + 200  # one tensor's addresses, sums and scalars
+    assert counts.launches == 2
+    assert 40 * weights <= counts.bytes <= 40 * weights + 200  # one tensor's addresses, sums and scalars
     hr, sr = (traffic.random_crops(1, 2, 2) for _ in range(2))
     counts = counting.count_fused(lambda: blend.launch(hr, sr, traffic.ALPHA, 2, "uint8", None, torch.bfloat16))
     rows, row = 12 - 2 * 1, 48  # the stencil leaves the first and the last row; 4 + 36 bytes, to a multiple of 16

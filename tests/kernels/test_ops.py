@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,14 +12,17 @@ import pytest
 import torch
 from eco_fast_kernels import (
     LambOptions,
+    StepRules,
+    StepState,
     blended_loss,
     cut_crops,
+    decide_step,
+    decision,
     downsample,
     downsample_blend,
     downsampling,
     empty_crops,
     imresize,
-    lamb_step,
     reference,
     registration,
 )
@@ -32,22 +36,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HALF = torch.tensor(0.5)
-RATE, KEEP = torch.tensor(0.01), torch.tensor(False)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def random_bytes(*shape: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
-
-
-def lamb_lists(*, average: bool = True) -> list[list[Tensor]]:
-    """Parameters, gradients, moments and average of three tensors."""
-    shapes = ((3, 4), (5,), (2, 3, 3, 3))
-    parameters = [torch.randn(shape) for shape in shapes]
-    parameters[2] = parameters[2].contiguous(memory_format=torch.channels_last)
-    gradients = [torch.randn_like(parameter) for parameter in parameters]
-    moments = [[torch.rand_like(parameter) for parameter in parameters] for _ in range(2)]
-    return [parameters, gradients, *moments, [parameter.clone() for parameter in parameters] if average else []]
 
 
 # --- registration ---
@@ -59,10 +52,8 @@ def cases() -> dict[str, tuple[Any, ...]]:
     prediction = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
     half = torch.rand(2, 3, 12, 12, dtype=torch.bfloat16, requires_grad=True)
     one = torch.rand(1, 3, 1, 1, requires_grad=True)
-    scale, options = torch.tensor(16.0), LambOptions(weight_decay=0.1, average_decay=0.99)
-    overflown = lamb_lists()
-    overflown[1][1][2] = float("inf")
     pixels, plan = random_bytes(1000), torch.tensor([[7, 30, 8, 9, -2, 3, 6], [300, 50, 4, 16, 1, 5, 1]])
+    scale = torch.tensor(16.0)
     return {
         "cut_crops two": (pixels, plan, 10, 3),
         "cut_crops one": (pixels, plan[1:], 1, 0),
@@ -73,14 +64,7 @@ def cases() -> dict[str, tuple[Any, ...]]:
         "blended_loss margin": (prediction, hr, sr, HALF, "l2", 2, scale),
         "blended_loss contiguous": (half, hr, None, torch.rand(2), "l1", 0, None),
         "blended_loss pixel": (one, random_bytes(1, 1, 1, 3), random_bytes(1, 1, 1, 3), HALF, "charbonnier", 0, None),
-        "lamb_step average": (
-            *lamb_lists(), RATE, KEEP.clone(), torch.tensor(0), scale, *options._replace(clip_value=0.1),
-        ),
-        "lamb_step to skip": (
-            *lamb_lists(average=False), RATE, torch.tensor(True), torch.tensor(0), None, *options,
-        ),
-        "lamb_step overflown": (*overflown, RATE, KEEP.clone(), torch.tensor(0), None, *options),
-    }  # fmt: skip
+    }
 
 
 CASES = tuple(cases())
@@ -239,14 +223,11 @@ def test_cpu_tensors_run_the_reference(scale: int, rounding: Any) -> None:
     )
     plan = torch.tensor([[7, 30, 8, 9, -2, 3, 6]])
     assert torch.equal(cut_crops(images.flatten(), plan, 10, 3), reference.cut_crops(images.flatten(), plan, 10, 3))
-    ours, plain = lamb_lists(), lamb_lists()
-    for one, other in zip(ours, plain, strict=True):
-        torch._foreach_copy_(one, other)
-    options = LambOptions(0.8, 0.98, epsilon=1e-4, weight_decay=0.1, norm_clamp=1.0, clip_value=0.2, average_decay=0.9)
-    lamb_step(*ours[:4], options=options, learning_rate=RATE, skip=KEEP.clone(), average=ours[4])
-    reference.lamb_step(*plain[:4], options=options, learning_rate=RATE, skip=KEEP.clone(), average=plain[4])
-    for one, other in zip(ours, plain, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+    states = [StepState.at_start("cpu", 3, scale=4.0) for _ in range(2)]
+    ours = decide_step(torch.ones(5), torch.tensor(3.0), states[0], StepRules(scales=True))
+    plain = decision.decide_step(torch.ones(5), torch.tensor(3.0), states[1], StepRules(scales=True))
+    for one, other in zip((*ours, *states[0]), (*plain, *states[1]), strict=True):
+        assert torch.equal(one, other)
 
 
 # --- nothing is read back to the host ---
@@ -268,34 +249,36 @@ def test_the_mode_notices() -> None:
             reading(torch.ones(()))
 
 
-@pytest.mark.parametrize("name", ["cut_crops", "downsample_blend", "blended_loss", "lamb_step"])
+@pytest.mark.parametrize("name", ["cut_crops", "downsample_blend", "blended_loss", "decide_step", "lamb_step"])
 def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
     module = __import__(f"eco_fast_kernels.fused.{name}", fromlist=["launch"])
-    for function in (module.launch, with_same_layout, aligned_start, row_bytes):
-        called = {
-            node.attr for node in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(node, ast.Attribute)
-        }
+    launching = module.LambPlan.step if name == "lamb_step" else module.launch
+    for function in (launching, with_same_layout, aligned_start, row_bytes):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not called & {"item", "tolist", "numpy", "cpu", "nonzero", "synchronize", "is_nonzero"}
 
     hr, sr = random_bytes(2, 12, 12, 3).to(device), random_bytes(2, 12, 12, 3).to(device)
     alpha, one = torch.tensor([0.3, 0.6], device=device), torch.tensor(1.0, device=device)
-    flags, skip, count = (torch.tensor(value, device=device) for value in ([True, False], False, 0))
+    flags, skip = (torch.tensor(value, device=device) for value in ([True, False], False))
     prediction = torch.rand(2, 3, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
-    lists = [[tensor.to(device) for tensor in tensors] for tensors in lamb_lists()]
+    state, (p, g, m, v) = StepState.at_start(device, 3), ([torch.rand(5, device=device)] for _ in range(4))
+    plan: Any = module.LambPlan(p, g, m, v, [], LambOptions(clip_value=0.1)) if name == "lamb_step" else None
 
-    plan = torch.tensor([[7, 30, 8, 9, -2, 3, 6]], device=device)
+    cuts = torch.tensor([[7, 30, 8, 9, -2, 3, 6]], device=device)
 
     def launch() -> None:
         if name == "cut_crops":
-            module.launch(hr.flatten(), plan, 10, 3)
+            module.launch(hr.flatten(), cuts, 10, 3)
         elif name == "downsample_blend":
             module.launch(hr, sr, alpha, 2, "uint8", flags, torch.float32)
             module.launch(hr, sr[:1].expand(2, 12, 12, 3).contiguous(), alpha, 2, "uint8", None, torch.uint8)
         elif name == "blended_loss":
             module.launch(prediction, hr, sr, alpha, "l1", 2, one)
+        elif name == "decide_step":
+            module.launch(g[0], one, state, StepRules(5.0, scales=True))
         else:
-            options = LambOptions(weight_decay=0.1, clip_value=0.1)
-            module.launch(*lists, options=options, learning_rate=one, skip=skip, step_count=count, inverse_scale=one)
+            plan.step(one, skip, one)
 
     launch()  # compiles, and makes what is made once
     with nothing_synchronised() if device == "cuda" else nullcontext(), NothingReadBack():

@@ -5,18 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from eco_fast_kernels import PlanColumn, blended_loss, cut_crops, downsample, downsample_blend, lamb_step
+from eco_fast_kernels import (
+    PlanColumn,
+    StepRules,
+    StepState,
+    blended_loss,
+    cut_crops,
+    decide_step,
+    downsample,
+    downsample_blend,
+)
 from torch import Tensor
 
-HALF, RATE, KEEP = torch.tensor(0.5), torch.tensor(0.01), torch.tensor(False)
+HALF = torch.tensor(0.5)
 
 
-def lamb_lists() -> list[list[Tensor]]:
-    """Parameters, gradients, moments and average of three tensors, one of them channels_last."""
-    parameters = [torch.ones(3, 4), torch.ones(5), torch.ones(2, 3, 3, 3).contiguous(memory_format=torch.channels_last)]
-    return [[parameter.clone() for parameter in parameters] for _ in range(5)]
-
-
+GRADIENTS = torch.zeros(5)
 CROPS, PREDICTION = torch.zeros((2, 12, 12, 3), dtype=torch.uint8), torch.zeros(2, 3, 8, 8)
 
 
@@ -46,11 +50,8 @@ def loss(prediction: Tensor = PREDICTION, hr: Any = CROPS, sr: Any = CROPS, **op
     return blended_loss(prediction, hr, sr, **{"alpha": HALF, "margin": 2, **options})
 
 
-def lamb(index: int = 0, tensors: Callable[[list[Tensor]], list[Tensor]] | None = None, **options: Any) -> None:
-    lists = lamb_lists()
-    if tensors is not None:
-        lists[index] = tensors(lists[index])
-    lamb_step(*lists[:4], average=lists[4], **{"learning_rate": RATE, "skip": KEEP.clone(), **options})
+def decide(gradients: Tensor = GRADIENTS, value: Tensor = HALF, **fields: Tensor) -> object:
+    return decide_step(gradients, value, StepState.at_start("cpu", 4)._replace(**fields), StepRules())
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -147,51 +148,29 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "gradient scale size": (lambda: loss(gradient_scale=torch.ones(1)), r"of one value, got torch.float32 \(1,\)"),
     "gradient scale device": (lambda: loss(gradient_scale=torch.ones((), device="meta")), "gradient_scale is on meta"),
-    "lamb nothing": (lambda: lamb(0, lambda _: []), "expected at least one parameter, got none"),
-    "lamb gradients": (lambda: lamb(1, lambda of: of[:2]), "expected 3 gradients, one per parameter, got 2"),
-    "lamb moments": (lambda: lamb(2, lambda of: [*of, of[0]]), "expected 3 exp_avg, one per parameter, got 4"),
-    "lamb second moments": (lambda: lamb(3, lambda of: of[1:]), "expected 3 exp_avg_sq, one per parameter, got 2"),
-    "lamb average": (lambda: lamb(4, lambda of: of[:1]), "expected 3 average, one per parameter, got 1"),
-    "lamb dtype": (
-        lambda: lamb(0, lambda of: [one.half() for one in of]),
-        "parameter 0 must be dense float32, got torch.float16",
+    "gradients dtype": (lambda: decide(torch.zeros(5).half()), r"gradients must be float32 .M., got torch.float16"),
+    "gradients axes": (lambda: decide(torch.zeros(5, 2)), r"gradients must be float32 .M., got torch.float32 \(5, 2\)"),
+    "no gradients": (lambda: decide(torch.zeros(0)), r"gradients must be float32 .M., got torch.float32 \(0,\)"),
+    "gradients strides": (lambda: decide(torch.zeros(10)[::2]), r"gradients must be contiguous, got strides \(2,\)"),
+    "step loss dtype": (lambda: decide(value=HALF.double()), "loss must be a torch.float32 .*, got torch.float64"),
+    "step loss size": (lambda: decide(value=torch.zeros(1)), r"loss must be .* of one value, got torch.float32 \(1,\)"),
+    "step loss device": (lambda: decide(value=on_meta(HALF)), "loss is on meta, the rest on cpu"),
+    "count dtype": (
+        lambda: decide(skipped=torch.tensor(0.0)),
+        r"skipped must be torch.int64 \(\), got torch.float32 \(\)",
     ),
-    "lamb strides": (
-        lambda: lamb(0, lambda of: [of[0], torch.zeros(10)[::2], of[2]]),
-        r"parameter 1 must be dense float32, got torch.float32, shape \(5,\), strides \(2,\)",
+    "sum dtype": (lambda: decide(loss_sum=torch.tensor(0.0)), "loss_sum must be torch.float64"),
+    "sum size": (
+        lambda: decide(accepted=torch.zeros(1, dtype=torch.int64)),
+        r"accepted must be .* \(\), got .* \(1,\)",
     ),
-    "lamb expanded": (
-        lambda: lamb(0, lambda of: [of[0], torch.zeros(1).expand(5), of[2]]),
-        "parameter 1 must be dense",
+    "state device": (lambda: decide(scale=on_meta(HALF)), "scale is on meta, the rest on cpu"),
+    "logs": (
+        lambda: decide(skips=torch.zeros(3, dtype=torch.bool)),
+        r"skips must be torch.bool \(4,\), got torch.bool \(3,\)",
     ),
-    "lamb gradient dtype": (
-        lambda: lamb(1, lambda of: [of[0].half(), *of[1:]]),
-        r"gradients 0 must be laid out like its .*got torch.float16",
-    ),
-    "lamb gradient shape": (
-        lambda: lamb(1, lambda of: [of[0], of[1][:4], of[2]]),
-        r"float32 \(5,\), strides \(1,\); got torch.float32 \(4,\)",
-    ),
-    "lamb layout": (
-        lambda: lamb(2, lambda of: [one.contiguous() for one in of]),
-        r"exp_avg 2 must be laid out like its parameter: .*strides \(27, 1, 9, 3\); got .* strides \(27, 9, 3, 1\)",
-    ),
-    "lamb device": (
-        lambda: lamb(1, lambda of: [of[0], on_meta(of[1]), of[2]]),
-        "gradients 1 is on meta, the rest on cpu",
-    ),
-    "lamb parameter device": (
-        lambda: lamb(0, lambda of: [of[0], on_meta(of[1]), of[2]]),
-        "parameter 1 is on meta, the rest on cpu",
-    ),
-    "lamb rate": (lambda: lamb(learning_rate=torch.ones(2)), r"learning_rate must be .*got torch.float32 \(2,\)"),
-    "lamb rate device": (lambda: lamb(learning_rate=on_meta(RATE)), "learning_rate is on meta"),
-    "lamb skip": (
-        lambda: lamb(skip=torch.tensor(0)),
-        r"skip must be a torch.bool tensor of one value, got torch.int64",
-    ),
-    "lamb count": (lambda: lamb(step_count=torch.tensor(0.0)), "step_count must be a torch.int64 .* got torch.float32"),
-    "lamb scale": (lambda: lamb(inverse_scale=torch.tensor(2)), "inverse_scale must be a torch.float32 .*torch.int64"),
+    "no log": (lambda: decide(losses=torch.zeros(0)), r"losses must be torch.float32 \(1,\), got torch.float32 \(0,\)"),
+    "log strides": (lambda: decide(losses=torch.zeros(8)[::2]), r"losses must be contiguous, got strides \(2,\)"),
 }
 
 
@@ -209,15 +188,7 @@ def test_what_the_refusals_are_compared_with_is_taken() -> None:
     cut(plan=planned(PlanColumn.HEIGHT, 14))
     blend()
     loss()
-    lamb()
+    decide()
     blend(CROPS[:, :, 1:11], None)
     blend(torch.zeros((3, 14, 12, 3), dtype=torch.uint8)[:1, 2:], None)  # rows of one sample of a batch
     loss(hr=torch.zeros((3, 14, 12, 3), dtype=torch.uint8)[:1, 2:], sr=None, prediction=PREDICTION[:1])
-
-
-def test_strides_of_axes_of_size_1_do_not_matter() -> None:
-    parameter, gradient = torch.zeros(6, 4).as_strided((6, 4, 1, 1), (4, 1, 4, 4)), torch.randn(6, 4, 1, 1)
-    assert gradient.stride() == (4, 1, 1, 1)
-    moments = [torch.zeros_like(parameter)], [torch.zeros_like(parameter)]
-    lamb_step([parameter], [gradient], *moments, learning_rate=RATE, skip=KEEP.clone())
-    assert torch.equal(moments[0][0], 0.1 * gradient)

@@ -212,8 +212,8 @@ class Weights:
         self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in self.parameters]
 
     def step(self, gradients: list[Tensor], rate: float, skip: Tensor = CPU_FALSE, **options: Any) -> None:
-        lists, learning_rate = (self.parameters, gradients, self.exp_avg, self.exp_avg_sq), torch.tensor(rate)
-        lamb_step(*lists, options=LambOptions(**options), learning_rate=learning_rate, skip=skip)
+        lists = self.parameters, gradients, self.exp_avg, self.exp_avg_sq
+        lamb_step(*lists, [], LambOptions(**options), torch.tensor(rate), skip, torch.ones(()))
 
     def bits(self) -> list[Tensor]:
         return [tensor.clone().view(torch.int32) for tensor in (*self.parameters, *self.exp_avg, *self.exp_avg_sq)]
@@ -313,15 +313,8 @@ def test_lamb_leaves_gradients_and_rate_alone(skip: Tensor) -> None:
     gradients[1].mul_(100)
     before = [gradient.clone() for gradient in gradients]
     learning_rate = torch.tensor(0.01)
-    lamb_step(
-        weights.parameters,
-        gradients,
-        weights.exp_avg,
-        weights.exp_avg_sq,
-        options=LambOptions(clip_value=0.1),
-        learning_rate=learning_rate,
-        skip=skip,
-    )
+    lists = weights.parameters, gradients, weights.exp_avg, weights.exp_avg_sq
+    lamb_step(*lists, [], LambOptions(clip_value=0.1), learning_rate, skip, torch.tensor(0.5))
     for gradient, expected in zip(gradients, before, strict=True):
         assert torch.equal(gradient, expected)
     assert torch.equal(learning_rate, torch.tensor(0.01))

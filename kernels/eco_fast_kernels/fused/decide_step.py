@@ -17,8 +17,8 @@ from torch import Tensor
 
 from eco_fast_kernels.decision import StepRules, StepState
 
-BLOCK = 8192  # gradients of one program: 8 loads of 16 bytes a thread, all under way at once
-WARPS = 8
+SEARCHED = 8192  # gradients of one program: 8 loads of 16 bytes a thread, all under way at once
+SEARCH_WARPS = 8
 GATHERED = 1024  # answers that the deciding program reads at a time
 
 
@@ -96,11 +96,11 @@ def decide_kernel(
 def launch(gradients: Tensor, loss: Tensor, state: StepState, rules: StepRules) -> tuple[Tensor, Tensor]:
     """Run both launches on checked arguments."""
     numel = gradients.numel()
-    blocks = triton.cdiv(numel, BLOCK)
+    blocks = triton.cdiv(numel, SEARCHED)
     found = torch.empty(blocks, dtype=torch.int32, device=loss.device)
     skip = torch.empty((), dtype=torch.bool, device=loss.device)
     inverse_scale = torch.empty((), dtype=torch.float32, device=loss.device)
-    find_nonfinite_kernel[(blocks,)](gradients, found, numel, BLOCK=BLOCK, num_warps=WARPS)
+    find_nonfinite_kernel[(blocks,)](gradients, found, numel, BLOCK=SEARCHED, num_warps=SEARCH_WARPS)
     decide_kernel[(1,)](
         found, blocks, loss, *state, skip, inverse_scale, len(state.losses), rules.growth_interval, rules.spike_factor,
         SPIKES=rules.spike_factor > 0, SCALES=rules.scales, GATHERED=GATHERED, num_warps=4,

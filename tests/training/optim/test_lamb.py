@@ -1,5 +1,6 @@
 """LAMB's backends against the formula in float64: at most twice plain torch's error, and the rules around a step."""
 
+import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -64,7 +65,7 @@ class FusedLAMB(torch.optim.Optimizer):
 
 @pytest.fixture(autouse=True)
 def _backends_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the op of `triton` runs its definition, and apex is the class above."""
+    """Here the kernels of `triton` are interpreted, and apex is the class above."""
     monkeypatch.setattr(lamb, "choose_backend", lambda wanted, _: "torch" if wanted == "auto" else wanted)
     apex = ModuleType("apex.optimizers")
     apex.FusedLAMB = FusedLAMB  # type: ignore[attr-defined]
@@ -79,10 +80,10 @@ def channels_last(*shape: int) -> Tensor:
 def some_tensors(scale: float = 0.05) -> list[Tensor]:
     """Groups of one and of many; every layout; a fresh bias (norm 0) and one tensor of a norm far above 10."""
     tensors = [
-        *(channels_last(8, 4, 3, 3) * scale for _ in range(4)),
-        *(torch.randn(16) * scale for _ in range(30)),
-        *(torch.randn(()) for _ in range(2)),
-        *(torch.randn(5, 7).t() * scale for _ in range(2)),
+        *(channels_last(8, 4, 3, 3) * scale for _ in range(2)),
+        *(torch.randn(16) * scale for _ in range(5)),
+        torch.randn(()),
+        torch.randn(5, 7).t() * scale,
         channels_last(1, 6, 3, 3) * scale,
         torch.randn(6, 4, 1, 1) * scale,
         torch.zeros(16),
@@ -93,8 +94,12 @@ def some_tensors(scale: float = 0.05) -> list[Tensor]:
 
 def gradients_like(tensors: list[Tensor]) -> list[Tensor]:
     gradients = [torch.randn_like(p) * 10.0 ** (index % 4 - 3) for index, p in enumerate(tensors)]
-    gradients[7].zero_()  # a weight that never gets any
+    gradients[8].zero_()  # a weight that never gets any
     return gradients
+
+
+def config_of(backend: str, **options: Any) -> Optimizer:
+    return Optimizer(name="lamb", backend=backend, betas=BETAS, epsilon=EPSILON, **options)  # type: ignore[arg-type]
 
 
 class Run:
@@ -102,22 +107,23 @@ class Run:
 
     def __init__(self, tensors: list[Tensor], backend: str, *, average: bool = False, **options: Any) -> None:
         self.parameters = [Parameter(tensor.clone()) for tensor in tensors]
+        self.gradients = [torch.full_like(tensor, math.nan) for tensor in tensors]
         self.average = [tensor.clone() for tensor in tensors] if average else None
-        self.rate, self.skip = torch.tensor(RATE), torch.tensor(False)
-        config = Optimizer(name="lamb", backend=backend, betas=BETAS, epsilon=EPSILON, **options)  # type: ignore[arg-type]
-        self.lamb = Lamb(self.parameters, config, self.rate, self.average, DECAY)
+        self.rate, self.skip, self.inverse_scale = torch.tensor(RATE), torch.tensor(False), torch.tensor(1.0)
+        config = config_of(backend, **options)
+        self.lamb = Lamb(self.parameters, self.gradients, config, self.rate, average=self.average, average_decay=DECAY)
 
-    def step(self, gradients: list[Tensor], *, skip: bool = False, inverse_scale: float | None = None) -> bool:
-        """One step; returns whether it was skipped."""
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient.clone()
+    def step(self, gradients: list[Tensor], *, skip: bool = False, inverse_scale: float = 1.0) -> None:
+        """One step, of gradients that are filled into their places."""
+        for place, gradient in zip(self.gradients, gradients, strict=True):
+            place.copy_(gradient)
         self.skip.fill_(skip)
-        self.lamb.step(self.skip, None if inverse_scale is None else torch.tensor(inverse_scale))
-        self.lamb.zero_grad()
-        return bool(self.skip)
+        self.inverse_scale.fill_(inverse_scale)
+        self.lamb.step(self.skip, self.inverse_scale)
+        assert self.skip == skip
 
     def moments(self, name: str) -> list[Tensor]:
-        return [self.lamb.state[parameter].get(name, torch.zeros(())) for parameter in self.parameters]
+        return [self.lamb.state[parameter][name] for parameter in self.parameters]
 
     def all(self) -> dict[str, list[Tensor]]:
         weights = [parameter.detach() for parameter in self.parameters]
@@ -152,15 +158,12 @@ def plain(tensors: list[Tensor], steps: list[list[Tensor]], clamp: float, option
     """The definition in float32."""
     weights, average = ([tensor.clone() for tensor in tensors] for _ in range(2))
     first, second = ([torch.zeros_like(tensor) for tensor in tensors] for _ in range(2))
-    scale = options.get("inverse_scale")
+    scalars = torch.tensor(RATE), torch.tensor(False), torch.tensor(options.get("inverse_scale", 1.0))
     fixed = LambOptions(
         *BETAS, EPSILON, options.get("weight_decay", 0.0), clamp, options.get("clip_value"), average_decay=DECAY
     )
     for gradients in steps:
-        reference.lamb_step(
-            weights, gradients, first, second, options=fixed, learning_rate=torch.tensor(RATE),
-            skip=torch.tensor(False), inverse_scale=None if scale is None else torch.tensor(scale), average=average,
-        )  # fmt: skip
+        reference.lamb_step(weights, gradients, first, second, average, fixed, *scalars)
     return {"weights": weights, "exp_avg": first, "exp_avg_sq": second, "average": average}
 
 
@@ -181,12 +184,12 @@ def worst(made: list[Tensor], true: list[Tensor]) -> float:
 )  # fmt: skip
 def test_against_float64(backend: str, options: Options) -> None:
     tensors = some_tensors()
-    steps = [gradients_like(tensors) for _ in range(10)]
+    steps = [gradients_like(tensors) for _ in range(3 if backend == "triton" else 10)]  # the interpreter is slow
     clamp = float("inf") if backend == "apex" else 10.0
     assert max(float(tensor.norm()) for tensor in tensors) > 20
     run = Run(tensors, backend, **{name: value for name, value in options.items() if name != "inverse_scale"})
     for gradients in steps:
-        assert not run.step(gradients, inverse_scale=options.get("inverse_scale"))
+        run.step(gradients, inverse_scale=options.get("inverse_scale", 1.0))
     true, usual = exact(tensors, steps, clamp, options), plain(tensors, steps, clamp, options)
     for name, made in run.all().items():
         assert 0 < worst(usual[name], true[name]) < 1e-5
@@ -211,31 +214,30 @@ def test_by_hand(backend: str, lamb_case: Any) -> None:
 
 
 @EVERY_BACKEND
-@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", [0, 5, 35, -1])
-def test_a_skipped_step_leaves_every_bit(backend: str, bad: float | None, place: int) -> None:
+@pytest.mark.parametrize("bad", [1.0, float("nan"), float("inf"), -float("inf")])
+def test_a_skipped_step_leaves_every_bit(backend: str, bad: float) -> None:
     tensors = some_tensors()
     run = Run(tensors, backend, average=True, clip_value=0.1, weight_decay=0.1)
-    assert not run.step(gradients_like(tensors))
+    run.step(gradients_like(tensors))
     for tensors_of in run.all().values():  # zeros have signs
         tensors_of[4][:3] = torch.tensor([-0.0, 0.0, 1e-40])
     before = run.bits()
     gradients = gradients_like(tensors)
-    if bad is not None:
-        gradients[place].as_strided((gradients[place].numel(),), (1,))[-1] = bad
-    assert run.step(gradients, skip=bad is None, inverse_scale=0.5)
+    for gradient in gradients:
+        gradient.as_strided((gradient.numel(),), (1,))[::3] = bad
+    run.step(gradients, skip=True, inverse_scale=0.5)
     assert all(torch.equal(after, bits) for after, bits in zip(run.bits(), before, strict=True))
-    assert not run.step(gradients_like(tensors))
+    run.step(gradients_like(tensors))
     assert not any(
         torch.equal(after, bits) for index, (after, bits) in enumerate(zip(run.bits(), before, strict=True))
-        if index % len(tensors) != 7 and bits.numel() > 1
+        if index % len(tensors) != 8 and bits.numel() > 1
     )  # fmt: skip
 
 
 @EVERY_BACKEND
-def test_large_gradients_are_no_reason_to_skip(backend: str) -> None:
+def test_large_gradients_are_clipped(backend: str) -> None:
     run = Run(some_tensors(), backend, clip_value=0.1)
-    assert not run.step([gradient.sign() * 3e38 for gradient in gradients_like(some_tensors())])
+    run.step([gradient.sign() * 3e38 for gradient in gradients_like(some_tensors())])
     assert all(parameter.isfinite().all() for parameter in run.parameters)
 
 
@@ -251,12 +253,9 @@ class NothingIsRead(TorchDispatchMode):
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_the_host_reads_nothing(backend: str) -> None:
     run = Run(some_tensors(), backend, average=True, clip_value=0.1)
-    for parameter, gradient in zip(run.parameters, gradients_like(some_tensors()), strict=True):
-        parameter.grad = gradient
-    scale = torch.tensor(0.5)
     with NothingIsRead():
-        run.lamb.step(run.skip, scale)
-        run.lamb.step(run.skip, scale)
+        run.lamb.step(run.skip, run.inverse_scale)
+        run.lamb.step(run.skip, run.inverse_scale)
         with pytest.raises(AssertionError, match="the host waits"):
             bool(run.skip)
 
@@ -269,16 +268,16 @@ def test_the_host_reads_nothing(backend: str) -> None:
 def test_the_state_of_one_backend_loads_into_another(before: str, after: str) -> None:
     tensors = some_tensors()
     tensors[-1].mul_(0.1)  # apex does not clamp norms above 10
-    steps = [gradients_like(tensors) for _ in range(6)]
+    steps = [gradients_like(tensors) for _ in range(4)]
     first = Run(tensors, before)
-    for gradients in steps[:3]:
+    for gradients in steps[:2]:
         first.step(gradients)
     second = Run([parameter.detach() for parameter in first.parameters], after)
-    second.step(steps[0])  # has a state of its own, which is replaced
+    second.step(steps[0])  # has a state of its own, which is overwritten
     for parameter, source in zip(second.parameters, first.parameters, strict=True):
         parameter.data.copy_(source)
     load(second, first)
-    for gradients in steps[3:]:
+    for gradients in steps[2:]:
         for run in (first, second):
             run.step(gradients)
     for name, made in second.all().items():
@@ -289,14 +288,19 @@ def test_the_state_of_one_backend_loads_into_another(before: str, after: str) ->
 
 
 def load(run: Run, other: Run) -> None:
-    """As a checkpoint does: through bytes, and the rate is the run's own afterwards."""
+    """As a checkpoint does: by copies; the run's tensors stay where they are, the rate's as well."""
     state = other.lamb.state_dict()
     assert all(set(entry) == {"exp_avg", "exp_avg_sq"} for entry in state["state"].values())
     copied = {
         index: {name: tensor.clone() for name, tensor in entry.items()} for index, entry in state["state"].items()
     }
+    before = [*run.moments("exp_avg"), *run.moments("exp_avg_sq")]
     run.lamb.load_state_dict({**state, "state": copied})
-    run.lamb.param_groups[0]["lr"] = run.rate
+    after = [*run.moments("exp_avg"), *run.moments("exp_avg_sq")]
+    assert all(one is other for one, other in zip(after, before, strict=True))
+    assert run.lamb.param_groups[0]["lr"] is run.rate
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert all(torch.equal(*pair) for pair in zip(run.moments(name), other.moments(name), strict=True))
 
 
 @EVERY_BACKEND
@@ -310,61 +314,70 @@ def test_same_gradients_same_bits(backend: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(runs[0].bits(), runs[1].bits(), strict=True))
 
 
-# --- layouts, and weights that are left out ---
-
-
-@pytest.mark.parametrize("backend", ["triton", "torch"])
-@pytest.mark.parametrize("list_of", ["gradient", "exp_avg", "weight"])
-def test_other_layouts_are_refused(backend: str, list_of: str) -> None:
-    """What walks through memory would pair the wrong elements."""
-    run = Run(some_tensors(), backend)
-    run.step(gradients_like(some_tensors()))
-    gradients, first = gradients_like(some_tensors()), run.parameters[0]
-    if list_of == "gradient":
-        gradients[0] = gradients[0].contiguous()
-    elif list_of == "exp_avg":
-        run.lamb.state[first]["exp_avg"] = run.lamb.state[first]["exp_avg"].contiguous()
-    else:  # every other element of a stretch of memory
-        first.data = torch.randn(*first.shape, 2)[..., 0]
-        gradients[0] = first.detach()
-    before = run.bits()
-    with pytest.raises(ValueError, match=r"dense|laid out like its parameter"):
-        run.step(gradients)
-    assert all(torch.equal(after, bits) for after, bits in zip(run.bits(), before, strict=True))
+@pytest.mark.parametrize("change", ["shorter", "without", "other shape"])
+def test_a_state_of_other_parameters_is_refused(change: str) -> None:
+    state = Run(some_tensors(), "torch").lamb.state_dict()
+    if change == "shorter":
+        del state["state"][1]
+    elif change == "without":
+        del state["state"][1]["exp_avg_sq"]
+    else:
+        state["state"][1]["exp_avg_sq"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"expected exp_avg(_sq)? of shape \(8, 4, 3, 3\) for parameter 1, got"):
+        Run(some_tensors(), "torch").lamb.load_state_dict(state)
 
 
 @EVERY_BACKEND
-def test_a_weight_without_a_gradient_stays(backend: str) -> None:
+def test_given_moments_are_continued_in_place(backend: str) -> None:
     tensors = some_tensors()
-    run = Run(tensors, backend, average=True)
-    for step in range(3):
-        gradients = gradients_like(tensors)
-        for index, parameter in enumerate(run.parameters):
-            parameter.grad = None if index % 3 == 1 and step == 1 else gradients[index].clone()
-        before = run.bits()
-        run.lamb.step(run.skip)
-        for index, (after, bits) in enumerate(zip(run.bits(), before, strict=True)):
-            place = index % len(tensors)
-            if place != 7 and bits.numel() > 1 and step:
-                assert torch.equal(after, bits) == (place % 3 == 1 and step == 1), index
-    run.lamb.zero_grad()
-    assert all(parameter.grad is None for parameter in run.parameters)
-    with pytest.raises(ValueError, match="at least one parameter"):
-        run.lamb.step(run.skip)
+    whole, gradients = Run(tensors, backend), gradients_like(tensors)
+    moments = [tensor.clone() for tensor in whole.moments("exp_avg")], whole.moments("exp_avg_sq")
+    moments[0][0].fill_(0.5)
+    optimizer = Lamb(whole.parameters, whole.gradients, config_of(backend), whole.rate, moments=moments)
+    for place, gradient in zip(whole.gradients, gradients, strict=True):
+        place.copy_(gradient)
+    optimizer.step(whole.skip, whole.inverse_scale)
+    torch.testing.assert_close(moments[0][0], 0.9 * 0.5 + 0.1 * gradients[0])
+    torch.testing.assert_close(moments[1][0], 0.01 * gradients[0] ** 2)
+    assert optimizer.state[whole.parameters[0]] == {"exp_avg": moments[0][0], "exp_avg_sq": moments[1][0]}
+
+
+# --- layouts ---
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("list_of", ["gradient", "exp_avg", "weight"])
+def test_other_layouts_are_refused(backend: str, list_of: str) -> None:
+    """What walks through memory would pair the wrong elements."""
+    parameters = [Parameter(tensor) for tensor in some_tensors()]
+    lists = gradients, first, second = [[torch.zeros_like(one.detach()) for one in parameters] for _ in range(3)]
+    if list_of == "gradient":
+        gradients[0] = gradients[0].contiguous()
+    elif list_of == "exp_avg":
+        first[0] = first[0].contiguous()
+    else:  # every other element of a stretch of memory
+        parameters[0] = Parameter(torch.randn(*parameters[0].shape, 2)[..., 0])
+        for tensors in lists:
+            tensors[0] = torch.randn(*parameters[0].shape, 2)[..., 0]
+    with pytest.raises(ValueError, match=r"dense|laid out like its parameter"):
+        Lamb(parameters, gradients, config_of(backend), torch.tensor(RATE), moments=(first, second))
 
 
 def test_the_gradients_of_autograd() -> None:
-    """A network in channels_last learns; torch makes new gradients at each step."""
+    """A network in channels_last learns; torch adds to the same gradients at each step."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 3, 3))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = Lamb(network.parameters(), Optimizer(name="lamb"), torch.tensor(0.02))
-    skip, losses = torch.tensor(False), []
+    gradients = [torch.zeros_like(parameter.detach()) for parameter in network.parameters()]
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer = Lamb(network.parameters(), gradients, Optimizer(name="lamb"), torch.tensor(0.02))
+    losses = []
     x = torch.randn(2, 3, 9, 9)
     for _ in range(20):
         loss = (network(x) - x[..., 2:-2, 2:-2]).square().mean()
         loss.backward()
-        optimizer.step(skip)
-        optimizer.zero_grad()
+        optimizer.step(torch.tensor(False), torch.tensor(1.0))
+        torch._foreach_zero_(gradients)
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
 

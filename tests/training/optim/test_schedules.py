@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from eco_fast_kernels import LambOptions, lamb_step
+from eco_fast_kernels import LambOptions
+from eco_fast_kernels.reference import lamb_step
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -226,15 +227,11 @@ def test_lamb_has_the_options_of_the_recipe(clip_value: float) -> None:
         gradients = run.gradients(index)
         if clip_value:
             gradients = [gradient.clamp(-clip_value, clip_value) for gradient in gradients]
-        lamb_step(
-            expected,
-            gradients,
-            first,
-            second,
-            options=LambOptions(0.8, 0.95, epsilon=1e-4, weight_decay=0.05),
-            learning_rate=torch.tensor(rate),
-            skip=torch.tensor(False),
+        options, scalars = (
+            LambOptions(0.8, 0.95, epsilon=1e-4, weight_decay=0.05),
+            map(torch.tensor, (rate, False, 1.0)),
         )
+        lamb_step(expected, gradients, first, second, [], options, *scalars)
     for parameter, wanted in zip(run.parameters, expected, strict=True):  # on the CPU another backend's sums
         assert (parameter - wanted).norm() <= 1e-6 * wanted.norm()
 
