@@ -54,9 +54,13 @@ class Model:
     accepted: int = 0
     steps: list[tuple[float, bool]] = field(default_factory=list)
 
+    def allowed(self) -> float:
+        """The largest loss that is no spike; the product is rounded."""
+        return float32(float32(self.rules.spike_factor) * self.last_accepted)
+
     def decide(self, gradients: list[float], loss: float) -> tuple[bool, float]:
         inverse_scale = 1 / self.scale
-        spike = self.rules.spike_factor > 0 and loss > float32(self.rules.spike_factor * self.last_accepted)
+        spike = self.rules.spike_factor > 0 and loss > self.allowed()
         skip = spike or not all(map(math.isfinite, [loss, *gradients]))
         if self.rules.scales:
             if skip and not spike:
@@ -100,7 +104,7 @@ def random_gradients(numel: int, chance: random.Random) -> Tensor:
 
 def random_loss(model: Model, chance: random.Random) -> float:
     """Most often near the last one; sometimes a spike, exactly as much as is allowed, or not finite."""
-    allowed = float32((model.rules.spike_factor or 5.0) * model.last_accepted)
+    allowed = model.allowed() or float32(1e30)
     above = float(torch.nextafter(torch.tensor(allowed), torch.tensor(math.inf)))
     usual = float32(model.last_accepted * chance.uniform(0.8, 1.2))
     rare = [allowed, above, 2 * allowed, math.nan, math.inf, -math.inf]
