@@ -27,8 +27,9 @@ FLOORS = (
 """From the top down: a package imports from lower floors alone. "eco_fast" is its __init__.py, with the version."""
 MOST_NAMES, MOST_LINES, MOST_LINES_OF_FUNCTION = 10, 300, 60
 ONE_THING = {
+    "WARPS": "each module of fused kernels has its own",
     "launch": "each module of fused kernels has one",
-    "cut_crops": "the op, its reference, and the plain loader's",
+    "cut_crops": "the op and its reference",
     "downsample": "the op, the formula it stands for, and its command",
     "downsample_blend": "the op and its reference",
     "blended_loss": "the op and its reference",

@@ -3,7 +3,7 @@
     out[n, i, j, c] = image[fold(top + i'), fold(left + j'), c]    (i', j') = (i, j), transposed and flipped back
 
     pixels  uint8  [bytes]    images, or parts of them, with rows `row_bytes` apart
-    plan    int64  [N, 7]     `crops.PlanColumn`; height, width, top and left are below 2**30
+    plan    int64  [N, 7]     `crops.PlanColumn`; all but the offset below 2**30
     out     uint8  [N, side, side, 3], padded as `crops` says; unused bytes are 0
 
 `fold` is MATLAB's symmetric extension, the edge repeated, any number of reflections.
@@ -25,18 +25,24 @@ from torch import Tensor
 
 from eco_fast_kernels.crops import Orientation, PlanColumn, as_crops, padded_row
 
-BLOCK_ROWS, BLOCK_BYTES = 32, 64  # 16 bytes for each thread of four warps
-PLAN_COLUMNS = tl.constexpr(len(PlanColumn))
-OFFSET, ROW_BYTES, HEIGHT, WIDTH, TOP, LEFT, ORIENTATION = (tl.constexpr(column.value) for column in PlanColumn)
-FLIP_ROWS, FLIP_COLUMNS, TRANSPOSE = (tl.constexpr(bit.value) for bit in Orientation)
+BLOCK_ROWS, BLOCK_BYTES = (
+    32,
+    64,
+)  # 16 bytes in two rows for each thread: what a column gives is worked out once for both
+WARPS = 2
+_PLAN_COLUMNS = tl.constexpr(len(PlanColumn))
+_OFFSET, _ROW_BYTES, _HEIGHT, _WIDTH, _TOP, _LEFT, _ORIENTATION = (tl.constexpr(column.value) for column in PlanColumn)
+_FLIP_ROWS, _FLIP_COLUMNS, _TRANSPOSE = (tl.constexpr(bit.value) for bit in Orientation)
 
 
 @triton.jit
 def _source(i_pixel, start, size, step, flipped, side):
     """Bytes from the image's start to where an axis' pixels lie: int64."""
     position = start + tl.where(flipped, side - 1 - i_pixel, i_pixel)
-    position = tl.maximum(position, -1 - position) % (2 * size)
-    return tl.minimum(position, 2 * size - 1 - position).to(tl.int64) * step
+    if (start < 0) | (start + side > size):  # few crops are, and the division is most of the work
+        position = tl.maximum(position, -1 - position) % (2 * size)
+        position = tl.minimum(position, 2 * size - 1 - position)
+    return position.to(tl.int64) * step
 
 
 @triton.jit
@@ -51,13 +57,13 @@ def cut_crops_kernel(
     BLOCK_BYTES: tl.constexpr,
 ):
     i_sample = tl.program_id(0).to(tl.int64)
-    p_plan = plan + i_sample * PLAN_COLUMNS
-    orientation = tl.load(p_plan + ORIENTATION)
-    flip_rows, flip_columns = (orientation & FLIP_ROWS) != 0, (orientation & FLIP_COLUMNS) != 0
-    transposed = (orientation & TRANSPOSE) != 0
-    top, left = tl.load(p_plan + TOP).to(tl.int32), tl.load(p_plan + LEFT).to(tl.int32)
-    height, width = tl.load(p_plan + HEIGHT).to(tl.int32), tl.load(p_plan + WIDTH).to(tl.int32)
-    row_bytes = tl.load(p_plan + ROW_BYTES)
+    p_plan = plan + i_sample * _PLAN_COLUMNS
+    orientation = tl.load(p_plan + _ORIENTATION)
+    flip_rows, flip_columns = (orientation & _FLIP_ROWS) != 0, (orientation & _FLIP_COLUMNS) != 0
+    transposed = (orientation & _TRANSPOSE) != 0
+    top, left = tl.load(p_plan + _TOP).to(tl.int32), tl.load(p_plan + _LEFT).to(tl.int32)
+    height, width = tl.load(p_plan + _HEIGHT).to(tl.int32), tl.load(p_plan + _WIDTH).to(tl.int32)
+    row_bytes = tl.load(p_plan + _ROW_BYTES).to(tl.int32)
 
     i_row = tl.program_id(2) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_byte = tl.program_id(1) * BLOCK_BYTES + tl.arange(0, BLOCK_BYTES)
@@ -73,7 +79,7 @@ def cut_crops_kernel(
 
     m_row = (i_row < side)[:, None]
     m_value = ((o_value >= 0) & (o_value < 3 * side))[None, :]
-    p_image = pixels + tl.load(p_plan + OFFSET)
+    p_image = pixels + tl.load(p_plan + _OFFSET)
     b_out = tl.load(p_image + (o_rows[:, None] + o_columns[None, :]), mask=m_row & m_value, other=0)
     o_out = (i_sample * side + i_row)[:, None] * pitch + o_byte[None, :]
     tl.store(out + o_out, b_out, mask=m_row & (o_byte < pitch)[None, :])
@@ -85,6 +91,6 @@ def launch(pixels: Tensor, plan: Tensor, side: int, margin: int) -> Tensor:
     out = torch.empty((len(plan), side, pitch), dtype=torch.uint8, device=pixels.device)
     grid = (len(plan), triton.cdiv(pitch, BLOCK_BYTES), triton.cdiv(side, BLOCK_ROWS))
     cut_crops_kernel[grid](
-        pixels, plan, out, side, lead, pitch, BLOCK_ROWS=BLOCK_ROWS, BLOCK_BYTES=BLOCK_BYTES, num_warps=4
+        pixels, plan, out, side, lead, pitch, BLOCK_ROWS=BLOCK_ROWS, BLOCK_BYTES=BLOCK_BYTES, num_warps=WARPS
     )
     return as_crops(out, lead)
