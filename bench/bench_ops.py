@@ -18,6 +18,7 @@ from eco_fast_kernels import (
     StepState,
     blended_loss,
     crop_side,
+    cut_crops,
     decide_step,
     decision,
     downsample_blend,
@@ -36,6 +37,24 @@ from eco_fast.training.optim.lamb import Lamb
 SAMPLES, PATCH = 16, 48
 WAYS = ("op", "reference", "compiled", "copy")
 Run = Callable[[], object]
+
+
+@pytest.mark.parametrize("way", ["op", "reference", "copy"])
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_cut_crops(benchmark: BenchmarkFixture, device: str, scale: int, way: str) -> None:
+    """A batch of crops of a 2K image, in all orientations, two of them over its edges."""
+    side, margin, height, width = crop_side(scale, PATCH), margin_of(scale), 1080, 2040
+    pixels = torch.randint(0, 256, (height * width * 3,), dtype=torch.uint8, device=device)
+    places = torch.rand(SAMPLES, 2) * torch.tensor([height - side, width - side])
+    places[0], places[1] = -margin, torch.tensor([height, width]) - side + margin
+    image = torch.tensor([0, 3 * width, height, width]).expand(SAMPLES, 4)
+    plan = torch.cat([image, places.long(), torch.arange(SAMPLES)[:, None] % 8], dim=1).to(device)
+    moved = round(SAMPLES * 3 * side**2 * compulsory.cut_crops(scale, PATCH))
+    ways = {
+        "op": lambda: cut_crops(pixels, plan, side, margin),
+        "reference": lambda: reference.cut_crops(pixels, plan, side, margin),
+    }
+    _measure(benchmark, f"cut_crops x{scale}", ways, way, moved, device)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -3,7 +3,15 @@
 Scalars, flags and one alpha per sample are not counted. `images` is 2, or 1 where hr or sr is absent.
 """
 
-from eco_fast_kernels import crop_side
+from eco_fast_kernels import crop_side, margin_of
+from eco_fast_kernels.crops import padded_row
+
+
+def cut_crops(scale: int, patch: int) -> float:
+    """Bytes per value of a crop: the image's in, the padded rows out."""
+    side = crop_side(scale, patch)
+    _, pitch = padded_row(side, margin_of(scale))
+    return 1 + pitch / (3 * side)
 
 
 def downsample_blend(scale: int, patch: int, element_size: int, images: int = 2) -> float:

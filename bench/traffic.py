@@ -36,7 +36,7 @@ from eco_fast_kernels import (
     margin_of,
     reference,
 )
-from eco_fast_kernels.fused import blended_loss, decide_step, downsample_blend
+from eco_fast_kernels.fused import blended_loss, cut_crops, decide_step, downsample_blend
 from eco_fast_kernels.fused.lamb_step import LambPlan
 from rich.console import Console
 from rich.table import Table
@@ -124,6 +124,14 @@ def compare_forms() -> dict[str, dict[str, Counts]]:
     }
 
 
+def measure_cut(scale: int) -> PerValue:
+    """One crop of the recipes' patch inside an image."""
+    side = crop_side(scale, RECIPES_PATCH)
+    pixels, plan = torch.zeros(3 * (side + 2) ** 2, dtype=torch.uint8), [0, 3 * (side + 2), side + 2, side + 2, 1, 1, 0]
+    requested = requested_bytes(lambda: cut_crops.launch(pixels, torch.tensor([plan]), side, margin_of(scale)))
+    return PerValue(compulsory.cut_crops(scale, RECIPES_PATCH), requested / (3 * side**2))
+
+
 def measure_blend(scale: int) -> PerValue:
     """Both crops, bfloat16, at the recipes' patch; of one output row, for all rows ask for the same."""
     hr, sr = (random_crops(1, scale, RECIPES_PATCH)[:, : crop_side(scale, 1)] for _ in range(2))
@@ -157,6 +165,7 @@ def measure_lamb(*, average: bool) -> PerValue:
 def measure_kernels() -> dict[str, PerValue]:
     """Bytes per value of each op."""
     return {
+        **{f"cut_crops x{scale}": measure_cut(scale) for scale in STENCILS},
         **{f"downsample_blend x{scale}, hr and sr, bf16": measure_blend(scale) for scale in STENCILS},
         "blended_loss l1 x2, hr and sr, bf16": measure_loss(2),
         "decide_step": measure_decision(),

@@ -11,8 +11,8 @@ Needs no GPU: Triton's own ptxas makes the machine code, its cuobjdump and nvdis
     shared        bytes per program     loads, stores    widths of the global accesses in bits, most used first
     instructions  in the machine code, per value that a thread makes in one pass over it (loops counted once)
 
-128-bit accesses are the pixels and weights; 32-bit and 64-bit ones are stencil weights, scalars, table entries, and the
-masked tail of a last block; 8-bit ones are flags.
+128-bit accesses are the pixels and weights; 32-bit and 64-bit ones are scalars, table entries, and the masked tail of
+a last block; 8-bit ones are flags, and the pixels of images and rows that begin at any byte ("any rows").
 """
 
 import argparse
@@ -29,34 +29,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from eco_fast_kernels.crops import empty_crops, row_bytes
+from eco_fast_kernels.crop_variants import KernelVariant, crop_variants
 from eco_fast_kernels.decision import StepState
-from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS, crop_side, margin_of
-from eco_fast_kernels.fused import blended_loss as loss
 from eco_fast_kernels.fused import decide_step as decide
-from eco_fast_kernels.fused import downsample_blend as blend
 from eco_fast_kernels.fused import lamb_step as lamb
-from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS
 
-TARGETS = (75, 80, 86, 90)  # TITAN RTX, A100, A6000, H100
-PATCH = 48
-FLOAT_TYPES = ("fp16", "bf16", "fp32")
+# TITAN RTX and T4; A100; A6000 and RTX 30; L40S and RTX 40; H100 and H200; B200; RTX 50 and RTX PRO Blackwell
+TARGETS = (75, 80, 86, 89, 90, 100, 120)
 STATE_TYPES = ("fp32", "i64", "i64", "fp32", "i64", "fp64", "i64", "i64", "fp32", "i1")  # of `StepState`'s fields
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelVariant:
-    """One kernel with one set of compile-time constants, as the launcher would compile it."""
-
-    name: str
-    kernel: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    divisible: frozenset[str]
-    """Arguments that are multiples of 16 (pointers: 16-byte aligned) at the recipes' shapes."""
-    warps: int
-    values: int
-    """Values that a program makes in one pass over its code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +55,8 @@ class Compiled:
 
 
 def variants() -> Iterator[KernelVariant]:
-    """All kernels, over all scales, roundings, dtypes and presences that the trainer uses."""
-    for scale in STENCILS:
-        for rounding in ROUNDINGS:
-            for dtype in FLOAT_TYPES:
-                yield _downsample_blend(scale, rounding, dtype, has_sr=True)
-            yield _downsample_blend(scale, rounding, "bf16", has_sr=False)
-            yield _downsample_blend(scale, rounding, "u8", has_sr=False)
-    for kind in LOSS_KINDS:
-        for dtype in FLOAT_TYPES:
-            for scale in STENCILS if (kind, dtype) == ("l1", "bf16") else (2,):
-                yield _blended_loss(kind, dtype, scale, has_sr=True)
-    yield _blended_loss("l1", "bf16", 2, has_sr=False)
-    yield KernelVariant(
-        name="blended_loss, sum",
-        kernel=loss.sum_kernel,
-        types={"partial": "*fp32", "loss": "*fp32", "finite": "*u8", "count": "i32", "numel": "i32"},
-        constants={"BLOCK": loss.BLOCK_SUM},
-        divisible=frozenset(("partial", "loss", "finite", "numel")),
-        warps=4,
-        values=loss.BLOCK_SUM,
-    )
+    """All kernels."""
+    yield from crop_variants()
     yield from _decide_step()
     yield from _lamb()
 
@@ -144,67 +105,6 @@ def table(target: int) -> str:
             f"{one.instructions:.1f} |"
         )
     return "\n".join(lines)
-
-
-def _downsample_blend(scale: int, rounding: str, dtype: str, *, has_sr: bool) -> KernelVariant:
-    crops = empty_crops(1, crop_side(scale, PATCH), margin_of(scale))
-    sizes = {
-        "sample_pitch": crops.stride(0),
-        "pitch": crops.stride(1),
-        "lead": crops.storage_offset(),
-        "in_width": row_bytes(crops, int(crops.storage_offset())),
-        "out_height": PATCH,
-        "out_width": PATCH * 3,
-    }
-    alone = dtype == "u8"
-    pointers = {"hr": "*u8", "sr": "*u8", "alpha": "*fp32", "transposed": "*u8", "weights": "*i32", "out": f"*{dtype}"}
-    return KernelVariant(
-        name=f"{'downsample' if alone else 'downsample_blend'} x{scale} {rounding} {dtype}"
-        + ("" if alone else ", hr and sr" if has_sr else ", hr alone"),
-        kernel=blend.downsample_blend_kernel,
-        types=pointers | dict.fromkeys(sizes, "i32") | {"alpha_stride": "i32"},
-        constants={
-            "HAS_HR": True,
-            "HAS_SR": has_sr,
-            "HAS_TRANSPOSED": True,
-            "NORMALISE": not alone,
-            **blend.kernel_constants(scale, rounding),  # type: ignore[arg-type]
-        },
-        divisible=frozenset((*pointers, *(name for name, size in sizes.items() if size % 16 == 0))) - {"transposed"},
-        warps=blend.WARPS,
-        values=blend.PIXELS * 3,
-    )
-
-
-def _blended_loss(kind: str, dtype: str, scale: int, *, has_sr: bool) -> KernelVariant:
-    width = scale * PATCH
-    crops = empty_crops(1, crop_side(scale, PATCH), margin_of(scale))
-    sizes = {
-        "rows": 16 * width,
-        "height": width,
-        "width": width * 3,
-        "sample_pitch": crops.stride(0),
-        "pitch": crops.stride(1),
-        "inset": crops.storage_offset() + margin_of(scale) * (crops.stride(1) + 3),
-    }
-    pointers = {"prediction": f"*{dtype}", "hr": "*u8", "sr": "*u8", "alpha": "*fp32", "gradient_scale": "*fp32"}
-    pointers |= {"gradient": f"*{dtype}", "partial": "*fp32"}
-    return KernelVariant(
-        name=f"blended_loss {kind} {dtype} x{scale}" + (", hr and sr" if has_sr else ", hr alone"),
-        kernel=loss.blended_loss_kernel,
-        types=pointers | dict.fromkeys(sizes, "i32") | {"alpha_stride": "i32", "gradient_of_mean": "fp32"},
-        constants={
-            "HAS_HR": True,
-            "HAS_SR": has_sr,
-            "KIND": kind,
-            "EPSILON": CHARBONNIER_EPSILON,
-            "ROWS": loss.TILE_ROWS,
-            "COLUMNS": loss.TILE_COLUMNS,
-        },
-        divisible=frozenset((*pointers, *(name for name, size in sizes.items() if size % 16 == 0))),
-        warps=4,
-        values=loss.TILE_ROWS * loss.TILE_COLUMNS,
-    )
 
 
 def _decide_step() -> Iterator[KernelVariant]:

@@ -4,7 +4,6 @@ Each is opaque to torch.compile, which traces through it (`fullgraph=True`) with
 were checked by `ops`. Triton is imported when the first CUDA tensor comes: it is for GPUs alone.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -45,8 +44,7 @@ def _downsample(crops: Tensor, scale: int, rounding: str, transposed: Tensor | N
 def _(crops: Tensor, scale: int, rounding: str, transposed: Tensor | None) -> Tensor:
     from eco_fast_kernels.fused import downsample_blend as kernel  # noqa: PLC0415
 
-    unused = _one(crops.device)
-    return kernel.launch(crops, None, unused, scale, rounding, transposed, torch.uint8)  # type: ignore[arg-type]
+    return kernel.launch(crops, None, None, scale, rounding, transposed, torch.uint8)  # type: ignore[arg-type]
 
 
 @_downsample.register_fake
@@ -135,8 +133,7 @@ def _(
     from eco_fast_kernels.fused import blended_loss as kernel  # noqa: PLC0415
 
     dense = prediction.contiguous(memory_format=torch.channels_last)
-    scale = _one(dense.device) if gradient_scale is None else gradient_scale
-    return kernel.launch(dense, hr, sr, alpha, kind, margin, scale)  # type: ignore[arg-type]
+    return kernel.launch(dense, hr, sr, alpha, kind, margin, gradient_scale)  # type: ignore[arg-type]
 
 
 @_blended_loss.register_fake
@@ -169,8 +166,3 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor, *_: Te
 
 
 _blended_loss.register_autograd(_backward, setup_context=_keep_gradient)
-
-
-@cache
-def _one(device: torch.device) -> Tensor:
-    return torch.ones((), device=device)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from eco_fast_kernels import STENCILS, crop_side, downsample_blend, reference
+from eco_fast_kernels import STENCILS, crop_side, downsample_blend, empty_crops, margin_of, reference
 from eco_fast_kernels.fused import decide_step as decide
 from eco_fast_kernels.fused import downsample_blend as blend
 from torch import Tensor
@@ -39,6 +39,13 @@ def bytes_of(*tensors: Tensor | None) -> int:
 
 
 # --- compulsory: as many bytes as the op's own arrays have ---
+
+
+@pytest.mark.parametrize("scale", STENCILS)
+def test_compulsory_bytes_of_cutting(scale: int) -> None:
+    crops = empty_crops(2, crop_side(scale, 6), margin_of(scale))
+    expected = (crops.numel() + crops.untyped_storage().nbytes()) / crops.numel()
+    assert compulsory.cut_crops(scale, 6) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -84,11 +91,18 @@ def readable_row(scale: int) -> int:
     return math.ceil((lead + 3 * crop_side(scale, PATCH)) / 16) * 16
 
 
-@pytest.mark.parametrize(("scale", "rounded"), [(2, 38.5), (3, 79.0), (4, 146.0)])
+@pytest.mark.parametrize("scale", STENCILS)
+def test_requested_bytes_of_cutting(measured: Measured, scale: int) -> None:
+    side, row = crop_side(scale, PATCH), readable_row(scale)
+    programs = math.ceil(side / 32) * math.ceil(row / 64)
+    requested = 3 * side**2 + side * row + programs * 7 * 8  # the image's bytes, the crop's rows, the plan
+    assert measured[f"cut_crops x{scale}"].requested == requested / (3 * side**2)
+
+
+@pytest.mark.parametrize(("scale", "rounded"), [(2, 37.6), (3, 77.8), (4, 144.2)])
 def test_requested_bytes_of_the_blend(measured: Measured, scale: int, rounded: float) -> None:
     taps = 4 * scale - scale % 2
-    of_an_image = taps * readable_row(scale) + 2 * taps * 4  # the rows under the stencil; its weights, once per pass
-    of_a_row = 2 * of_an_image + 4 + 3 * PATCH * 2  # hr and sr, alpha, the output in bfloat16
+    of_a_row = 2 * taps * readable_row(scale) + 4 + 3 * PATCH * 2  # of hr and sr; alpha, the output in bfloat16
     requested = measured[f"downsample_blend x{scale}, hr and sr, bf16"].requested
     assert requested == of_a_row / (3 * PATCH)
     assert round(requested, 1) == rounded
@@ -159,4 +173,4 @@ def test_a_kernel_reads_and_writes_each_address_once(device: str) -> None:
     hr, sr = (traffic.random_crops(1, 2, 2) for _ in range(2))
     counts = counting.count_fused(lambda: blend.launch(hr, sr, traffic.ALPHA, 2, "uint8", None, torch.bfloat16))
     rows, row = 12 - 2 * 1, 48  # the stencil leaves the first and the last row; 4 + 36 bytes, to a multiple of 16
-    assert counts == (1, 2 * rows * row + 8 * 4 + 4 + 2 * 2 * 3 * 2)  # its weights, alpha, the output
+    assert counts == (1, 2 * rows * row + 4 + 2 * 2 * 3 * 2)  # alpha, the output

@@ -255,9 +255,17 @@ def test_pairs_of_layouts_give_the_same_bits(
     monkeypatch.setattr(fused, "downsample_blend_kernel", {(3, 1): lambda *given, **_: seen.append(given)})
     launch(pair[0], pair[1], EACH, 3, device=device)
     for image in seen[0][:2]:
-        pitch, in_width = seen[0][7], seen[0][9]
+        pitch, in_width = seen[0][6], seen[0][8]
         last_row = image.storage_offset() + (3 * 15 - 1) * pitch
         assert last_row + in_width <= image.untyped_storage().nbytes()
+
+
+@EVERY_SCALE
+def test_the_kernels_weights_are_the_stencils(scale: int) -> None:
+    half, denominator = STENCILS[scale]
+    taps = 2 * len(half) - scale % 2
+    weights = [fused._weight(abs(2 * tap + 1 - taps), scale, denominator) for tap in range(taps)]
+    assert weights == [*half, *half[::-1][scale % 2 :]]
 
 
 def test_aligned_crops_are_read_where_they_lie(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

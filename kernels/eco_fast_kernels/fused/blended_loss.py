@@ -8,7 +8,7 @@
     prediction      float16 | bfloat16 | float32  [N, 3, H, W] channels_last, 0..1
     hr, sr          uint8    [N, H + 2*margin, W + 2*margin, 3], 0..255; the margin is no part of the target
     alpha           float32  [] or [N], weight of hr, 0..1
-    gradient_scale  float32  [], the upstream gradient that is expected (a gradient scaler's factor, else 1)
+    gradient_scale  float32  [], the upstream gradient that is expected (a gradient scaler's factor), or None for 1
     loss            float32  [];  finite  bool [];  gradient  like prediction
 
 Source: Lee and Heo, AAAI 2024, Eq. 14.  Reference: `reference.blended_loss`.
@@ -34,7 +34,7 @@ BLOCK_SUM = 1024
 @triton.jit
 def blended_loss_kernel(
     prediction,
-    hr,
+    hr,  # hr or sr, and gradient_scale, may be None
     sr,
     alpha,
     gradient_scale,
@@ -48,8 +48,6 @@ def blended_loss_kernel(
     inset,  # bytes from a crop's start to its target
     alpha_stride,  # 0: one alpha for all samples
     gradient_of_mean,  # 255 / numel
-    HAS_HR: tl.constexpr,
-    HAS_SR: tl.constexpr,
     KIND: tl.constexpr,
     EPSILON: tl.constexpr,
     ROWS: tl.constexpr,
@@ -61,7 +59,7 @@ def blended_loss_kernel(
     p_values = i_row * width
     p_bytes = i_sample * sample_pitch + (i_row % height) * pitch + inset
     b_alpha = tl.load(alpha + i_sample * alpha_stride, mask=m_row, other=0.0)[:, None]
-    scale = tl.load(gradient_scale) * gradient_of_mean
+    scale = gradient_of_mean if gradient_scale is None else tl.load(gradient_scale) * gradient_of_mean
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for left in range(0, width, COLUMNS):
         o_column = left + tl.arange(0, COLUMNS)
@@ -69,11 +67,11 @@ def blended_loss_kernel(
         o_values = p_values[:, None] + o_column[None, :]
         o_bytes = p_bytes[:, None] + o_column[None, :]
         b_prediction = tl.load(prediction + o_values, mask=mask, other=0.0).to(tl.float32) * 255.0
-        if HAS_HR and HAS_SR:
+        if hr is not None and sr is not None:
             b_sr = tl.load(sr + o_bytes, mask=mask, other=0).to(tl.float32)
             b_hr = tl.load(hr + o_bytes, mask=mask, other=0).to(tl.float32)
             b_target = b_sr + b_alpha * (b_hr - b_sr)
-        elif HAS_HR:
+        elif hr is not None:
             b_target = tl.load(hr + o_bytes, mask=mask, other=0).to(tl.float32)
         else:
             b_target = tl.load(sr + o_bytes, mask=mask, other=0).to(tl.float32)
@@ -110,7 +108,7 @@ def launch(
     alpha: Tensor,
     kind: LossKind,
     margin: int,
-    gradient_scale: Tensor,
+    gradient_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run both stages on checked arguments: loss, gradient, finite."""
     if hr is not None and sr is not None:
@@ -119,15 +117,14 @@ def launch(
     samples, channels, height, width = prediction.shape
     rows = samples * height
     programs = triton.cdiv(rows, TILE_ROWS)
-    starts = [aligned_start(image) for image in (hr, sr) if image is not None]
     gradient = torch.empty_like(prediction)
     partial = prediction.new_empty(programs, dtype=torch.float32)
     loss = prediction.new_empty((), dtype=torch.float32)
     finite = prediction.new_empty((), dtype=torch.bool)
     blended_loss_kernel[(programs,)](
         prediction,
-        starts[0][0],
-        starts[-1][0],
+        None if hr is None else aligned_start(hr)[0],
+        None if sr is None else aligned_start(sr)[0],
         alpha,
         gradient_scale,
         gradient,
@@ -137,11 +134,9 @@ def launch(
         width * channels,
         crops.stride(0),
         crops.stride(1),
-        starts[0][1] + margin * (crops.stride(1) + channels),
+        aligned_start(crops)[1] + margin * (crops.stride(1) + channels),
         alpha.stride(0) if alpha.ndim else 0,
         255 / prediction.numel(),
-        HAS_HR=hr is not None,
-        HAS_SR=sr is not None,
         KIND=kind,
         EPSILON=CHARBONNIER_EPSILON,
         ROWS=TILE_ROWS,

@@ -12,14 +12,12 @@ downsampled columns first, because MATLAB rounds between the passes.
 
 Source: Lee and Heo, AAAI 2024, Eq. 14.  Reference: `reference.downsample_blend`.
 Traffic: 2 * scale**2 * (1 + 4/h) * (1 + 4/w) + out.element_size() bytes per output value are compulsory. Each program
-asks for every row under its stencil, 3.4 to 3.7 times as much, which the caches serve. Rows are read 16 bytes a thread
+asks for every row under its stencil, 3.3 to 3.7 times as much, which the caches serve. Rows are read 16 bytes a thread
 where they lie as `crops` lays them; a 16-bit output is written 16 bytes a thread.
 
 One program makes one output row of up to 48 pixels of one sample. Rows first: sum the weighted rows in registers,
 round, then gather each output's taps from the summed row. Columns first: the same with the gathering inside the sum.
 """
-
-from functools import cache
 
 import torch
 import triton
@@ -41,14 +39,27 @@ def _divide(total, DENOMINATOR: tl.constexpr):
 
 
 @triton.jit
-def _gather_row(row, weights, i_tap, TAPS: tl.constexpr, WIDE: tl.constexpr):
+def _weight(distance, SCALE: tl.constexpr, DENOMINATOR: tl.constexpr):
+    """The weight of a pixel distance / (2 * SCALE) output pixels away: the bicubic kernel, a = -0.5, in whole numbers.
+
+    The kernel times 16 * SCALE**3 is whole; the taps of an output pixel weigh SCALE times as much together.
+    """
+    return (
+        (3 * distance - 10 * SCALE) * distance * distance + 16 * SCALE * SCALE * SCALE
+        if distance <= 2 * SCALE
+        else ((10 * SCALE - distance) * distance - 32 * SCALE * SCALE) * distance + 32 * SCALE * SCALE * SCALE
+    ) // (16 * SCALE * SCALE * SCALE * SCALE // DENOMINATOR)
+
+
+@triton.jit
+def _gather_row(row, i_tap, TAPS: tl.constexpr, SCALE: tl.constexpr, DENOMINATOR: tl.constexpr, WIDE: tl.constexpr):
     """Weighted sums of a row's values at `i_tap`, `i_tap` + one pixel, ..."""
     total = tl.zeros(i_tap.shape, tl.int64 if WIDE else tl.int32)
     for tap in range(TAPS):
         b_value = tl.gather(row, i_tap + 3 * tap, 0)
-        weight = tl.load(weights + tap)
+        weight = _weight(max(2 * tap + 1 - TAPS, TAPS - 1 - 2 * tap), SCALE, DENOMINATOR)
         if WIDE:
-            total += b_value.to(tl.int64) * weight.to(tl.int64)
+            total += b_value.to(tl.int64) * weight
         else:
             total += b_value * weight
     return total
@@ -60,7 +71,6 @@ def _downsample_row(
     pitch,  # bytes from row to row
     lead,  # bytes before the first pixel
     m_in,
-    weights,
     columns_first,
     TAPS: tl.constexpr,
     SCALE: tl.constexpr,
@@ -79,29 +89,29 @@ def _downsample_row(
         rows = tl.zeros((BLOCK_OUT,), tl.int32)
         for tap in range(TAPS):
             b_row = tl.load(p_rows + tap * pitch + o_in, mask=m_in, other=0).to(tl.int32)
-            b_sum = _divide(_gather_row(b_row, weights, i_tap, TAPS, False), DENOMINATOR)
-            rows += b_sum * tl.load(weights + tap)
+            b_sum = _divide(_gather_row(b_row, i_tap, TAPS, SCALE, DENOMINATOR, False), DENOMINATOR)
+            rows += b_sum * _weight(max(2 * tap + 1 - TAPS, TAPS - 1 - 2 * tap), SCALE, DENOMINATOR)
         value = _divide(rows, DENOMINATOR)
     else:
         summed = tl.zeros((BLOCK_IN,), tl.int32)
         for tap in range(TAPS):
             b_row = tl.load(p_rows + tap * pitch + o_in, mask=m_in, other=0).to(tl.int32)
-            summed += b_row * tl.load(weights + tap)
+            summed += b_row * _weight(max(2 * tap + 1 - TAPS, TAPS - 1 - 2 * tap), SCALE, DENOMINATOR)
         if ROUND_BETWEEN:
             summed = _divide(summed, DENOMINATOR)
-            value = _divide(_gather_row(summed, weights, i_tap, TAPS, False), DENOMINATOR)
+            value = _divide(_gather_row(summed, i_tap, TAPS, SCALE, DENOMINATOR, False), DENOMINATOR)
         else:
-            value = _divide(_gather_row(summed, weights, i_tap, TAPS, True), DENOMINATOR * DENOMINATOR).to(tl.int32)
+            total = _gather_row(summed, i_tap, TAPS, SCALE, DENOMINATOR, True)
+            value = _divide(total, DENOMINATOR * DENOMINATOR).to(tl.int32)
     return value
 
 
 @triton.jit
 def downsample_blend_kernel(
-    hr,
+    hr,  # hr or sr, alpha and transposed may be None
     sr,
     alpha,
     transposed,
-    weights,
     out,
     sample_pitch,  # bytes from sample to sample
     pitch,  # bytes from row to row
@@ -110,9 +120,6 @@ def downsample_blend_kernel(
     out_height,
     out_width,  # values of an output row
     alpha_stride,  # 0: one alpha for all samples
-    HAS_HR: tl.constexpr,
-    HAS_SR: tl.constexpr,
-    HAS_TRANSPOSED: tl.constexpr,
     NORMALISE: tl.constexpr,
     TAPS: tl.constexpr,
     SCALE: tl.constexpr,
@@ -130,23 +137,23 @@ def downsample_blend_kernel(
     out_left = i_chunk * (PIXELS * 3)
     start = i_sample * sample_pitch + (i_line * SCALE + FIRST) * pitch + in_left
     m_in = tl.arange(0, BLOCK_IN) < in_width - in_left
-    columns_first = tl.load(transposed + i_sample) != 0 if HAS_TRANSPOSED else False
+    columns_first = tl.load(transposed + i_sample) != 0 if transposed is not None else False
 
-    if HAS_HR:
+    if hr is not None:
         b_hr = _downsample_row(
-            hr + start, pitch, lead, m_in, weights, columns_first,
+            hr + start, pitch, lead, m_in, columns_first,
             TAPS, SCALE, FIRST, DENOMINATOR, ROUND_BETWEEN, BLOCK_IN, BLOCK_OUT,
         )  # fmt: skip
-    if HAS_SR:
+    if sr is not None:
         b_sr = _downsample_row(
-            sr + start, pitch, lead, m_in, weights, columns_first,
+            sr + start, pitch, lead, m_in, columns_first,
             TAPS, SCALE, FIRST, DENOMINATOR, ROUND_BETWEEN, BLOCK_IN, BLOCK_OUT,
         )  # fmt: skip
-    if HAS_HR and HAS_SR:
+    if hr is not None and sr is not None:
         b_alpha = tl.load(alpha + i_sample * alpha_stride)
         b_centroid = b_sr.to(tl.float32)
         b_out = b_centroid + b_alpha * (b_hr.to(tl.float32) - b_centroid)
-    elif HAS_HR:
+    elif hr is not None:
         b_out = b_hr.to(tl.float32)
     else:
         b_out = b_sr.to(tl.float32)
@@ -155,14 +162,6 @@ def downsample_blend_kernel(
     o_out = tl.arange(0, BLOCK_OUT)
     m_out = (o_out < PIXELS * 3) & (o_out < out_width - out_left)
     tl.store(out + i_row * out_width + out_left + o_out, b_out.to(out.dtype.element_ty), mask=m_out)
-
-
-@cache
-def _weights(scale: int, device: torch.device) -> Tensor:
-    """The whole stencil as int32 on the device, made once."""
-    half, _ = STENCILS[scale]
-    mirrored = half[::-1] if scale % 2 == 0 else half[-2::-1]
-    return torch.tensor(half + mirrored, dtype=torch.int32, device=device)
 
 
 def kernel_constants(scale: int, rounding: Rounding) -> dict[str, int | bool]:
@@ -186,40 +185,37 @@ WARPS = 1  # 144 outputs are 8 for each thread of one warp: 16 bytes of a 16-bit
 def launch(
     hr: Tensor | None,
     sr: Tensor | None,
-    alpha: Tensor,
+    alpha: Tensor | None,
     scale: int,
     rounding: Rounding,
     transposed: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Run the kernel on checked arguments; dtype uint8 returns D alone, [N, h, w, 3], else see the module."""
+    """Run the kernel on checked arguments; dtype uint8 returns D of one image alone, [N, h, w, 3], else see the module.
+
+    Where one image is given, alpha is not read and may be None.
+    """
     if hr is not None and sr is not None:
         hr, sr = with_same_layout(hr, sr)
     present = first_present("downsample_blend", hr, sr)
     samples, height, width, channels = present.shape
     out_height, out_width = height // scale - 4, (width // scale - 4) * channels
     out = torch.empty((samples, out_height, out_width // channels, channels), dtype=dtype, device=present.device)
-    images = [image for image in (hr, sr) if image is not None]
-    starts = [aligned_start(image) for image in images]
-    lead = starts[0][1]
+    lead = aligned_start(present)[1]
     grid = (samples * out_height, triton.cdiv(out_width, PIXELS * CHANNELS))
     downsample_blend_kernel[grid](
-        starts[0][0],
-        starts[-1][0],
+        None if hr is None else aligned_start(hr)[0],
+        None if sr is None else aligned_start(sr)[0],
         alpha,
-        alpha if transposed is None else transposed.contiguous().view(torch.uint8),
-        _weights(scale, present.device),
+        None if transposed is None else transposed.contiguous().view(torch.uint8),
         out,
         present.stride(0),
         present.stride(1),
         lead,
-        min(row_bytes(image, lead) for image in images),
+        min(row_bytes(image, lead) for image in (hr, sr) if image is not None),
         out_height,
         out_width,
-        alpha.stride(0) if alpha.ndim else 0,
-        HAS_HR=hr is not None,
-        HAS_SR=sr is not None,
-        HAS_TRANSPOSED=transposed is not None,
+        alpha.stride(0) if alpha is not None and alpha.ndim else 0,
         NORMALISE=dtype != torch.uint8,
         num_warps=WARPS,
         **kernel_constants(scale, rounding),
