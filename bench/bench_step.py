@@ -62,7 +62,7 @@ def write_sub_images(folder: Path) -> Path:
     """480x480 sub-images as PNG files and as a store, and their centroids, which here are other sub-images."""
     generator = np.random.default_rng(0)
     for kind in ("hr", "sr"):
-        (folder / kind).mkdir()
+        (folder / kind).mkdir(parents=True)
         writer = Writer(folder / f"store-{kind}", {"kind": "hr"})
         for index, image in enumerate(sub_images(32, generator)):
             Image.fromarray(image).save(folder / kind / f"{index}.png", compress_level=3)
