@@ -25,8 +25,9 @@ from eco_fast.data.images import Pixels, builtin_images, read_image, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.models import Network, save_network, spandrel_net
 from eco_fast.models.edsr import EDSR
-from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.loop import train_network
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.validation import ValidationSets
 from tests.helpers import centroids_of
 
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # processes that tests start run the same code

@@ -29,7 +29,7 @@ from eco_fast.study.comparison import PlannedRun, StoredScores, collect
 from eco_fast.study.comparison_report import show_comparison, write_comparison
 from eco_fast.study.variants import Variant, make_variants, seeds_of
 from eco_fast.training.checkpoints import weights_path
-from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.loop import train_network
 from eco_fast.training.pipeline import check_start
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder, check_folder
 from eco_fast.training.state import initial_network
@@ -41,6 +41,7 @@ from eco_fast.training.training_data import (
     open_images,
     train_teacher,
 )
+from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
 from eco_fast.utils.files import file_lock, sha256_of, write_json

@@ -8,16 +8,8 @@
 `pipeline.py` runs it for the teacher, the student and the baseline; `step.py` is what happens in a step.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-from eco_fast.data.images import Pixels
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.sources import ImageSource
-from eco_fast.evaluation.benchmarks import BenchmarkSets
-from eco_fast.evaluation.evaluate import json_safe, score_network
-from eco_fast.evaluation.metrics import average
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import Checkpoints, load_state
 from eco_fast.training.memory import explain_oom, room_beside
@@ -28,23 +20,11 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.telemetry import Telemetry
+from eco_fast.training.validation import ValidationSets, run_validation
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device, why_not_compile
 
 MAX_SKIPPED_IN_ROW = 100
-RULE_OF_THUMB = "a teacher helps only if it scores above what the student reaches without it"  # docs/evidence.md
-
-
-@dataclass(frozen=True)
-class ValidationSets:
-    """What a network is scored on while it is trained."""
-
-    images: Mapping[str, Pixels] = field(default_factory=dict)
-    """HR images by name; they choose best.safetensors."""
-    monitored: BenchmarkSets = field(default_factory=dict)
-    """Further sets, which are scored with them and choose nothing."""
-    teacher_psnr: float = math.inf
-    """PSNR-Y of the centroids' teacher over `images`, in dB."""
 
 
 def train_network(
@@ -109,28 +89,6 @@ def train_network(
             telemetry.stopwatch.mark("data")
     distributed.all_gather(None)  # the files are there, for all
     return state.result.eval()
-
-
-def run_validation(state: TrainingState, sets: ValidationSets, telemetry: Telemetry, done: int) -> bool:
-    """Score the validation images and the monitored sets, and report; whether the former's scores are the best."""
-    data = state.config.data
-    row: dict[str, float | None] = {}
-    said = f"step {done}/{state.config.train.steps}"
-    for name, images in {**sets.monitored, "": sets.images}.items():
-        scored = score_network(
-            state.result, images, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=state.device
-        )
-        scores = average(list(scored.values()))
-        suffix = f"/{name}" if name else ""
-        row |= {f"{measure}{suffix}": json_safe(scores)[measure] for measure in ("psnr_y", "ssim_y")}
-        said += f"  {name or 'validation'} {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}"
-    state.network.train()
-    telemetry.write(done, row)
-    telemetry.say(said)
-    before, state.best = state.best, max(scores.psnr_y, state.best)
-    if before < sets.teacher_psnr <= state.best:
-        telemetry.say(f"warning: passed the teacher's {sets.teacher_psnr:.3f} dB; {RULE_OF_THUMB}")
-    return state.best > before
 
 
 def describe(step: TrainStep, state: TrainingState, label: str, why_no_graph: str | None) -> None:

@@ -30,7 +30,7 @@ from eco_fast.models import Network
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.cost import estimate
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
-from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.loop import train_network
 from eco_fast.training.precision import choose_precision
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder
 from eco_fast.training.stage_state import (
@@ -49,6 +49,7 @@ from eco_fast.training.training_data import (
     open_images,
     train_teacher,
 )
+from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
 from eco_fast.utils.files import size_in_words, write_json

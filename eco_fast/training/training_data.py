@@ -12,8 +12,9 @@ from eco_fast.data.sources import ImageSource, without_small
 from eco_fast.data.store import Store
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import Network, load_network_of_scale
-from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.loop import train_network
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device
 

@@ -26,9 +26,10 @@ from eco_fast.evaluation.evaluate import evaluate_checkpoint
 from eco_fast.models import Network, checkpoint_files, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import blend_weights_at
-from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.loop import train_network
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.validation import ValidationSets
 from eco_fast.utils.files import sha256_of
 from tests.helpers import centroids_of
 

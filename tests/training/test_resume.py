@@ -25,9 +25,10 @@ from eco_fast.data.prepare import prepare
 from eco_fast.data.store import Store
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
-from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.loop import train_network
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.validation import ValidationSets
 
 
 class Stopped(BaseException):
