@@ -13,8 +13,10 @@ from eco_fast.cli.main import main
 from eco_fast.config import Config
 from eco_fast.data.images import Pixels
 from eco_fast.data.loader import PlainLoader
+from eco_fast.data.resize import to_tensor
 from eco_fast.data.sources import ImageEntry, ImageSource
 from eco_fast.data.store import Store
+from eco_fast.evaluation.metrics import Scores, read_scores, score
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import load_network_of_scale
 
@@ -113,3 +115,8 @@ def dali_loader(config: Config, hr: Images, sr: Images | None, *more: Any, **opt
 def centroids_of(store: Path, checkpoint: Path, scale: int, **options: Any) -> Path:
     """The folder of a teacher's centroids over a store, made if it is not there."""
     return make_centroids(Store(store), load_network_of_scale(checkpoint, scale), checkpoint, **options).folder
+
+
+def scores_of(sr: Pixels, hr: Pixels, border: int) -> Scores:
+    """All scores of an image."""
+    return read_scores({"image": score(to_tensor(sr), to_tensor(hr), border)})["image"]

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from eco_fast_kernels import Rounding
+from eco_fast_kernels import Rounding, imresize
 from rich.progress import track
 
 from eco_fast.config import Scale
 from eco_fast.data.images import write_png
 from eco_fast.data.noise import NOISE_DRAWS, noisy_images
 from eco_fast.data.output_paths import output_paths
-from eco_fast.data.resize import downsample_image, read_cropped
+from eco_fast.data.resize import read_cropped, to_pixels, to_tensor
 
 
 def downsample(
@@ -38,7 +38,7 @@ def downsample(
     folders = [out / f"draw-{draw:02}" for draw in range(NOISE_DRAWS)] if noise_sigma else [out]
     targets = [output_paths(source, folder) for folder in folders]
     for path in track(list(targets[0]), description="downsample"):
-        noisy = noisy_images(downsample_image(read_cropped(path, scale), scale, rounding), noise_sigma)
-        for draw, lr in zip(targets, noisy, strict=True):
-            write_png(draw[path], lr)
+        (lr,) = imresize(to_tensor(read_cropped(path, scale))[None], scale, rounding)
+        for draw, noisy in zip(targets, noisy_images(lr, noise_sigma), strict=True):
+            write_png(draw[path], to_pixels(noisy))
     return [target for draw in targets for target in draw.values()]

@@ -11,8 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from eco_fast.data.images import Pixels
+from eco_fast.data.resize import to_pixels, to_tensor
 
 NOISE_DRAWS = 10  # of noise, that scores are averaged over (paper, Appendix D)
 
@@ -57,9 +59,15 @@ def add_noise(lr: Pixels, sigma: float, draw: int) -> Pixels:
     return np.rint(lr + sigma * values).clip(0, 255).astype(np.uint8)
 
 
-def noisy_images(lr: Pixels, sigma: float, draws: int = NOISE_DRAWS) -> Iterator[Pixels]:
-    """The first draws of a test image; with a sigma of 0, the image itself, once."""
-    return (add_noise(lr, sigma, draw) for draw in range(draws)) if sigma else iter([lr])
+def noisy_images(lr: Tensor, sigma: float, draws: int = NOISE_DRAWS) -> Iterator[Tensor]:
+    """The first draws of a test image, on its device; with a sigma of 0, the image itself, once.
+
+    The noise is made on the CPU, so that its bytes are the same on all machines: a GPU is waited for once.
+    """
+    if not sigma:
+        return iter([lr])
+    pixels = to_pixels(lr)
+    return (to_tensor(add_noise(pixels, sigma, draw), lr.device) for draw in range(draws))
 
 
 def describe_noise(sigma: float) -> str:

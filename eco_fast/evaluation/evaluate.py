@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +12,20 @@ from rich.progress import track
 from rich.table import Table
 
 from eco_fast.config import Scale
-from eco_fast.data.images import Pixels, find_images, prefix_errors, write_png
-from eco_fast.data.noise import NOISE_DRAWS, describe_noise, noisy_images
-from eco_fast.data.resize import downsample_image, modcrop, read_cropped, upsample_image
-from eco_fast.evaluation.metrics import Scores, average, score
+from eco_fast.data.images import find_images, prefix_errors, write_png
+from eco_fast.data.noise import describe_noise
+from eco_fast.data.resize import read_cropped, to_pixels, to_tensor
+from eco_fast.evaluation.metrics import Scores, average, read_scores, score
+from eco_fast.evaluation.scoring import gather, image_pair, mean_score
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.models import Network, load_network_of_scale
+from eco_fast.inference.whole_images import largest_tile, whole_images
+from eco_fast.models import load_network_of_scale
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import write_json
 
 Results = dict[str, dict[str, Scores]]
 """Scores by set and image."""
-
-
-def score_network(
-    network: Network,
-    images: Mapping[str, Pixels],
-    rounding: Rounding = "uint8",
-    *,
-    noise_sigma: float = 0.0,
-    draws: int = NOISE_DRAWS,
-    device: str = "cpu",
-) -> dict[str, Scores]:
-    """Score a network on HR images (uint8 [H, W, 3] by name), which the ranks share.
-
-    LR is made on the fly, the border is the scale. With noise on LR, of `noise_sigma` grey levels, an image's scores
-    are the means over its first `draws` noises.
-    """
-    network.eval()
-
-    def upscale(lr: Pixels) -> Pixels:
-        return super_resolve(network, lr, device=device)
-
-    return _score_all(images, network.scale, rounding, noise_sigma, draws, upscale)
-
-
-def score_bicubic(
-    images: Mapping[str, Pixels], scale: int, rounding: Rounding = "uint8", *, noise_sigma: float = 0.0
-) -> dict[str, Scores]:
-    """The tables' baseline: LR upscaled by MATLAB's bicubic; shared and averaged as by `score_network`."""
-    return _score_all(images, scale, rounding, noise_sigma, NOISE_DRAWS, lambda lr: upsample_image(lr, scale, rounding))
 
 
 def evaluate_checkpoint(
@@ -66,7 +39,7 @@ def evaluate_checkpoint(
     tile: int | None = None,
     device: str = "auto",
 ) -> Results:
-    """Score a checkpoint on HR folders.
+    """Score a checkpoint on HR folders, in true float32.
 
     Args:
         checkpoint: the network.
@@ -75,7 +48,7 @@ def evaluate_checkpoint(
         rounding: MATLAB's convention of the LR images.
         noise_sigma: standard deviation of the noise on them, in grey levels; the scores are means over its draws.
         save_images: where to write the SR images, as SET/NAME.png; with noise, those of the first draw.
-        tile: LR pixels a side of a tile; None: the network's own.
+        tile: LR pixels a side of a tile; None: as many as a GPU's memory takes, the network's own on a CPU.
         device: "auto", "cpu", "cuda", ...
 
     Raises:
@@ -87,19 +60,18 @@ def evaluate_checkpoint(
     if save_images is not None:
         _by_unique_key((str(Path(name).with_suffix("")), path) for one in found.values() for name, path in one.items())
     results: Results = {}
-    for source, images in found.items():
-        scores = {}
-        for name, path in track(distributed.shard(images.items()), description=f"evaluate {source}"):
-            hr = read_cropped(path, scale)
-            drawn: list[Scores] = []
-            for lr in noisy_images(downsample_image(hr, scale, rounding), noise_sigma):
-                sr = super_resolve(network, lr, tile=tile, device=where)
-                if save_images is not None and not drawn:
-                    write_png((save_images / name).with_suffix(".png"), sr)
+    with whole_images():
+        tile = tile or largest_tile(network)
+        for source, images in found.items():
+            scores = {}
+            for name, path in track(distributed.shard(images.items()), description=f"evaluate {source}"):
+                pair = image_pair(read_cropped(path, scale), scale, rounding, noise_sigma=noise_sigma, device=where)
+                upscaled = [super_resolve(network, lr, tile=tile) for lr in pair.lr]
+                if save_images is not None:
+                    write_png((save_images / name).with_suffix(".png"), to_pixels(upscaled[0]))
                 with prefix_errors(path):
-                    drawn.append(score(sr, hr, scale))
-            scores[name] = average(drawn)
-        results[source] = _merged(scores, images)
+                    scores[name] = mean_score(upscaled, pair.hr, scale)
+            results[source] = gather(read_scores(scores))
     return results
 
 
@@ -124,10 +96,10 @@ def evaluate_images(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
         raise ValueError(f"{sr_folder}: no SR image for {hr_images[missing[0]]} ({len(missing)} are missing)")
     scores = {}
     for stem, (sr_path, hr_path) in track(sorted(pairs.items()), description="evaluate"):
-        sr, hr = read_cropped(sr_path, scale), read_cropped(hr_path, scale)
+        sr, hr = (to_tensor(read_cropped(path, scale)) for path in (sr_path, hr_path))
         with prefix_errors(sr_path):
             scores[stem] = score(sr, hr, scale)
-    return {sr_folder: scores}
+    return {sr_folder: read_scores(scores)}
 
 
 def show(results: Results, noise_sigma: float = 0.0) -> None:
@@ -166,30 +138,8 @@ def json_safe(scores: Scores) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in scores.as_dict().items()}
 
 
-def _score_all(
-    images: Mapping[str, Pixels],
-    scale: int,
-    rounding: Rounding,
-    noise_sigma: float,
-    draws: int,
-    upscale: Callable[[Pixels], Pixels],
-) -> dict[str, Scores]:
-    scores = {}
-    for name in distributed.shard(images):
-        hr = modcrop(images[name], scale)
-        noisy = noisy_images(downsample_image(hr, scale, rounding), noise_sigma, draws)
-        scores[name] = average([score(upscale(lr), hr, scale) for lr in noisy])
-    return _merged(scores, images)
-
-
-def _merged(scores: dict[str, Scores], names: Iterable[str]) -> dict[str, Scores]:
-    """What all ranks have scored, in the order of the names."""
-    merged = {name: one for part in distributed.all_gather(scores) for name, one in part.items()}
-    return {name: merged[name] for name in names}
-
-
 def _cells(scores: Scores) -> list[str]:
-    return [f"{scores.psnr_y:.3f}", f"{scores.ssim_y:.4f}", f"{scores.psnr_rgb:.3f}", f"{scores.ssim_rgb:.4f}"]
+    return [f"{value:.3f}" if name.startswith("psnr") else f"{value:.4f}" for name, value in scores.as_dict().items()]
 
 
 def _by_unique_key(images: Iterable[tuple[str, Path]]) -> dict[str, Path]:

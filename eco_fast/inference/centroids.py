@@ -3,15 +3,16 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from eco_fast_kernels import Rounding
+from eco_fast_kernels import Rounding, imresize
 from rich.progress import track
 
 from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
 from eco_fast.data.images import prefix_errors
-from eco_fast.data.resize import downsample_image, modcrop
+from eco_fast.data.resize import modcrop, to_pixels, to_tensor
 from eco_fast.data.store import Store, Writer, locked
 from eco_fast.inference.consistency import MAX_INCONSISTENCY, inconsistency
 from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.whole_images import largest_tile, whole_images
 from eco_fast.models import Network, compile_for_images
 from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_compile
@@ -33,14 +34,15 @@ def make_centroids(
     """Make SR = teacher(D(HR)) for every HR image, cropped to a multiple of the scale, and store it as 8 bits.
 
     Continues an interrupted run; makes again only what changed; a no-op where all is there. Ranks share the images.
-    A teacher whose output does not look like super-resolution is warned of, not refused: short runs have such teachers.
+    Everything happens on the teacher's device, in true float32. A teacher whose output does not look like
+    super-resolution is warned of, not refused: short runs have such teachers.
 
     Args:
         store: made by `prepare`.
         teacher: in evaluation mode, on `device`; its scale is that of the centroids.
         checkpoint: the teacher's file; its hash is part of the centroids' identity.
         rounding: MATLAB's convention of D.
-        tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
+        tile: LR pixels a side of a tile; None: as many as a GPU's memory takes, the network's own on a CPU.
         device: where the teacher is.
         self_ensemble: centroids are the mean over the 8 orientations of each image.
         compiled: compile the teacher on a GPU.
@@ -53,35 +55,35 @@ def make_centroids(
         ValueError: too little space, or another process is making them.
     """
     scale = teacher.scale
-    if compiled and device.startswith("cuda") and "cuda" in teacher.compiled_on and why_not_compile(device) is None:
-        compile_for_images(teacher)  # on a CPU it takes longer than it saves
     sha256 = teacher_hash(store.folder, scale, rounding, checkpoint)
     out = centroid_folder(store.folder, scale, rounding, sha256, self_ensemble=self_ensemble)
     attributes = {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": sha256}
     attributes |= {"teacher_stamp": file_stamp(checkpoint)} | ({"self_ensemble": True} if self_ensemble else {})
-    with locked(out) if distributed.is_main_process() else nullcontext():
+    with whole_images(), locked(out) if distributed.is_main_process() else nullcontext():
+        tile = tile or largest_tile(teacher)
+        if compiled and device.startswith("cuda") and "cuda" in teacher.compiled_on and why_not_compile(device) is None:
+            compile_for_images(teacher)  # on a CPU it takes longer than it saves
         distributed.on_rank0(lambda: len(Writer(out, attributes).known))  # mends what a kill has left
         writer = Writer(out, attributes)
         distributed.all_gather(None)  # no journal grows before all ranks have read it
         new = [entry for entry in store.entries if entry.name not in writer.known]
         distributed.on_rank0(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
         if new and distributed.is_main_process():
-            _warn_of(teacher, checkpoint, store, rounding, device)
-        entries = distributed.shard(zip(store.entries, store.images, strict=True))
-        for entry, hr in track(entries, description="centroids"):
+            _warn_of(teacher, checkpoint, store, rounding)
+        for entry, hr in track(distributed.shard(zip(store.entries, store.images, strict=True)), "centroids"):
             if not writer.keep(entry.name, origin=entry.sha256, verify=verify):
                 with prefix_errors(entry.name):
-                    lr = downsample_image(modcrop(hr, scale), scale, rounding)
-                sr = super_resolve(teacher, lr, tile=tile, device=device, self_ensemble=self_ensemble)
-                writer.add(entry.name, sr, origin=entry.sha256)
+                    (lr,) = imresize(to_tensor(modcrop(hr, scale), device)[None], scale, rounding)
+                sr = super_resolve(teacher, lr, tile=tile, self_ensemble=self_ensemble)
+                writer.add(entry.name, to_pixels(sr), origin=entry.sha256)
         made = {entry.name: entry for part in distributed.all_gather(writer.entries) for entry in part}
         distributed.on_rank0(lambda: writer.finish([made[entry.name] for entry in store.entries]))
     return open_centroids(store, out, scale)
 
 
-def _warn_of(teacher: Network, checkpoint: Path, store: Store, rounding: Rounding, device: str) -> None:
+def _warn_of(teacher: Network, checkpoint: Path, store: Store, rounding: Rounding) -> None:
     with prefix_errors(store.entries[0].name):
-        difference = inconsistency(teacher, store.images[0], rounding, device=device)
+        difference = inconsistency(teacher, store.images[0], rounding)
     if not difference <= MAX_INCONSISTENCY:
         print(
             f"warning: {checkpoint}: its output, downsampled again, differs from its input by {difference:.1f} grey "

@@ -1,10 +1,9 @@
 """Whether a network does super-resolution at all: its output, downsampled again, is the image that it was given."""
 
-import numpy as np
-from eco_fast_kernels import Rounding
+from eco_fast_kernels import Rounding, imresize
 
 from eco_fast.data.images import Pixels
-from eco_fast.data.resize import downsample_image, modcrop
+from eco_fast.data.resize import modcrop, to_tensor
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.models import Network
 
@@ -16,7 +15,7 @@ The same network with images in the wrong range (0..1 for 0..255) begins at 4.0.
 """
 
 
-def inconsistency(network: Network, hr: Pixels, rounding: Rounding, *, device: str = "cpu") -> float:
+def inconsistency(network: Network, hr: Pixels, rounding: Rounding) -> float:
     """Mean absolute difference between LR and D(network(LR)) in grey levels, over the middle of one HR image.
 
     Raises:
@@ -25,6 +24,7 @@ def inconsistency(network: Network, hr: Pixels, rounding: Rounding, *, device: s
     side = CENTRE_SIDE * network.scale
     top, left = (max(size - side, 0) // 2 for size in hr.shape[:2])
     middle = modcrop(hr[top : top + side, left : left + side], network.scale)
-    lr = downsample_image(middle, network.scale, rounding)
-    again = downsample_image(super_resolve(network, lr, device=device), network.scale, rounding)
-    return float(np.abs(again.astype(float) - lr).mean())
+    device = next(network.parameters()).device
+    lr = imresize(to_tensor(middle, device)[None], network.scale, rounding)
+    again = imresize(super_resolve(network, lr[0])[None], network.scale, rounding)
+    return (again.double() - lr.double()).abs().mean().item()

@@ -1,4 +1,4 @@
-"""Running a network over a whole image of any size in bounded memory.
+"""Running a network over a whole image of any size in bounded memory, on the device of the image.
 
 The image is cut into tiles, each is given a halo as wide as the network's receptive field, and the halo's output is
 thrown away: every output pixel sees exactly what it would see in the whole image, so there are no seams to hide. (Of
@@ -9,14 +9,10 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from eco_fast.data.images import Pixels
 from eco_fast.models import Network
 
 
@@ -29,61 +25,57 @@ class Axis:
     halo_first: int
     halo_last: int
 
+    def outer(self) -> slice:
+        """The tile with its halo, in the image."""
+        return slice(self.halo_first, self.halo_last)
+
     def inner(self, scale: int) -> slice:
         """The tile inside the output that has a halo."""
         return slice((self.first - self.halo_first) * scale, (self.last - self.halo_first) * scale)
 
 
-def super_resolve(
-    network: Network, lr: Pixels, *, tile: int | None = None, device: str = "cpu", self_ensemble: bool = False
-) -> Pixels:
+def super_resolve(network: Network, lr: Tensor, *, tile: int | None = None, self_ensemble: bool = False) -> Tensor:
     """Upscale uint8 [h, w, 3] to uint8 [scale*h, scale*w, 3], rounded to the nearest grey level.
 
+    Nothing waits for the device.
+
     Args:
-        network: in evaluation mode, on `device`.
+        network: in evaluation mode, on the image's device.
         lr: 0..255, RGB.
         tile: side of a tile in LR pixels, without its halo; bounds the memory: smaller tiles go through the network
             together where they take no more. None: the network's own.
-        device: where the network is.
         self_ensemble: take the mean over the 8 orientations of the image (EDSR's paper, section 3.4).
     """
-    scale = network.scale
-    out = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.uint8)
     run = _ensemble if self_ensemble else _run
-    _fill(out, network, lr, tile or network.tile, device, lambda images: quantise(run(network, images)))
-    return out
+    return _tiled(network, lr, tile or network.tile, torch.uint8, lambda images: quantise(run(network, images)))
 
 
-def output_of(network: Network, lr: Pixels, *, device: str = "cpu") -> npt.NDArray[np.float32]:
+def output_of(network: Network, lr: Tensor) -> Tensor:
     """What the network makes of uint8 [h, w, 3], neither rounded nor clamped: float32 [scale*h, scale*w, 3].
 
     It is in grey levels, as images are. The arguments are those of `super_resolve`.
     """
-    scale = network.scale
-    out = np.empty((lr.shape[0] * scale, lr.shape[1] * scale, 3), dtype=np.float32)
-    _fill(out, network, lr, network.tile, device, lambda images: _run(network, images) * 255)
-    return out
+    return _tiled(network, lr, network.tile, torch.float32, lambda images: _run(network, images) * 255)
 
 
 @torch.inference_mode()
-def _fill(
-    out: npt.NDArray[Any], network: Network, lr: Pixels, tile: int, device: str, run: Callable[[Tensor], Tensor]
-) -> None:
-    """Put what `run` makes of the tiles of an image, of 0..1, to their places in `out`."""
-    scale = network.scale
-    rows, columns = (list(_axis(size, tile, network.halo, network.grid)) for size in lr.shape[:2])
+def _tiled(network: Network, lr: Tensor, tile: int, dtype: torch.dtype, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `run` makes of an image of 0..1, tile by tile."""
+    height, width, scale = *lr.shape[:2], network.scale
+    out = torch.empty((height * scale, width * scale, 3), dtype=dtype, device=lr.device)
+    rows, columns = (list(_axis(size, tile, network.halo, network.grid)) for size in (height, width))
     of_shape: dict[tuple[int, int], list[tuple[Axis, Axis]]] = defaultdict(list)
     for row, column in itertools.product(rows, columns):
         shape = (row.halo_last - row.halo_first, column.halo_last - column.halo_first)
         of_shape[shape].append((row, column))
     for (height, width), places in of_shape.items():
         for some in _chunks(places, max(1, (tile + 2 * network.halo) ** 2 // (height * width))):
-            tiles = [lr[row.halo_first : row.halo_last, column.halo_first : column.halo_last] for row, column in some]
-            images = torch.from_numpy(np.stack(tiles)).to(device).permute(0, 3, 1, 2).float() / 255
-            pixels = run(images).permute(0, 2, 3, 1).cpu().numpy()
-            for sr, (row, column) in zip(pixels, some, strict=True):
+            tiles = torch.stack([lr[row.outer(), column.outer()] for row, column in some])
+            images = run(tiles.permute(0, 3, 1, 2).float() / 255).permute(0, 2, 3, 1)
+            for sr, (row, column) in zip(images, some, strict=True):
                 place = (slice(side.first * scale, side.last * scale) for side in (row, column))
                 out[tuple(place)] = sr[row.inner(scale), column.inner(scale)]
+    return out
 
 
 def quantise(image: Tensor) -> Tensor:

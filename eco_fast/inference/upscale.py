@@ -4,10 +4,12 @@ from pathlib import Path
 
 from rich.progress import track
 
-from eco_fast.data.images import read_image, write_png
+from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.output_paths import output_paths
+from eco_fast.data.resize import to_pixels, to_tensor
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.models import load_network
+from eco_fast.inference.whole_images import largest_tile, whole_images
+from eco_fast.models import Network, load_network
 from eco_fast.utils.device import pick_device
 
 
@@ -18,7 +20,7 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
         checkpoint: the network.
         source: an image or a folder.
         out: the PNG to write for an image (or a folder to put it in), the folder for a folder.
-        tile: LR pixels a side of a tile, bounds the memory; None: the network's own.
+        tile: LR pixels a side of a tile; None: as many as a GPU's memory takes, the network's own on a CPU.
         device: "auto", "cpu", "cuda", ...
 
     Returns:
@@ -30,6 +32,14 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
     where = pick_device(device)
     network = load_network(checkpoint).to(where)
     targets = output_paths(source, out)
-    for path, target in track(list(targets.items()), description="upscale"):
-        write_png(target, super_resolve(network, read_image(path), tile=tile, device=where))
+    with whole_images():
+        tile = tile or largest_tile(network)
+        for path, target in track(list(targets.items()), description="upscale"):
+            write_png(target, upscale_image(network, read_image(path), tile=tile))
     return list(targets.values())
+
+
+def upscale_image(network: Network, lr: Pixels, *, tile: int | None = None, self_ensemble: bool = False) -> Pixels:
+    """`super_resolve` of an image that comes from a file and goes to one, on the network's device."""
+    image = to_tensor(lr, next(network.parameters()).device)
+    return to_pixels(super_resolve(network, image, tile=tile, self_ensemble=self_ensemble))

@@ -22,8 +22,9 @@ from eco_fast.data.batch import BatchPlanner
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.sources import ImageSource, sizes_of
 from eco_fast.evaluation.benchmarks import BenchmarkSets, read_images, read_sets, set_name
-from eco_fast.evaluation.evaluate import json_safe, score_network
+from eco_fast.evaluation.evaluate import json_safe
 from eco_fast.evaluation.metrics import average
+from eco_fast.evaluation.scoring import pairs_of, score_network
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.study.comparison import PlannedRun, StoredScores, collect
 from eco_fast.study.comparison_report import show_comparison, write_comparison
@@ -147,7 +148,9 @@ class ScoredSets:
         data, device = self.base.data, pick_device(self.base.train.device)
         network.to(device)
         scores = {
-            name: score_network(network, images, data.rounding, noise_sigma=data.noise_sigma, device=device)
+            name: score_network(
+                network, pairs_of(images, network.scale, data.rounding, noise_sigma=data.noise_sigma, device=device)
+            )
             for name, images in self.every.items()
         }
         return {name: json_safe(average(list(one.values()))) for name, one in scores.items()}

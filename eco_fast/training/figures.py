@@ -10,10 +10,12 @@ from eco_fast_kernels import Rounding
 from matplotlib.figure import Figure
 
 from eco_fast.data.images import Pixels
-from eco_fast.data.noise import describe_noise, noisy_images
-from eco_fast.data.resize import downsample_image, modcrop, upsample_image
+from eco_fast.data.noise import describe_noise
+from eco_fast.data.resize import to_pixels, to_tensor, upsample
 from eco_fast.evaluation.metrics import Scores, luma
+from eco_fast.evaluation.scoring import image_pair
 from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.whole_images import whole_images
 from eco_fast.models import Network
 from eco_fast.utils.files import write_atomically
 from eco_fast.utils.table_io import Table
@@ -74,22 +76,24 @@ def draw_samples(
     noise_sigma: float = 0.0,
 ) -> None:
     """Per image, the crop with most detail as LR (with its first noise), bicubic, SR and HR, and the image's scores."""
-    device = str(next(network.parameters()).device)
+    device = next(network.parameters()).device
     for name, image in list(images.items())[:MAX_SAMPLES]:
-        hr = modcrop(image, network.scale)
-        lr = next(noisy_images(downsample_image(hr, network.scale, rounding), noise_sigma))
-        top, left = most_detailed(hr, network.scale)
+        pair = image_pair(image, network.scale, rounding, noise_sigma=noise_sigma, draws=1, device=device)
+        (bicubic_image,) = upsample(pair.lr[0][None], network.scale, rounding)
+        with whole_images():
+            sr = super_resolve(network, pair.lr[0])
+        top, left = most_detailed(to_pixels(pair.hr), network.scale)
         at_hr = (slice(top, top + CROP), slice(left, left + CROP))
         at_lr = tuple(slice(part.start // network.scale, part.stop // network.scale) for part in at_hr)
         panels = {
-            "LR": lr[at_lr],
-            f"bicubic\n{bicubic[name].psnr_y:.2f} dB": upsample_image(lr, network.scale, rounding)[at_hr],
-            f"SR\n{scores[name].psnr_y:.2f} dB": super_resolve(network, lr, device=device)[at_hr],
-            "HR": hr[at_hr],
+            "LR": pair.lr[0][at_lr],
+            f"bicubic\n{bicubic[name].psnr_y:.2f} dB": bicubic_image[at_hr],
+            f"SR\n{scores[name].psnr_y:.2f} dB": sr[at_hr],
+            "HR": pair.hr[at_hr],
         }
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         for axes, (label, pixels) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-            axes.imshow(pixels, interpolation="nearest")
+            axes.imshow(to_pixels(pixels), interpolation="nearest")
             axes.set_title(label)
             axes.axis("off")
         path = folder / (Path(name).with_suffix("").as_posix().replace("/", "_") + ".png")
@@ -103,7 +107,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def most_detailed(hr: Pixels, scale: int) -> tuple[int, int]:
     """Top left corner, a multiple of the scale, of the crop with the largest mean gradient."""
-    rows, columns = np.gradient(luma(hr))
+    rows, columns = np.gradient(luma(to_tensor(hr)).numpy())
     detail = np.hypot(rows, columns)
     step = max(CROP // 4 // scale, 1) * scale
     corners = [

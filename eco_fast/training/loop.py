@@ -20,7 +20,7 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.telemetry import Telemetry
-from eco_fast.training.validation import ValidationSets, run_validation
+from eco_fast.training.validation import Validation, ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device, why_not_compile
 
@@ -67,18 +67,18 @@ def train_network(
         recorder, why_none = choose_recorder(config, device)
         step = TrainStep(state, loader.planner.count, telemetry.stopwatch.mark, recorder)
         telemetry.calibrate(state.network, state.precision)
+        validation = Validation(state, sets, telemetry)
         describe(step, state, label, why_none)
         for batch in loader:
             step(batch)
             telemetry.add(batch.step)
 
-            done, signal, improved = batch.step + 1, stop.requested(), False
+            done, signal = batch.step + 1, stop.requested()
             last = done == steps
             if last or done % train.log_every == 0:
                 telemetry.report(done)
                 check_progress(state.updater)
-            if sets.images and (last or done % train.validate_every == 0):
-                improved = run_validation(state, sets, telemetry, done)
+            improved = validation.due(done) and validation.run(done)
             if improved or last or signal or done % train.checkpoint_every == 0:
                 checkpoints.save(state.result, done, state.state_dict(), best=improved)
                 telemetry.restart_clock(done)

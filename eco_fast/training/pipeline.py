@@ -20,12 +20,12 @@ from typing import Any
 from eco_fast.config import Config, Data, Objective, Train
 from eco_fast.config.derived import self_teacher, vanilla
 from eco_fast.data.images import Pixels
-from eco_fast.data.noise import NOISE_DRAWS, noise_metadata
+from eco_fast.data.noise import noise_metadata
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.sources import ImageSource
 from eco_fast.evaluation.benchmarks import images_by_set, read_images, read_sets
-from eco_fast.evaluation.evaluate import mean_scores, score_bicubic, score_network
-from eco_fast.evaluation.metrics import Scores, average
+from eco_fast.evaluation.evaluate import mean_scores
+from eco_fast.evaluation.scoring import ImagePair, pairs_of, score_bicubic, score_network
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.cost import estimate
@@ -49,7 +49,7 @@ from eco_fast.training.training_data import (
     open_images,
     train_teacher,
 )
-from eco_fast.training.validation import ValidationSets
+from eco_fast.training.validation import ValidationSets, validation_pairs, validation_scores
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
 from eco_fast.utils.files import size_in_words, write_json
@@ -152,8 +152,7 @@ class Pipeline:
         self.centroids = obtain_centroids(self.config, self.folder, self.images, self.teacher)
         self.networks["teacher"] = self.teacher.network
         if self.sets.images:
-            scores = self._score(self.teacher.network, self.sets.images, draws=1)  # as a training scores them
-            psnr = average(list(scores.values())).psnr_y
+            psnr = self._score_as_trained(self.teacher.network)
             print(f"teacher: {psnr:.3f} dB on the validation images", flush=True)
             self.sets = replace(self.sets, teacher_psnr=psnr)
         self.teacher.network.to("cpu")  # the device's memory is the student's now
@@ -175,8 +174,9 @@ class Pipeline:
         data, test, main = self.config.data, self.test, distributed.is_main_process()
         self.summary |= {"images": list(test), **noise_metadata(data.noise_sigma)}
         if test:
-            results = {"bicubic": score_bicubic(test, self.config.scale, data.rounding, noise_sigma=data.noise_sigma)}
-            results |= {name: self._score(network, test) for name, network in self.networks.items()}
+            results = {"bicubic": score_bicubic(self._pairs(test), self.config.scale, data.rounding)}
+            for name, network in self.networks.items():
+                results[name] = score_network(network.to(self.device), self._pairs(test))
             sets = images_by_set(data.test or data.validation)
             self.summary |= mean_scores(results, test)
             self.summary["sets"] = {name: mean_scores(results, images) for name, images in sets.items()}
@@ -187,12 +187,15 @@ class Pipeline:
         if main:
             draw_curves(self.folder / "curves.png", {name: run.rows() for name, run in self.runs.items()})
 
-    def _score(self, network: Network, images: Mapping[str, Pixels], draws: int = NOISE_DRAWS) -> dict[str, Scores]:
+    def _pairs(self, images: Mapping[str, Pixels]) -> Iterator[tuple[str, ImagePair]]:
         data = self.config.data
-        network.to(self.device)
-        return score_network(
-            network, images, data.rounding, noise_sigma=data.noise_sigma, draws=draws, device=self.device
-        )
+        return pairs_of(images, self.config.scale, data.rounding, noise_sigma=data.noise_sigma, device=self.device)
+
+    def _score_as_trained(self, network: Network) -> float:
+        """PSNR-Y over the validation images, in dB, as a training scores them."""
+        config, device = self.config, self.device
+        pairs = validation_pairs(self.sets.images, config.scale, config.data, device)
+        return validation_scores(network, pairs, choose_precision(config.train, device), device).psnr_y
 
 
 def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: bool = False) -> dict[str, Any]:

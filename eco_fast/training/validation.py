@@ -1,17 +1,28 @@
-"""Validation: what a network is scored on while it is trained, and what is reported of it."""
+"""Validation: what a network is scored on while it is trained, when, and what is reported of it."""
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
+from eco_fast.config import Data
+from eco_fast.config.intervals import share_of_time
 from eco_fast.data.images import Pixels
 from eco_fast.evaluation.benchmarks import BenchmarkSets
-from eco_fast.evaluation.evaluate import json_safe, score_network
-from eco_fast.evaluation.metrics import average
+from eco_fast.evaluation.evaluate import json_safe
+from eco_fast.evaluation.metrics import Scores, average
+from eco_fast.evaluation.scoring import ImagePair, pairs_of, score_network
+from eco_fast.inference.whole_images import whole_images
+from eco_fast.models import Network
+from eco_fast.training.precision import Precision
 from eco_fast.training.state import TrainingState
 from eco_fast.training.telemetry import Telemetry
+from eco_fast.utils import distributed
 
 RULE_OF_THUMB = "a teacher helps only if it scores above what the student reaches without it"  # docs/evidence.md
+
+Pairs = Iterable[tuple[str, ImagePair]]
 
 
 @dataclass(frozen=True)
@@ -26,23 +37,83 @@ class ValidationSets:
     """PSNR-Y of the centroids' teacher over `images`, in dB."""
 
 
-def run_validation(state: TrainingState, sets: ValidationSets, telemetry: Telemetry, done: int) -> bool:
-    """Score the validation images and the monitored sets, and report; whether the former's scores are the best."""
-    data = state.config.data
-    row: dict[str, float | None] = {}
-    said = f"step {done}/{state.config.train.steps}"
-    for name, images in {**sets.monitored, "": sets.images}.items():
-        scored = score_network(
-            state.result, images, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=state.device
-        )
-        scores = average(list(scored.values()))
-        suffix = f"/{name}" if name else ""
-        row |= {f"{measure}{suffix}": json_safe(scores)[measure] for measure in ("psnr_y", "ssim_y")}
-        said += f"  {name or 'validation'} {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}"
-    state.network.train()
-    telemetry.write(done, row)
-    telemetry.say(said)
-    before, state.best = state.best, max(scores.psnr_y, state.best)
-    if before < sets.teacher_psnr <= state.best:
-        telemetry.say(f"warning: passed the teacher's {sets.teacher_psnr:.3f} dB; {RULE_OF_THUMB}")
-    return state.best > before
+class Validation:
+    """The validations of one training: when they are due, and what they report.
+
+    The images stay on the device, with their LR images, from the first validation on.
+
+    Args:
+        state: what is trained.
+        sets: what it is scored on.
+        telemetry: where the scores go.
+        clock: seconds, which go on.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        sets: ValidationSets,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.state, self.sets, self.telemetry, self.clock = state, sets, telemetry, clock
+        self._pairs: dict[str, list[tuple[str, ImagePair]]] = {}
+        self._began, self._spent, self._last = clock(), 0.0, 0.0
+
+    def due(self, done: int) -> bool:
+        """Whether to validate after so many steps: all ranks ask, and hear the same."""
+        train = self.state.config.train
+        if not self.sets.images or done == train.steps:
+            return bool(self.sets.images)
+        if (share := share_of_time(train.validate_every)) is None:
+            return done % int(train.validate_every) == 0
+        return done % train.log_every == 0 and distributed.on_rank0(lambda: self._affordable(share))
+
+    def run(self, done: int) -> bool:
+        """Score all sets and report; whether the validation images' scores are the best so far."""
+        began = self.clock()
+        row: dict[str, float | None] = {}
+        said = f"step {done}/{self.state.config.train.steps}"
+        for name, images in {**self.sets.monitored, "": self.sets.images}.items():
+            scores = self._score(name, images)
+            suffix = f"/{name}" if name else ""
+            row |= {f"{measure}{suffix}": value for measure, value in json_safe(scores).items()}
+            said += f"  {name or 'validation'} {scores.psnr_y:.3f} dB  {scores.ssim_y:.4f}"
+        self.state.network.train()
+        self.telemetry.write(done, row)
+        self.telemetry.say(said)
+        self._last = self.clock() - began
+        self._spent += self._last
+        return self._is_best(scores.psnr_y)
+
+    def _affordable(self, share: float) -> bool:
+        return self._spent + self._last <= share * (self.clock() - self._began)
+
+    def _score(self, name: str, images: Mapping[str, Pixels]) -> Scores:
+        state = self.state
+        if name not in self._pairs:
+            self._pairs[name] = list(validation_pairs(images, state.network.scale, state.config.data, state.device))
+        return validation_scores(state.result, self._pairs[name], state.precision, state.device)
+
+    def _is_best(self, psnr: float) -> bool:
+        before, self.state.best = self.state.best, max(psnr, self.state.best)
+        if before < self.sets.teacher_psnr <= self.state.best:
+            self.telemetry.say(f"warning: passed the teacher's {self.sets.teacher_psnr:.3f} dB; {RULE_OF_THUMB}")
+        return self.state.best > before
+
+
+def validation_pairs(images: Mapping[str, Pixels], scale: int, data: Data, device: str) -> Pairs:
+    """This rank's validation images, with one draw of the recipe's noise."""
+    return pairs_of(images, scale, data.rounding, noise_sigma=data.noise_sigma, draws=1, device=device)
+
+
+def validation_scores(network: Network, pairs: Pairs, precision: Precision, device: str) -> Scores:
+    """The mean scores, on Y alone, in the precision that a GPU trains in; on a CPU always in float32."""
+    return average(list(score_network(network, pairs, rgb=False, arithmetic=_arithmetic(precision, device)).values()))
+
+
+@contextmanager
+def _arithmetic(precision: Precision, device: str) -> Iterator[None]:
+    autocast = nullcontext() if device == "cpu" else precision.autocast("cuda")
+    with whole_images(tf32=precision.name == "tf32"), autocast:
+        yield

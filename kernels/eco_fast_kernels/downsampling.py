@@ -100,9 +100,15 @@ def with_margin(images: Tensor, scale: int) -> Tensor:
     for axis in (1, 2):
         size = images.shape[axis]
         covered = -(-size // scale) * scale
-        indices = symmetric_indices(-margin_of(scale), covered + margin_of(scale), size)
-        images = images.index_select(axis, torch.from_numpy(indices).to(images.device))
+        places = torch.arange(-margin_of(scale), covered + margin_of(scale), device=images.device)
+        images = images.index_select(axis, fold(places, size))
     return images
+
+
+def fold(places: Tensor, size: int) -> Tensor:
+    """`symmetric_indices` of any places, int64, where they are: nothing is copied to the device."""
+    folded = places % (2 * size)
+    return torch.minimum(folded, 2 * size - 1 - folded)
 
 
 def _pass_rows(values: Tensor, scale: int) -> Tensor:

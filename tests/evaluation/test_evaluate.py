@@ -16,8 +16,9 @@ from eco_fast.cli.main import main
 from eco_fast.config import Scale
 from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.resize import downsample_image, upsample_image
-from eco_fast.evaluation.evaluate import evaluate_checkpoint, evaluate_images, score_bicubic
+from eco_fast.evaluation.evaluate import evaluate_checkpoint, evaluate_images
 from eco_fast.evaluation.metrics import Scores
+from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
 
@@ -93,7 +94,7 @@ def test_a_checkpoint_scores_what_a_computation_by_hand_gives(
 
 def test_bicubic_baseline_scores_what_a_computation_by_hand_gives(photo: Pixels) -> None:
     image = photo[60:112, 120:180]
-    scores = score_bicubic({"face": photo[60:113, 120:181]}, 2, "im2double")["face"]
+    scores = score_bicubic(pairs_of({"face": photo[60:113, 120:181]}, 2, "im2double"), 2, "im2double")["face"]
     sr = upsample_image(downsample_image(image, 2, "im2double"), 2, "im2double")
     assert_equal(scores.as_dict(), by_hand(sr, image, 2))
     assert scores.psnr_y > 30

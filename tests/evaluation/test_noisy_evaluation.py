@@ -15,12 +15,14 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.noise import add_noise
 from eco_fast.data.resize import downsample_image, upsample_image
-from eco_fast.evaluation.evaluate import evaluate_images, score_bicubic, score_network
-from eco_fast.evaluation.metrics import average, score
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.evaluation.evaluate import evaluate_images
+from eco_fast.evaluation.metrics import average
+from eco_fast.evaluation.scoring import pairs_of, score_bicubic, score_network
+from eco_fast.inference.upscale import upscale_image
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.pipeline import run_recipe
+from tests.helpers import scores_of
 
 SIGMA = 10.0
 VALUES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
@@ -104,7 +106,7 @@ def test_evaluate_takes_the_mean_over_ten_draws_and_says_so(work: Path, capsys: 
     network = load_network(work / "net.safetensors")
     image = read_image(work / "HR" / "face.png")[:52, :58]
     lr = downsample_image(image, 2)
-    scores = [score(super_resolve(network, add_noise(lr, SIGMA, draw)), image, 2).as_dict() for draw in range(10)]
+    scores = [scores_of(upscale_image(network, add_noise(lr, SIGMA, draw)), image, 2).as_dict() for draw in range(10)]
     for key in VALUES:
         mean = sum(one[key] for one in scores) / 10
         assert content["sets"]["HR"]["images"]["HR/face.png"][key] == pytest.approx(mean, rel=1e-12)
@@ -124,7 +126,7 @@ def test_other_programs_can_be_scored_on_exactly_the_same_images(work: Path) -> 
             write_png(Path(f"SR/draw-{draw:02}") / file.name, upsample_image(read_image(file), 2))
         means.append(average(list(evaluate_images(f"SR/draw-{draw:02}", "HR", 2)[f"SR/draw-{draw:02}"].values())))
     images = {name: read_image(work / "HR" / name) for name in ("face.png", "more/fur.png")}
-    ours = average(list(score_bicubic(images, 2, noise_sigma=SIGMA).values()))
+    ours = average(list(score_bicubic(pairs_of(images, 2, noise_sigma=SIGMA), 2).values()))
     assert average(means).as_dict() == pytest.approx(ours.as_dict(), rel=1e-12)
     assert main(["downsample", "HR/face.png", "one", "--scale", "2", "--noise-sigma", "10"]) == 0
     assert np.array_equal(read_image(Path("one/draw-03/face.png")), read_image(Path("LR/draw-03/face.png")))
@@ -134,7 +136,7 @@ def test_saved_images_are_those_of_the_first_draw(work: Path) -> None:
     command = "evaluate net.safetensors --data HR --scale 2 --device cpu --save-images saved --noise-sigma 10"
     assert main(command.split()) == 0
     image = read_image(work / "HR" / "face.png")[:52, :58]
-    expected = super_resolve(load_network(work / "net.safetensors"), add_noise(downsample_image(image, 2), SIGMA, 0))
+    expected = upscale_image(load_network(work / "net.safetensors"), add_noise(downsample_image(image, 2), SIGMA, 0))
     assert np.array_equal(read_image(work / "saved" / "HR" / "face.png"), expected)
 
 
@@ -167,12 +169,12 @@ def test_a_noisy_recipe_validates_on_one_draw_and_ends_with_ten(work: Path, caps
     images = {name: read_image(work / "HR" / name) for name in ("face.png", "more/fur.png")}
     rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     lr = downsample_image(images["face.png"][:52, :58], 2)
-    first = score(super_resolve(network, add_noise(lr, SIGMA, 0)), images["face.png"][:52, :58], 2)
+    first = scores_of(upscale_image(network, add_noise(lr, SIGMA, 0)), images["face.png"][:52, :58], 2)
     assert [row["psnr_y"] for row in rows if "psnr_y" in row] == [pytest.approx(first.psnr_y, rel=1e-12)]
     summary = json.loads((work / "run" / "summary.json").read_text())
     assert (summary["noise_sigma"], summary["noise_draws"]) == (10.0, 10)
-    ours = average(list(score_network(network, images, noise_sigma=SIGMA).values())).as_dict()
-    bicubic = average(list(score_bicubic(images, 2, noise_sigma=SIGMA).values())).as_dict()
+    ours = average(list(score_network(network, pairs_of(images, 2, noise_sigma=SIGMA)).values())).as_dict()
+    bicubic = average(list(score_bicubic(pairs_of(images, 2, noise_sigma=SIGMA), 2).values())).as_dict()
     assert summary["student"] == pytest.approx(ours, rel=1e-12)
     assert summary["bicubic"] == pytest.approx(bicubic, rel=1e-12)
     assert summary["sets"]["HR"]["student"] == summary["student"]

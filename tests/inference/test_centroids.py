@@ -11,6 +11,7 @@ import pytest
 import torch
 from eco_fast_kernels import Rounding
 from PIL import Image
+from torch import Tensor
 
 from eco_fast.data.centroid_store import open_centroids
 from eco_fast.data.images import Pixels
@@ -18,6 +19,7 @@ from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image, modcrop
 from eco_fast.data.store import MANIFEST, Store
 from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.upscale import upscale_image
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.utils.files import file_stamp, sha256_of
@@ -56,8 +58,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Sizes of the LR images that the teacher is given, as it does."""
     sizes: list[tuple[int, ...]] = []
 
-    def count(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
-        sizes.append(lr.shape[:2])
+    def count(network: EDSR, lr: Tensor, **options: Any) -> Tensor:
+        sizes.append(tuple(lr.shape[:2]))
         return super_resolve(network, lr, **options)
 
     monkeypatch.setattr("eco_fast.inference.centroids.super_resolve", count)
@@ -81,7 +83,7 @@ def test_a_centroid_is_the_teachers_output_over_the_downsampled_image(
         assert centroid.dtype == np.uint8
         assert centroid.shape == (height // 2 * 2, width // 2 * 2, 3)
         lr = downsample_image(modcrop(image, 2), 2, rounding)
-        assert np.array_equal(centroid, super_resolve(network, lr))
+        assert np.array_equal(centroid, upscale_image(network, lr))
         with torch.inference_mode():
             whole = network(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0) * 255
         assert np.abs(whole.clamp(0, 255).numpy() - centroid).max() <= 0.5 + 1e-3
@@ -124,7 +126,7 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
 ) -> None:
     calls = iter(range(1))
 
-    def interrupted(network: EDSR, lr: Pixels, **options: Any) -> Pixels:
+    def interrupted(network: EDSR, lr: Tensor, **options: Any) -> Tensor:
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return super_resolve(network, lr, **options)
@@ -224,4 +226,4 @@ def test_self_ensemble_makes_centroids_of_its_own(hr: Store, teacher: Path) -> N
     for folder, option in ((plain, False), (ensemble, True)):
         for image, centroid in zip(hr.images, open_centroids(hr, folder, 2).images, strict=True):
             lr = downsample_image(modcrop(image, 2), 2, "uint8")
-            assert np.array_equal(centroid, super_resolve(network, lr, self_ensemble=option))
+            assert np.array_equal(centroid, upscale_image(network, lr, self_ensemble=option))

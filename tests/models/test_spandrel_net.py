@@ -13,7 +13,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.data.store import Store
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.upscale import upscale_image
 from eco_fast.models import load_network, load_network_of_scale, spandrel_net
 from eco_fast.models.spandrel_net import Foreign
 from tests.helpers import centroids_of
@@ -115,8 +115,8 @@ def test_it_teaches(compact: Path, tmp_path: Path, photo: Pixels) -> None:
     assert main(["evaluate", str(compact), "--data", str(tmp_path / "hr"), "--scale", "2", "--device", "cpu"]) == 0
     network = load_network(compact)
     lr = photo[:50, :70]
-    whole = super_resolve(network, lr, tile=200)
-    assert np.array_equal(super_resolve(network, lr, tile=20), whole)  # its halo covers what so few convolutions see
+    whole = upscale_image(network, lr, tile=200)
+    assert np.array_equal(upscale_image(network, lr, tile=20), whole)  # its halo covers what so few convolutions see
 
 
 def test_a_teacher_that_does_not_upscale_is_warned_of(

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from eco_fast.data.images import Pixels
-from eco_fast.evaluation.evaluate import score_bicubic, score_network
+from eco_fast.evaluation.scoring import pairs_of, score_bicubic, score_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training import figures
 from eco_fast.training.figures import CROP, draw_curves, draw_samples, most_detailed, show_summary
@@ -43,9 +43,8 @@ def test_samples_are_drawn_of_images_of_any_size(
 ) -> None:
     images = {"set/sub/cat.jpg": photo[40 : 40 + size[0], 120 : 120 + size[1]]}
     network = EDSR(scale, 4, 1).eval()
-    draw_samples(
-        tmp_path, network, images, score_network(network, images), score_bicubic(images, scale), rounding="uint8"
-    )
+    scores = score_network(network, pairs_of(images, scale)), score_bicubic(pairs_of(images, scale), scale)
+    draw_samples(tmp_path, network, images, *scores, rounding="uint8")
     image = decoded(tmp_path / "set_sub_cat.png")
     assert image.shape == (432, 1440, 3)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 200
@@ -55,7 +54,8 @@ def test_few_samples_are_drawn_of_many_images(photo: Pixels, tmp_path: Path, mon
     monkeypatch.setattr(figures, "MAX_SAMPLES", 2)
     images = {f"{index}.png": photo[index : index + 16, :16] for index in range(4)}
     network = EDSR(2, 4, 1).eval()
-    draw_samples(tmp_path, network, images, score_network(network, images), score_bicubic(images, 2), "uint8")
+    scores = score_network(network, pairs_of(images, 2)), score_bicubic(pairs_of(images, 2), 2)
+    draw_samples(tmp_path, network, images, *scores, "uint8")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0.png", "1.png"]
 
 

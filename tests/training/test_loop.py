@@ -20,9 +20,9 @@ from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image
 from eco_fast.data.sampler import Sampler
 from eco_fast.data.store import Store
-from eco_fast.evaluation import evaluate
 from eco_fast.evaluation.benchmarks import read_images
 from eco_fast.evaluation.evaluate import evaluate_checkpoint
+from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import Network, checkpoint_files, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import blend_weights_at
@@ -364,7 +364,8 @@ def test_an_image_too_small_to_score_is_refused_before_any_work(pictures: Path, 
             run_recipe(made, tmp_path / "run")
         assert not (tmp_path / "run").exists()
         write_png(tmp_path / "eyes" / "eye.png", photo[:least, :least])
-        assert evaluate.score_bicubic(read_images(made.data.test, scale), scale).keys() == {"eyes/eye.png"}
+        pairs = pairs_of(read_images(made.data.test, scale), scale)
+        assert score_bicubic(pairs, scale).keys() == {"eyes/eye.png"}
 
 
 def test_a_flat_image_scores_infinitely_well_and_stays_out_of_json(pictures: Path, tmp_path: Path) -> None:

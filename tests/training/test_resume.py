@@ -104,7 +104,7 @@ class Events:
         others = [
             "telemetry.Telemetry.add",
             "run_folder.RunFolder.append",
-            "loop.score_network",
+            "validation.score_network",
         ]
         for target in [*writes, *(f"eco_fast.training.{name}" for name in others)]:
             self._watch(monkeypatch, target)

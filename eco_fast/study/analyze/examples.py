@@ -10,7 +10,8 @@ from eco_fast.config import Config, Data
 from eco_fast.data.images import Pixels, find_images
 from eco_fast.data.resize import downsample_image, modcrop, read_cropped
 from eco_fast.data.store import Store
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.whole_images import whole_images
 from eco_fast.models import load_network_of_scale
 from eco_fast.utils.device import pick_device
 
@@ -54,7 +55,8 @@ def examples(
     for name, image in track(choose_images(config.data, sources, store).items(), description=label):
         hr = read_cropped(image, scale) if isinstance(image, Path) else modcrop(image, scale)
         lr = downsample_image(hr, scale, config.data.rounding)
-        sr = super_resolve(network, lr, device=device, self_ensemble=config.teacher.self_ensemble)
+        with whole_images():
+            sr = upscale_image(network, lr, self_ensemble=config.teacher.self_ensemble)
         yield Example(Path(name).with_suffix("").as_posix().replace("/", "_"), hr, lr, sr)
 
 

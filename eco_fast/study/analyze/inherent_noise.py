@@ -19,7 +19,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from eco_fast.data.images import Pixels
+from eco_fast.data.resize import to_tensor
 from eco_fast.inference.tiling import output_of
+from eco_fast.inference.whole_images import whole_images
 from eco_fast.models import Network
 from eco_fast.objective import MID_GREY
 from eco_fast.study.analyze.examples import Example, examples
@@ -74,7 +76,9 @@ def noise_of(hr: Pixels, sr: Pixels) -> Map:
 
 def regressed(network: Network, lr: Pixels, device: str) -> Map:
     """The network's prediction of the noise, in grey levels, not rounded: float32 [H, W, 3]."""
-    return output_of(network, lr, device=device) - np.float32(255 * MID_GREY)
+    with whole_images():
+        output: Map = output_of(network, to_tensor(lr, device)).cpu().numpy()
+    return output - np.float32(255 * MID_GREY)
 
 
 def numbers(maps: Mapping[str, Map]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.figure import Figure
 
 from eco_fast import config as recipes
@@ -52,7 +53,7 @@ def targets(
         inputs = [blend(one.lr, downsample_image(one.sr, scale, rounding), alpha) for alpha in alphas]
         outputs = [blend(one.hr, one.sr, alpha) for alpha in alphas]
         for alpha, target in zip(alphas, outputs, strict=True):
-            score = psnr(luma_of(target), luma_of(one.hr))
+            score = psnr(*(torch.from_numpy(luma_of(image)) for image in (target, one.hr))).item()
             rows.append({"image": one.name, "alpha": alpha, "psnr_y": score, "sharpness": sharpness(target)})
         draw_targets(out, one, scale, alphas, inputs, outputs)
     write_csv(out / "targets.csv", rows)
