@@ -7,13 +7,14 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from eco_fast_kernels import Rounding
 from torch import Tensor
 
 from eco_fast.cli.main import main
 from eco_fast.config import Config
 from eco_fast.data.images import Pixels
 from eco_fast.data.loader import PlainLoader
-from eco_fast.data.resize import to_tensor
+from eco_fast.data.resize import to_tensor, upsample
 from eco_fast.data.sources import ImageEntry, ImageSource
 from eco_fast.data.store import Store
 from eco_fast.evaluation.metrics import Scores, read_scores, score
@@ -115,6 +116,11 @@ def dali_loader(config: Config, hr: Images, sr: Images | None, *more: Any, **opt
 def centroids_of(store: Path, checkpoint: Path, scale: int, **options: Any) -> Path:
     """The folder of a teacher's centroids over a store, made if it is not there."""
     return make_centroids(Store(store), load_network_of_scale(checkpoint, scale), checkpoint, **options).folder
+
+
+def upsample_image(image: Pixels, scale: int, rounding: Rounding = "uint8") -> Pixels:
+    """`upsample` of one uint8 [H, W, C] image."""
+    return upsample(to_tensor(image)[None], scale, rounding)[0].numpy()
 
 
 def scores_of(sr: Pixels, hr: Pixels, border: int) -> Scores:

@@ -78,11 +78,6 @@ def upsample(images: Tensor, scale: int, rounding: Rounding = "uint8") -> Tensor
     return result.to(torch.uint8)
 
 
-def upsample_image(image: Pixels, scale: int, rounding: Rounding = "uint8") -> Pixels:
-    """`upsample` of one uint8 [H, W, C] image."""
-    return upsample(to_tensor(image)[None], scale, rounding)[0].numpy()
-
-
 def _upsample_axis(images: Tensor, axis: int, scale: int) -> Tensor:
     size = images.shape[axis]
     shape = [1] * images.ndim

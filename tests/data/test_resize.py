@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.loader import cut_crop
-from eco_fast.data.resize import downsample_image, modcrop, to_tensor, upsample_image
+from eco_fast.data.resize import downsample_image, modcrop, to_tensor
 from eco_fast.evaluation.metrics import luma, psnr
-from tests.helpers import oriented, plain_loader
+from tests.helpers import oriented, plain_loader, upsample_image
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)
 

@@ -15,12 +15,13 @@ from skimage.metrics import structural_similarity
 from eco_fast.cli.main import main
 from eco_fast.config import Scale
 from eco_fast.data.images import Pixels, read_image, write_png
-from eco_fast.data.resize import downsample_image, upsample_image
+from eco_fast.data.resize import downsample_image
 from eco_fast.evaluation.evaluate import evaluate_checkpoint, evaluate_images
 from eco_fast.evaluation.metrics import Scores
 from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
+from tests.helpers import upsample_image
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.noise import add_noise
-from eco_fast.data.resize import downsample_image, upsample_image
+from eco_fast.data.resize import downsample_image
 from eco_fast.evaluation.evaluate import evaluate_images
 from eco_fast.evaluation.metrics import average
 from eco_fast.evaluation.scoring import pairs_of, score_bicubic, score_network
@@ -22,7 +22,7 @@ from eco_fast.inference.upscale import upscale_image
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.pipeline import run_recipe
-from tests.helpers import scores_of
+from tests.helpers import scores_of, upsample_image
 
 SIGMA = 10.0
 VALUES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
