@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eco_fast.data.batch import BatchPlanner
 
-ALIGNMENT = 16  # bytes, of every field
+FIELD_ALIGNMENT = 16  # bytes, of every field
 COUNTER_BYTES = 16
 
 
@@ -73,7 +73,7 @@ class BlockLayout:
         self.size = 0
         for name, (shape, dtype) in shapes.items():
             field = self._fields[name] = Field(self.size, shape, dtype)
-            self.size += -(-field.size // ALIGNMENT) * ALIGNMENT
+            self.size += -(-field.size // FIELD_ALIGNMENT) * FIELD_ALIGNMENT
 
     def views(self, block: Tensor) -> Mapping[str, Tensor]:
         """Every field of a block, uint8 [size]."""

@@ -16,7 +16,7 @@ LoaderName = Literal["dali", "plain", "device"]
 
 
 def open_loader(
-    config: Config, hr: ImageSource, sr: ImageSource | None, start: int, *, device: str, room: int, label: str
+    config: Config, hr: ImageSource, sr: ImageSource | None, start: int, device: str, *, room: int, label: str
 ) -> Loader[Any]:
     """The loader of this rank's share of a training, from the step `start` on; says which it is and why.
 

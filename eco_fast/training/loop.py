@@ -57,16 +57,13 @@ def train_network(
 
     with (
         explain_oom(train),
-        open_loader(
-            config, hr, sr, state.start, device=device, room=room_beside(config, device), label=label
-        ) as loader,
+        open_loader(config, hr, sr, state.start, device, room=room_beside(config, device), label=label) as loader,
         Telemetry(run, loader, hr.entries, state, label, profile=profile) as telemetry,
         StopSignal() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
         recorder, why_none = choose_recorder(config, device)
         step = TrainStep(state, loader.planner.count, telemetry.stopwatch.mark, recorder)
-        telemetry.calibrate(state.network, state.precision)
         validation = Validation(state, sets, telemetry)
         describe(step, state, label, why_none)
         for batch in loader:

@@ -63,6 +63,7 @@ class Telemetry:
         self._profiler = self._trace() if profile and distributed.is_main_process() else None
 
     def __enter__(self) -> Self:
+        self._calibrate(self.state.network, self.state.precision)
         if self._profiler is not None:
             self._profiler.start()
         return self
@@ -75,7 +76,7 @@ class Telemetry:
         if self._board is not None:
             self._board.close()
 
-    def calibrate(self, network: Network, precision: Precision) -> None:
+    def _calibrate(self, network: Network, precision: Precision) -> None:
         """Count what a step's work is, and measure what the device can do, so that the speed has a measure."""
         config = self.run.config
         self._flops = float(training_flops(network, config.data.patch))

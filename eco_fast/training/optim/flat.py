@@ -9,7 +9,7 @@ from eco_fast_kernels.checks import matches_layout
 from torch import Tensor
 from torch.nn import Parameter
 
-ALIGNMENT = 4  # float32 values: 16 bytes, which kernels read at a time
+VALUES_ALIGNED = 4  # float32 values: 16 bytes, which kernels read at a time
 
 
 class FlatTensors(NamedTuple):
@@ -53,7 +53,7 @@ def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
 
 def _offsets(like: Sequence[Tensor]) -> list[int]:
     """Where each begins, and where the last one ends."""
-    return list(accumulate((-(-tensor.numel() // ALIGNMENT) * ALIGNMENT for tensor in like), initial=0))
+    return list(accumulate((-(-tensor.numel() // VALUES_ALIGNED) * VALUES_ALIGNED for tensor in like), initial=0))
 
 
 @torch.no_grad()
