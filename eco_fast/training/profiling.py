@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-STAGES = ("data", "forward", "backward", "optimizer")
+STAGES = ("data", "forward", "backward", "optimizer", "step")  # the last one is a recorded step, in one piece
 GIGA = 1e9
 CLOCK_TICK = 0.5e-6  # seconds: what a GPU's events resolve
 Work = Callable[[], object]
@@ -24,11 +24,11 @@ class Stopwatch:
 
     Args:
         device: where the steps run.
-        first: steps before them.
+        first: steps before them: those that compile and record.
         steps: how many.
     """
 
-    def __init__(self, device: str, first: int = 3, steps: int = 10) -> None:
+    def __init__(self, device: str, first: int = 5, steps: int = 10) -> None:
         self._on_gpu = device.startswith("cuda")
         self._timed = range(first, first + steps)
         self._step = -1
@@ -45,7 +45,7 @@ class Stopwatch:
         """Each stage's share of their time, once they are over; waits for the device."""
         if self._step < self._timed.stop or not self._marks:
             return None
-        seconds = dict.fromkeys(STAGES, 0.0)
+        seconds = {stage: 0.0 for stage, _ in self._marks if stage in STAGES}
         for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
             if stage in seconds:
                 seconds[stage] += _between(begin, end)

@@ -17,13 +17,11 @@ from eco_fast.data.batch import Unpackable
 WARM_UP = 3
 """Steps before the recording: cuDNN's search, compilation and the first use of libraries cannot be recorded."""
 
-Work = Callable[[], None]
-
 
 class Recorder(Protocol):
     """Turns work on the device into its replay."""
 
-    def __call__(self, work: Work) -> Work:
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record without doing, and return what does it."""
 
 
@@ -39,7 +37,7 @@ class StepGraph:
         self._step, self._record = step, recorder
         self._made = 0
         self._samples: Unpackable | None = None
-        self._replay: Work | None = None
+        self._replay: Callable[[], None] | None = None
 
     def __call__(self, samples: Unpackable) -> None:
         """Make a step, in whichever way."""
@@ -54,7 +52,7 @@ class StepGraph:
         self._replay()
 
 
-def record_cuda_graph(work: Work) -> Work:
+def record_cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     """Capture what `work` launches; other threads may go on calling CUDA meanwhile, as DALI's and NCCL's do."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):

@@ -30,10 +30,16 @@ from eco_fast.training.optim.optimizer_step import FIRST_SCALE, OptimizerStep
 from eco_fast.training.precision import Precision, set_precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
 from eco_fast.training.state import TrainingState
-from eco_fast.training.step import TrainStep, split
+from eco_fast.training.step import TrainingLoss, TrainStep, split
 from tests.helpers import leaves, plain_loader
 
 OPTIMIZERS = ["adam", "adamw", "lamb"]
+SMALL: dict[str, dict[str, Any]] = {
+    "edsr": {"features": 8, "blocks": 1},
+    "rcan": {"name": "rcan", "features": 16, "groups": 1, "blocks": 2},
+    "swinir": {"name": "swinir", "features": 8, "depths": [2], "heads": [2], "window": 4, "patch": 8, "drop_path": 0.0},
+    "rrdb": {"name": "rrdb", "features": 8, "blocks": 1, "growth": 4},
+}
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 
 
@@ -47,7 +53,7 @@ def recipe(**changes: Any) -> Config:
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        values.setdefault(section, {})[name] = value
+        values[section] = {**values.get(section, {}), name: value} if name else value
     return config.validate(values, "test")
 
 
@@ -202,6 +208,33 @@ def test_scaled_gradients_make_the_same_step(name: str) -> None:
     assert step(updaters[1], torch.ones(4, 6), 400.0)
     assert float(updaters[1].scale) == FIRST_SCALE / 2
     assert torch.equal(scaled, before)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["edsr", "rcan", "swinir", "rrdb"])
+def test_weights_cast_in_one_piece_make_the_bits_of_autocast(
+    name: str, precision: str, micro_batch: int, pictures: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients are those of the float32 network under autocast, which casts each weight where it is used."""
+    made = recipe(model=SMALL[name], train__precision=precision, train__micro_batch=micro_batch, optimizer={})
+    step, state = step_of(made)
+    monkeypatch.setattr(state.updater.optimizer, "step", lambda *_: None)
+    (batch,) = batches(made, pictures, range(50, 51))
+    plain = TrainingLoss(state.network, made.data, made.objective, state.precision)
+    expected = [torch.zeros_like(parameter) for parameter in state.updater.parameters]
+    for part in split(4, micro_batch or 4):
+        share = (part.stop - part.start) / 4
+        upstream = state.updater.scale * share
+        loss = plain(batch.samples.complete().part(part), upstream)
+        torch._foreach_add_(expected, torch.autograd.grad(loss, state.updater.parameters, upstream))
+    assert step.working is not None
+    assert len({parameter.dtype for parameter in step.weights}) == (2 if name == "swinir" else 1)
+    scale = float(state.updater.scale)
+    step(batch)
+    for gradient, wanted in zip(state.updater.gradients, expected, strict=True):
+        assert torch.equal(gradient, wanted / scale) or not gradient.isfinite().all()
+    assert sum(bool(gradient.any()) for gradient in state.updater.gradients) > len(expected) // 2
 
 
 def test_precisions_that_a_cpu_has() -> None:
