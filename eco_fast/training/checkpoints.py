@@ -52,8 +52,8 @@ class Checkpoints:
             return
         names = [STEP.format(step)] if self.config.train.keep_checkpoints > 1 else []
         names += ["best", "last"] if best else ["last"]  # a run stopped between them writes both anew
-        full = _copy({"step": step, **state}) | {"config": config.dump(self.config)}
-        weights, metadata = _copy(network.state_dict()), description(network, step=step)
+        full, weights = _copy([{"step": step, **state}, network.state_dict()], {})
+        full["config"], metadata = config.dump(self.config), description(network, step=step)
         self._writing = self._thread.submit(self._write, names, weights, metadata, full)
 
     def check(self) -> None:
@@ -117,10 +117,21 @@ def weights_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def _copy(value: Any) -> Any:
-    """The same structure with copies of its tensors in the computer's own memory: the step goes on changing them."""
+def _copy(value: Any, copied: dict[int, Tensor]) -> Any:
+    """The same structure with copies of its tensors in the computer's own memory: the step goes on changing them.
+
+    Tensors of one memory are copied in one piece, of which they stay views: all of a network's weights are such.
+
+    Args:
+        value: of dictionaries, lists and tensors.
+        copied: the memory that has been copied, by where it was; grows.
+    """
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        memory = value.untyped_storage()
+        if memory.data_ptr() not in copied:
+            whole = torch.empty(0, dtype=value.dtype, device=value.device).set_(memory)
+            copied[memory.data_ptr()] = whole.to("cpu", copy=True)
+        return copied[memory.data_ptr()].as_strided(value.shape, value.stride(), value.storage_offset())
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
+        return {key: _copy(item, copied) for key, item in value.items()}
+    return [_copy(item, copied) for item in value] if isinstance(value, list) else value
