@@ -18,7 +18,7 @@ from eco_fast.data.resize import read_cropped, to_pixels, to_tensor
 from eco_fast.evaluation.metrics import Scores, average, read_scores, score
 from eco_fast.evaluation.scoring import gather, image_pair, mean_score
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.inference.whole_images import largest_tile, whole_images
+from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import load_network_of_scale
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device
@@ -55,7 +55,7 @@ def evaluate_checkpoint(
         ValueError: a bad checkpoint, scale, folder or image, or two SR images for one file; names it.
     """
     where = pick_device(device)
-    network = load_network_of_scale(checkpoint, scale).to(where)
+    network = ready(load_network_of_scale(checkpoint, scale).to(where))
     found = {source: find_images([source]) for source in sets}
     if save_images is not None:
         _by_unique_key((str(Path(name).with_suffix("")), path) for one in found.values() for name, path in one.items())

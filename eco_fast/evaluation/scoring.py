@@ -14,7 +14,7 @@ from eco_fast.data.noise import NOISE_DRAWS, noisy_images
 from eco_fast.data.resize import modcrop, to_tensor, upsample
 from eco_fast.evaluation.metrics import Scores, read_scores, score
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.inference.whole_images import largest_tile, whole_images
+from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network
 from eco_fast.utils import distributed
 
@@ -77,9 +77,8 @@ def score_network(
         rgb: also over the three colours.
         arithmetic: the scope that the network runs in; None: true float32, `whole_images()`.
     """
-    network.eval()
     with arithmetic or whole_images():
-        tile = largest_tile(network)
+        tile = largest_tile(ready(network))
         return _score_all(pairs, lambda lr: super_resolve(network, lr, tile=tile), network.scale, rgb=rgb)
 
 

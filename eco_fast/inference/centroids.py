@@ -12,7 +12,7 @@ from eco_fast.data.resize import modcrop, to_pixels, to_tensor
 from eco_fast.data.store import Store, Writer, locked
 from eco_fast.inference.consistency import MAX_INCONSISTENCY, inconsistency
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.inference.whole_images import largest_tile, whole_images
+from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network, compile_for_images
 from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_compile
@@ -39,7 +39,7 @@ def make_centroids(
 
     Args:
         store: made by `prepare`.
-        teacher: in evaluation mode, on `device`; its scale is that of the centroids.
+        teacher: on `device`; its scale is that of the centroids.
         checkpoint: the teacher's file; its hash is part of the centroids' identity.
         rounding: MATLAB's convention of D.
         tile: LR pixels a side of a tile; None: as many as a GPU's memory takes, the network's own on a CPU.
@@ -54,7 +54,7 @@ def make_centroids(
     Raises:
         ValueError: too little space, or another process is making them.
     """
-    scale = teacher.scale
+    scale = ready(teacher).scale
     sha256 = teacher_hash(store.folder, scale, rounding, checkpoint)
     out = centroid_folder(store.folder, scale, rounding, sha256, self_ensemble=self_ensemble)
     attributes = {"kind": "centroids", "scale": scale, "rounding": rounding, "teacher_sha256": sha256}

@@ -8,7 +8,7 @@ from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.output_paths import output_paths
 from eco_fast.data.resize import to_pixels, to_tensor
 from eco_fast.inference.tiling import super_resolve
-from eco_fast.inference.whole_images import largest_tile, whole_images
+from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network, load_network
 from eco_fast.utils.device import pick_device
 
@@ -30,7 +30,7 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
         ValueError: a bad checkpoint, image or output; names it.
     """
     where = pick_device(device)
-    network = load_network(checkpoint).to(where)
+    network = ready(load_network(checkpoint).to(where))
     targets = output_paths(source, out)
     with whole_images():
         tile = tile or largest_tile(network)

@@ -36,6 +36,13 @@ def whole_images(*, tf32: bool = False) -> Iterator[None]:
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
+def ready(network: Network) -> Network:
+    """The network in evaluation mode; on a GPU in its memory format, to which cuDNN would convert it at every call."""
+    if next(network.parameters()).device.type == "cuda":
+        network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
+    return network.eval()
+
+
 def largest_tile(network: Network) -> int:
     """LR pixels a side of the largest tile that the network's GPU has memory for now; on a CPU, the network's own.
 

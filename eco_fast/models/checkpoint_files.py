@@ -60,7 +60,6 @@ def load_network(path: Path) -> Network:
     state = _without_recomputed(state, network)
     _match(path, state, network)
     network.load_state_dict(state, strict=False)
-    network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
     return network.eval().requires_grad_(requires_grad=False)
 
 
