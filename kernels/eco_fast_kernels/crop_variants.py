@@ -32,6 +32,8 @@ class KernelVariant:
     warps: int
     values: int
     """Values that a program makes in one pass over its code."""
+    registers: int | None = None
+    """Bound of a thread's registers."""
 
 
 def crop_variants() -> Iterator[KernelVariant]:
@@ -139,6 +141,7 @@ def _blended_loss(kind: LossKind, dtype: str, scale: int, *, has_sr: bool) -> Ke
         divisible=frozenset((*pointers, *_multiples_of_16(sizes))) - set(absent),
         warps=4,
         values=loss.TILE_ROWS * loss.TILE_COLUMNS,
+        registers=loss.REGISTERS,
     )
 
 

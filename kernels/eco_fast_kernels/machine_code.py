@@ -67,7 +67,8 @@ def compile_variant(variant: KernelVariant, target: int) -> Compiled:
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
     signature = {name: variant.types.get(name, "constexpr") for name in names}
     source = ASTSource(variant.kernel, signature=signature, constexprs=variant.constants, attrs=attributes)
-    binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": variant.warps})
+    options = {"num_warps": variant.warps, "maxnreg": variant.registers}
+    binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
