@@ -14,7 +14,7 @@ from bench.gpu_day.timing import device_seconds, graph_seconds, host_seconds
 from eco_fast.config import Config, Train
 from eco_fast.training.profiling import Work
 from eco_fast.training.run_folder import environment
-from eco_fast.utils.device import cuda_of_driver
+from eco_fast.utils.device import cuda_of_driver, device_name
 
 PACKAGES = ("torch", "triton", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
@@ -44,7 +44,7 @@ def note_facts(day: Day) -> None:
         "commit": environment(Config(train=Train(device=DEVICE)))["commit"],
         "gcc": _first_line("gcc", "--version"),
         "git": _first_line("git", "--version"),
-        "cpu": _first_line("sh", "-c", "grep -m1 'model name' /proc/cpuinfo"),
+        "cpu": device_name("cpu"),
         "cores": len(os.sched_getaffinity(0)),
         "ns_per_python_loop": 1e9 * (time.perf_counter() - began) / turns,
     }

@@ -5,34 +5,30 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 
-import numpy as np
 import torch
 from eco_fast_kernels import imresize
+from torch import Tensor
 
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.kernels import NETWORKS
-from eco_fast.data.images import Pixels
-from eco_fast.data.resize import downsample_image
 from eco_fast.evaluation.metrics import score
 from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.whole_images import largest_tile, whole_images
 from eco_fast.models import Network, build
 
-SIZE = (1356, 2040)
-"""Height and width of an image of DIV2K."""
 SIZES = ((1356, 2040), (1404, 2040), (1152, 2040), (1424, 2040), (2040, 1356))
-"""Those that follow each other in a validation, for cuDNN's search."""
-TILES = (256, 4096)
-"""The network's own, and the whole image."""
+"""Heights and widths of images of DIV2K."""
 
 
 def measure_pictures(day: Day) -> None:
     """One image through three networks; D and the scores on either device; images of five sizes."""
-    hr = image_of(*((96, 120) if day.rehearse else SIZE))
-    lr = downsample_image(hr, 2)
+    size = (96, 120) if day.rehearse else SIZES[0]
     for device in ("cpu", DEVICE):
-        on_device = torch.from_numpy(hr).to(device)
-        day.add("pictures", what="D", device=device, seconds=_seconds(partial(imresize, on_device[None], 2)))
-    day.add("pictures", what="scores", device="cpu", seconds=_seconds(partial(score, hr, hr[::-1], 2)))
+        hr = image_of(*size, device)
+        day.add("pictures", what="D", device=device, seconds=_seconds(partial(imresize, hr[None], 2)))
+        seconds = _seconds(partial(score, hr, hr.flip(0), 2))
+        day.add("pictures", what="scores", device=device, seconds=seconds)
+    lr = imresize(image_of(*size)[None], 2)[0]
     for name, model in NETWORKS.items():
         if not day.has_time(f"pictures {name}", 8):
             continue
@@ -43,46 +39,44 @@ def measure_pictures(day: Day) -> None:
             _sizes(day, network)
 
 
-def _all_ways(day: Day, name: str, network: Network, lr: Pixels) -> None:
+def _all_ways(day: Day, name: str, network: Network, lr: Tensor) -> None:
     """Every precision and tile, against float32 in tiles."""
     exact = None
-    for precision, tile in product(("fp32", "tf32", "bf16"), TILES):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark = False
+    largest = largest_tile(network)
+    for precision, tile in product(("fp32", "tf32", "bf16"), ("256", "largest")):
 
-        def run(tile: int = tile, precision: str = precision) -> Pixels:
-            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-                return super_resolve(network, lr, tile=tile, device=DEVICE)
+        def run(tile: str = tile, precision: str = precision) -> Tensor:
+            with whole_images(tf32=precision == "tf32"), torch.autocast("cuda", torch.bfloat16, precision == "bf16"):
+                return super_resolve(network, lr, tile=largest if tile == "largest" else int(tile))
 
-        try:
-            sr = run()
-        except torch.OutOfMemoryError:
-            day.skip(f"pictures {name} {precision} tile {tile}: out of memory")
-            torch.cuda.empty_cache()
-            continue
+        sr = run()
         exact = sr if exact is None else exact
-        row = {"network": name, "precision": precision, "tile": tile}
-        differ = float(np.mean(sr != exact))
-        day.add("pictures", what="network", **row, seconds=_seconds(run), values_that_differ=differ)
+        differ = (sr != exact).float().mean().item()
+        row = {"network": name, "precision": precision, "tile": tile, "values_that_differ": differ}
+        day.add("pictures", what="network", **row, seconds=_seconds(run))
 
 
 def _sizes(day: Day, network: Network) -> None:
-    """Images of new sizes, with and without cuDNN's search."""
+    """LR images of new sizes, with and without cuDNN's search."""
     images = [image_of(height // 2, width // 2) for height, width in (SIZES[:1] if day.rehearse else SIZES)]
-    for benchmark in (False, True):
-        torch.backends.cudnn.benchmark = benchmark
-        seconds = _seconds(lambda: [super_resolve(network, image, device=DEVICE) for image in images], warm=False)
-        day.add("pictures", what="five sizes", cudnn_benchmark=benchmark, seconds=seconds)
+    for search in (False, True):
+
+        def run(search: bool = search) -> None:
+            with whole_images():
+                torch.backends.cudnn.benchmark = search
+                for image in images:
+                    super_resolve(network, image)
+
+        day.add("pictures", what="five sizes", cudnn_benchmark=search, seconds=_seconds(run, warm=False))
 
 
-def image_of(height: int, width: int) -> Pixels:
-    """Random pixels: the time does not depend on them."""
-    pixels: Pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return pixels
+def image_of(height: int, width: int, device: str = DEVICE) -> Tensor:
+    """Random pixels, uint8 [height, width, 3]: the time does not depend on them."""
+    return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, device=device)
 
 
 def _seconds(work: Callable[[], object], *, warm: bool = True) -> float:
-    """Of one call, which ends on the host; the second one unless `warm` is False."""
+    """Of one call until the device has finished it; the second one unless `warm` is False."""
     if warm:
         work()
     torch.cuda.synchronize()

@@ -18,6 +18,7 @@ from eco_fast.config import Config
 from eco_fast.training.cost import estimate
 from eco_fast.training.precision import choose_precision
 from eco_fast.training.profiling import Work, forget_peak_memory, peak_memory
+from eco_fast.utils.device import why_not_dali
 
 LOADER_WORKERS = 8
 WARM_UP = 6  # steps: compilation, the search for convolutions, the recording of the graph
@@ -40,6 +41,9 @@ def _measure(day: Day, cases: tuple[StepCase, ...], trace_of: str = "") -> None:
         for place, case in enumerate(cases):
             name = " ".join(map(str, case.key.values()))
             if not day.has_time(name, COMPILATION):
+                continue
+            if case.loader == "dali" and (reason := why_not_dali(DEVICE)) is not None:
+                day.skip(f"{name}: {reason}")
                 continue
             trace = day.out / "trace.json" if case.way == trace_of else None
             try:

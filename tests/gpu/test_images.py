@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
-from eco_fast.evaluation.evaluate import score_network
+from eco_fast.evaluation.scoring import pairs_of, score_network
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
@@ -17,15 +16,14 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> EDSR:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def network() -> EDSR:
     return EDSR(2, 16, 2).eval()
 
 
 def test_scores_are_the_cpus(network: EDSR, hr: list[Pixels]) -> None:
     images = {str(index): image for index, image in enumerate(hr)}
-    on_cpu = score_network(network, images)
-    on_gpu = score_network(network.to("cuda"), images, device="cuda:0")
+    on_cpu = score_network(network, pairs_of(images, 2))
+    on_gpu = score_network(network.to("cuda"), pairs_of(images, 2, device="cuda:0"))
     for name, scores in on_cpu.items():
         assert on_gpu[name].as_dict() == pytest.approx(scores.as_dict(), rel=1e-4)
 

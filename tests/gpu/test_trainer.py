@@ -13,7 +13,7 @@ from eco_fast.data.batch import BatchPlanner
 from eco_fast.data.images import Pixels
 from eco_fast.data.open_loader import open_loader
 from eco_fast.models import Network, build, compile_blocks
-from eco_fast.training.loop import ValidationSets, train_network
+from eco_fast.training.loop import train_network
 from eco_fast.training.memory import room_beside
 from eco_fast.training.optim import optimizer_step
 from eco_fast.training.profiling import forget_peak_memory, measured_peak, peak_memory
@@ -22,6 +22,7 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.telemetry import Telemetry
+from eco_fast.training.validation import ValidationSets
 from eco_fast.utils.files import sha256_of
 from tests.gpu.conftest import recipe
 from tests.helpers import source
