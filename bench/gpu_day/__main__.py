@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.gpu_day import ceilings, kernels, options, page, pictures, steps, suites
+from bench.gpu_day import ceilings, images, kernels, options, page, steps, suites
 from bench.gpu_day.day import Day, Section
 
 SECTIONS = (
@@ -26,7 +26,7 @@ SECTIONS = (
     Section("step", 80, steps.measure_step),
     Section("recipes", 120, steps.measure_recipes),
     Section("kernels_speed", 40, kernels.measure_kernels),
-    Section("pictures", 40, pictures.measure_pictures),
+    Section("images", 40, images.measure_images),
     Section("options", 20, options.try_options),
     Section("counters", 20, options.read_counters),
 )

@@ -55,7 +55,7 @@ class Day:
             "facts": {},
             "ceilings": {},
             "tests": {},
-            **{kind: [] for kind in ("checks", "steps", "ops", "pictures", "options", "counters", "skipped")},
+            **{kind: [] for kind in ("checks", "steps", "ops", "images", "options", "counters", "skipped")},
             "seconds": {},
             "errors": {},
         }

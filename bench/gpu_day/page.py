@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_day.plan import GPUS, OPS, OPTIONS, PICTURES, RATES, RECIPES, ROOFLINE, STEPS
+from bench.gpu_day.plan import GPUS, IMAGES, OPS, OPTIONS, RATES, RECIPES, ROOFLINE, STEPS
 
 UNKNOWN = "not measured yet"
 TEXT = Path(__file__).with_name("page.md")
@@ -36,9 +36,9 @@ def page(results_file: Path | None) -> str:
         options=table(
             ("option", "us"), [(name, lookup(results.get("options", []), {"name": name})("us")) for name in OPTIONS]
         ),
-        pictures=table(
+        images=table(
             ("what", "predicted seconds", "measured"),
-            [(what, said, lookup(results.get("pictures", []), key)("seconds")) for what, said, key in PICTURES],
+            [(what, said, lookup(results.get("images", []), key)("seconds")) for what, said, key in IMAGES],
         ),
     )
 

@@ -130,7 +130,7 @@ ROOFLINE: tuple[tuple[StepCase, str, str, str, str, tuple[str, str, str], str], 
 )
 """The measured case; step, TFLOP, GB at least and as compiled; ms ideal / as compiled on each GPU; what bounds it."""
 
-PICTURES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+IMAGES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("D on the GPU", "none", {"what": "D", "device": "cuda:0"}),
     ("scores on the GPU", "none", {"what": "scores", "device": "cuda:0"}),
     (

@@ -116,7 +116,7 @@ def check_progress(updater: OptimizerStep) -> None:
     """
     if (count := int(updater.counters.skipped_in_row.item())) >= MAX_SKIPPED_IN_ROW:
         raise ValueError(
-            f"the last {count} steps were skipped: their loss or gradients were not json_safe, or the loss exceeded "
+            f"the last {count} steps were skipped: their loss or gradients were not finite, or the loss exceeded "
             "optimizer.spike_factor times the last accepted one; lower optimizer.learning_rate and go on from the "
             "last checkpoint"
         )

@@ -26,6 +26,7 @@ from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import Network, checkpoint_files, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import blend_weights_at
+from eco_fast.training import checkpoints
 from eco_fast.training.loop import train_network
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
@@ -449,3 +450,21 @@ def test_a_run_that_only_skips_steps_stops_and_says_why(pictures: Path, tmp_path
     assert [row["step"] for row in rows] == [25, 50, 75, 100, 125]
     assert rows[-1]["loss"] is None
     assert rows[-1]["skipped"] == 124
+
+
+def test_a_checkpoint_keeps_what_was_then(tmp_path: Path) -> None:
+    """Tensors of one memory are copied in one piece, with their layouts, and later steps do not reach the copy."""
+    memory = torch.arange(40.0)
+    first, second = memory.as_strided((2, 3, 2, 2), (12, 1, 6, 3), 0), memory[24:33]
+    state = {"a": first, "b": [second, {"c": memory[39]}], "d": 3}
+    copied = checkpoints._copy(state, {})
+    wanted = [first.clone(), second.clone(), memory[39].clone()]
+    memory.zero_()
+    made = [copied["a"], copied["b"][0], copied["b"][1]["c"]]
+    for one, expected in zip(made, wanted, strict=True):
+        assert torch.equal(one, expected)
+    assert copied["a"].stride() == first.stride()
+    assert copied["d"] == 3
+    assert len({one.untyped_storage().data_ptr() for one in made}) == 1
+    torch.save(copied, tmp_path / "state.pt")
+    assert torch.equal(torch.load(tmp_path / "state.pt", weights_only=True)["b"][0], wanted[1])

@@ -20,17 +20,17 @@ SIZES = ((1356, 2040), (1404, 2040), (1152, 2040), (1424, 2040), (2040, 1356))
 """Heights and widths of images of DIV2K."""
 
 
-def measure_pictures(day: Day) -> None:
+def measure_images(day: Day) -> None:
     """One image through three networks; D and the scores on either device; images of five sizes."""
     size = (96, 120) if day.rehearse else SIZES[0]
     for device in ("cpu", DEVICE):
         hr = image_of(*size, device)
-        day.add("pictures", what="D", device=device, seconds=_seconds(partial(imresize, hr[None], 2)))
+        day.add("images", what="D", device=device, seconds=_seconds(partial(imresize, hr[None], 2)))
         seconds = _seconds(partial(score, hr, hr.flip(0), 2))
-        day.add("pictures", what="scores", device=device, seconds=seconds)
+        day.add("images", what="scores", device=device, seconds=seconds)
     lr = imresize(image_of(*size)[None], 2)[0]
     for name, model in NETWORKS.items():
-        if not day.has_time(f"pictures {name}", 8):
+        if not day.has_time(f"images {name}", 8):
             continue
         network = build(model, 2).to(DEVICE).eval()
         network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
@@ -53,7 +53,7 @@ def _all_ways(day: Day, name: str, network: Network, lr: Tensor) -> None:
         exact = sr if exact is None else exact
         differ = (sr != exact).float().mean().item()
         row = {"network": name, "precision": precision, "tile": tile, "values_that_differ": differ}
-        day.add("pictures", what="network", **row, seconds=_seconds(run))
+        day.add("images", what="network", **row, seconds=_seconds(run))
 
 
 def _sizes(day: Day, network: Network) -> None:
@@ -67,7 +67,7 @@ def _sizes(day: Day, network: Network) -> None:
                 for image in images:
                     super_resolve(network, image)
 
-        day.add("pictures", what="five sizes", cudnn_benchmark=search, seconds=_seconds(run, warm=False))
+        day.add("images", what="five sizes", cudnn_benchmark=search, seconds=_seconds(run, warm=False))
 
 
 def image_of(height: int, width: int, device: str = DEVICE) -> Tensor:
