@@ -101,7 +101,7 @@ def test_crops_of_every_edge_and_orientation(device: str, scale: int, patch: int
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (5, 3), (12, 200)], ids=str)
 def test_small_images_are_reflected_again_and_again(device: str, size: tuple[int, int]) -> None:
     image = random_image(*size)
-    plan = rows_of(image, [(-40, -17), (0, 0), (-3, 1)], 1)
+    plan = rows_of(image, [(-40, -17), (0, 0), (-3, 1)], 1)[::3]  # every orientation once
     expected = padded_by_numpy(image, plan, 50)
     pixels = torch.from_numpy(image).flatten()
     assert torch.equal(launch(pixels, plan, 50, 6, device), expected)
