@@ -109,6 +109,7 @@ def _downsample_blend(
         divisible=frozenset((*pointers, *multiples)) - {"transposed", *absent},
         warps=blend.WARPS,
         values=blend.PIXELS * CHANNELS,
+        registers=blend.REGISTERS,
     )
 
 
