@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from eco_fast.models import Network
 
 PROBE = 64  # LR pixels a side of the image that a network's appetite is measured with
+SMALLEST = 64  # LR pixels a side of a tile
 SHARE = 0.5  # of a GPU's free memory that its tensors may take; cuDNN's workspaces and fragments have the rest
 MOST_VALUES = 2**31 - 1  # of a tensor in cuDNN
 
@@ -39,8 +40,19 @@ def whole_images(*, tf32: bool = False) -> Iterator[None]:
 def ready(network: Network) -> Network:
     """The network in evaluation mode; on a GPU in its memory format, to which cuDNN would convert it at every call."""
     if next(network.parameters()).device.type == "cuda":
-        network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
+        lay_out(network)
     return network.eval()
+
+
+def lay_out(network: Network) -> None:
+    """Bring the weights of convolutions into the network's memory format.
+
+    Those that have it stay where they are, those of 1x1 convolutions too, whose strides could be read either way (torch
+    would copy them): a network in training lies in its optimizer's memory.
+    """
+    for weight in network.parameters():
+        if weight.ndim == 4 and not weight.is_contiguous(memory_format=network.memory_format):
+            weight.data = weight.data.contiguous(memory_format=network.memory_format)
 
 
 def largest_tile(network: Network) -> int:
@@ -57,13 +69,14 @@ def largest_tile(network: Network) -> int:
 
 
 def tile_within(free: int, network: Network) -> int:
-    """LR pixels a side of the largest tile that takes at most so many bytes with its halo in float32; at least 1.
+    """LR pixels a side of the largest tile that takes at most so many bytes with its halo in float32.
 
+    At least `SMALLEST`: where that is too much, it is better said than made pixel by pixel.
     A small image tells what a pixel takes.
     """
     most = appetite(network, torch.zeros(1, 3, PROBE, PROBE, device=next(network.parameters()).device))
     pixels = PROBE**2 * min(free / most.bytes, MOST_VALUES / most.values)
-    return max(math.isqrt(int(pixels)) - 2 * network.halo, 1)
+    return max(math.isqrt(int(pixels)) - 2 * network.halo, SMALLEST)
 
 
 def appetite(network: Network, image: Tensor) -> "Appetite":

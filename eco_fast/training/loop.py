@@ -114,6 +114,7 @@ def check_progress(updater: OptimizerStep) -> None:
     Raises:
         ValueError: too many steps in a row were skipped.
     """
+    updater.check_places()
     if (count := int(updater.counters.skipped_in_row.item())) >= MAX_SKIPPED_IN_ROW:
         raise ValueError(
             f"the last {count} steps were skipped: their loss or gradients were not finite, or the loss exceeded "

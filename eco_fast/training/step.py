@@ -113,7 +113,7 @@ class TrainStep:
                 self.loss.compile(fullgraph=True, dynamic=False)
             else:
                 compile_blocks(network)
-        self.graph = None if recorder is None else StepGraph(self._take, recorder)
+        self.graph = None if recorder is None else StepGraph(recorder)
 
     def __call__(self, batch: Batch[Any]) -> Tensor:
         """Train on one batch, on its share of this rank.
@@ -125,7 +125,7 @@ class TrainStep:
             self._take(batch.samples)
         else:
             self.on_stage("step")
-            self.graph(batch.samples)
+            self.graph(self._take, batch.samples)
         self.on_stage("other")
         return self.updater.loss
 

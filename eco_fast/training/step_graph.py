@@ -28,27 +28,29 @@ class Recorder(Protocol):
 class StepGraph:
     """A step that is made `WARM_UP` times, then recorded, and replayed from then on.
 
+    It does not keep the step: whoever owns both would be part of a circle, and a graph's memory would outlive the
+    training until Python looks for circles.
+
     Args:
-        step: from samples that stay where they are, with new contents at each call.
         recorder: of the device.
     """
 
-    def __init__(self, step: Callable[[Unpackable], None], recorder: Recorder) -> None:
-        self._step, self._record = step, recorder
+    def __init__(self, recorder: Recorder) -> None:
+        self._record = recorder
         self._made = 0
         self._samples: Unpackable | None = None
         self._replay: Callable[[], None] | None = None
 
-    def __call__(self, samples: Unpackable) -> None:
-        """Make a step, in whichever way."""
+    def __call__(self, step: Callable[[Unpackable], None], samples: Unpackable) -> None:
+        """Make a step, always the same one, of samples that stay where they are and have new contents at each call."""
         assert self._samples is None or self._samples is samples, "a recorded step reads what was recorded"
         self._samples = samples
         if self._made < WARM_UP:
             self._made += 1
-            self._step(samples)
+            step(samples)
             return
         if self._replay is None:
-            self._replay = self._record(lambda: self._step(samples))
+            self._replay = self._record(lambda: step(samples))
         self._replay()
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eco_fast.config import Optimizer
 from eco_fast.inference import whole_images as module
-from eco_fast.inference.whole_images import appetite, largest_tile, tile_within, whole_images
+from eco_fast.inference.whole_images import appetite, largest_tile, lay_out, tile_within, whole_images
 from eco_fast.models import Network
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
 from eco_fast.models.rrdb import RRDB
 from eco_fast.models.swinir import SwinIR
+from eco_fast.training.optim.optimizer_step import OptimizerStep
 
 Switches = tuple[bool, bool, bool]
 
@@ -87,12 +89,29 @@ def test_a_tile_with_its_halo_takes_no_more_than_there_is(network: Network) -> N
     side = tile + 2 * network.halo
     taken = appetite(network, torch.zeros(1, 3, side, side)).bytes
     assert 0.7 * free < taken < 1.05 * free  # some of it does not grow with the image, and SwinIR fills up windows
-    assert tile_within(100, network) == 1
+    assert tile_within(100, network) == 64
 
 
 def test_no_tensor_has_more_values_than_cudnn_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_VALUES", 8 * 50**2)
+    monkeypatch.setattr(module, "SMALLEST", 1)
     assert tile_within(10**15, Chain()) == 50 - 2 * Chain.halo
+
+
+@pytest.mark.parametrize("network", [RCAN(2, 16, 1, 2, 4), SwinIR(2, 12, (2, 2), (2, 2))], ids=["rcan", "swinir"])
+def test_weights_in_training_stay_in_the_optimizers_memory(network: Network) -> None:
+    network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
+    updater = OptimizerStep(network.parameters(), Optimizer(), "cpu")
+    lay_out(network)
+    updater.check_places()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with pytest.raises(AssertionError, match="weights have left the optimizer's memory"):
+        updater.check_places()
+    values = [weight.detach().clone() for weight in network.parameters()]
+    lay_out(network)
+    for weight, value in zip(network.parameters(), values, strict=True):
+        assert torch.equal(weight, value)
+        assert weight.ndim != 4 or weight.is_contiguous(memory_format=network.memory_format)
 
 
 def test_on_a_cpu_the_tile_is_the_networks_own() -> None:

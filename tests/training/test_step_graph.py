@@ -5,7 +5,9 @@ does so on a CPU. Sixty steps in which alpha, learning rate, crops, noise, left-
 and the skip rule change are compared, bit by bit, with steps that are made one by one from the plain loader's batches.
 """
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -165,12 +167,12 @@ def test_what_python_works_out_would_be_frozen(images: list[Pixels]) -> None:
     def step(_: Any) -> None:
         state.updater.learning_rate.fill_(rates[-1])
 
-    graph = step_graph.StepGraph(step, record)
+    graph = step_graph.StepGraph(record)
     loader = device_loader(made, images, "resident")
     seen = []
     for rate in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
         rates.append(rate)
-        graph(loader._samples)
+        graph(step, loader._samples)
         seen.append(float(state.updater.learning_rate))
     assert seen == [1.0, 2.0, 3.0, 4.0, 4.0, 4.0]
     assert WARM_UP == 3
@@ -178,11 +180,36 @@ def test_what_python_works_out_would_be_frozen(images: list[Pixels]) -> None:
 
 def test_samples_that_move_are_refused(images: list[Pixels]) -> None:
     made = recipe()
-    graph = step_graph.StepGraph(lambda _: None, record)
+    graph = step_graph.StepGraph(record)
     first, second = (plain_loader(made, images[:2], images[2:]).batch_at(step).samples for step in (0, 1))
-    graph(first)
+    graph(lambda _: None, first)
     with pytest.raises(AssertionError, match="reads what was recorded"):
-        graph(second)
+        graph(lambda _: None, second)
+
+
+def test_a_graph_ends_with_its_step(images: list[Pixels]) -> None:
+    """Its memory is a GPU's: it is the next training's as soon as the step is let go, without a search for circles."""
+
+    class Replay:
+        def __call__(self) -> None:
+            pass
+
+    made = recipe()
+    replay = Replay()
+    alive = weakref.ref(replay)
+    step = TrainStep(TrainingState(made, "cpu", None, "test"), 4, recorder=lambda work: work() or alive() or work)
+    gc.collect()
+    gc.disable()
+    try:
+        with device_loader(made, images, "resident") as loader:
+            for batch, _ in zip(loader, range(WARM_UP + 2), strict=False):
+                step(batch)
+        del replay
+        assert alive() is not None
+        del step, batch
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_who_records() -> None:

@@ -86,8 +86,16 @@ class OptimizerStep:
             self._adam_step(self.optimizer, skip, inverse_scale)
         return skip
 
+    def check_places(self) -> None:
+        """The network computes with what is updated here: nobody has given a parameter other memory."""
+        places = zip(self.parameters, self.weights.views, strict=True)
+        assert all(weight.data_ptr() == place.data_ptr() for weight, place in places), (
+            "weights have left the optimizer's memory"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
+        self.check_places()
         counters = {name: value for name, value in self.counters._asdict().items() if name not in LOGGED}
         return {**counters, "optimizer": self.optimizer.state_dict()}
 
