@@ -26,7 +26,6 @@ import torch
 from eco_fast.data.images import Pixels
 from eco_fast.utils import distributed
 from eco_fast.utils.files import (
-    file_lock,
     file_stamp,
     make_folder,
     name_file_in_errors,
@@ -35,6 +34,7 @@ from eco_fast.utils.files import (
     write_json,
     write_text,
 )
+from eco_fast.utils.locks import file_lock
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -220,14 +220,12 @@ class Writer:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a store for writing.
+    """Hold a store for writing, if it can be written.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it; names that process.
     """
-    with file_lock(folder / ".lock") as mine:
-        if not mine:
-            raise ValueError(f"{folder}: another eco-fast process is writing to this store; wait for it")
+    with file_lock(folder / ".lock"):
         yield
 
 

@@ -45,7 +45,8 @@ from eco_fast.training.training_data import (
 from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
-from eco_fast.utils.files import file_lock, sha256_of, write_json
+from eco_fast.utils.files import sha256_of, write_json
+from eco_fast.utils.locks import TakenError, file_lock
 
 SAMPLED = 64  # steps whose samples the fingerprint of a run covers
 
@@ -71,13 +72,13 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
     given = {name: load_teacher(Path(name), base.scale) for name in sorted(named)}  # refuse a bad one before any work
     print(f"{folder}: {len(variants)} variants of {seeds} seeds on {device_name(device)}", flush=True)
     with ExitStack() as lock:
-        distributed.on_rank0(lambda: lock.enter_context(file_lock(folder / "locks" / "material", wait=True)))
+        distributed.on_rank0(lambda: _lock(lock, folder / "locks" / "material", wait=True))
         material = prepare_material(base, variants, given, folder, sets)
     failed: dict[str, ValueError] = {}
     for run in runs:
         with ExitStack() as lock:
-            if not distributed.on_rank0(lambda: lock.enter_context(file_lock(folder / "locks" / run.name))):  # noqa: B023 - now
-                print(f"{run.name}: another process is running it", flush=True)
+            if refusal := distributed.on_rank0(lambda: _lock(lock, folder / "locks" / run.name)):  # noqa: B023 - now
+                print(f"{run.name}: another process is running it: {refusal}", flush=True)
             elif not run.finished:
                 try:
                     carry_out(run, material, sets)
@@ -91,6 +92,15 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
     if failed:
         name, reason = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed, and are missing in the tables; {name}: {reason}")
+
+
+def _lock(stack: ExitStack, path: Path, *, wait: bool = False) -> str:
+    """Hold a lock file until the stack ends; says who holds it already, if another process does."""
+    try:
+        stack.enter_context(file_lock(path, wait=wait))
+    except TakenError as error:
+        return str(error)
+    return ""
 
 
 def for_all(base: Config, folder: Path) -> Config:

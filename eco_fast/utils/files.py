@@ -1,6 +1,6 @@
 """Writing so that a reader never sees half a file: write beside, flush to the disk, rename."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 CHUNK_BYTES = 1 << 20
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EROFS)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -47,24 +48,6 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         raise OSError(cause.errno, reason, str(path)) from error
 
 
-@contextmanager
-def file_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file against other processes; whether it could be had. It ends with the process, however that ends.
-
-    Args:
-        path: the lock file.
-        wait: until no other process holds it.
-    """
-    make_folder(path.parent)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents.
 
@@ -93,6 +76,9 @@ def sync_folder(folder: Path) -> None:
     try:
         with name_file_in_errors(folder):
             os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:  # CIFS and some of FUSE cannot; the files themselves are on the disk
+            raise
     finally:
         os.close(descriptor)
 

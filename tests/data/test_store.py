@@ -339,7 +339,7 @@ def test_an_image_that_left_the_sources_is_refused(pictures: Path, tmp_path: Pat
 
 def test_a_second_writer_is_turned_away(pictures: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    with locked(store), pytest.raises(ValueError, match="store: another eco-fast process is writing to this store"):
+    with locked(store), pytest.raises(ValueError, match="store: in use by process"):
         prepare([str(pictures)], store)
     assert not list(store.rglob("*.npy"))
     prepare([str(pictures)], store)

@@ -20,7 +20,8 @@ from eco_fast.data.store import Store
 from eco_fast.study.compare import compare
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
-from eco_fast.utils.files import file_lock, write_json
+from eco_fast.utils.files import write_json
+from eco_fast.utils.locks import file_lock
 
 VARIANTS = [("vanilla",), ("eco",)]
 HERE = Path("c")

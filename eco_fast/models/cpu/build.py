@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from eco_fast.utils.device import cpp_compiler
-from eco_fast.utils.files import file_lock, write_atomically
+from eco_fast.utils.files import write_atomically
+from eco_fast.utils.locks import file_lock
 
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 MACROS = ("-march=native", "-dM", "-E", "-x", "c++", os.devnull)  # prints the compiler's version and the CPU's features
