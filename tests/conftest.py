@@ -112,8 +112,8 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["train"] |= {"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9}
     for objective, seed in (("vanilla", 1), ("vanilla", 2), ("noise_free", 1), ("noise_free", 2), ("eco", 1)):
         recipe = config.validate({**values, "seed": seed, "objective": {"name": objective}}, "test")
-        run = RunFolder(folder / f"{objective}-{seed}", recipe, resume=False)
-        train_network(run, store, open_centroids(store, made, 2), ValidationSets())
+        with RunFolder(folder / f"{objective}-{seed}", recipe, resume=False) as run:
+            train_network(run, store, open_centroids(store, made, 2), ValidationSets())
     return folder
 
 

@@ -67,7 +67,7 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
     check_start(base.model.start_from, folder)
     choose_loader(base.data, device)
     for run in runs:
-        check_folder(run.folder, run.recipe, resume=True)
+        check_folder(run.folder, run.recipe, resume=True, same_course=True)
     named = {variant.recipe.teacher.checkpoint for variant in variants if variant.recipe.needs_centroids} - {"self"}
     given = {name: load_teacher(Path(name), base.scale) for name in sorted(named)}  # refuse a bad one before any work
     print(f"{folder}: {len(variants)} variants of {seeds} seeds on {device_name(device)}", flush=True)
@@ -215,11 +215,11 @@ def prepare_material(
 
 def carry_out(run: PlannedRun, material: Material, sets: ScoredSets) -> None:
     """Train to the end and keep the scores of the last and the best checkpoint."""
-    files = RunFolder(run.folder, run.recipe, resume=True)
     sr = None
     if run.recipe.needs_centroids:
         sr = material.images.centroid_files or material.centroids[run.variant.recipe.teacher]
-    train_network(files, material.images.hr, sr, ValidationSets(sets.validation, sets.monitored), run.name)
+    with RunFolder(run.folder, run.recipe, resume=True) as files:
+        train_network(files, material.images.hr, sr, ValidationSets(sets.validation, sets.monitored), run.name)
     last, best = (files.checkpoint(name) for name in ("last", "best"))
     scale = run.recipe.scale
     scores = {"last": sets.score(load_network_of_scale(last, scale))}

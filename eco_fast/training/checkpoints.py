@@ -1,11 +1,17 @@
 """The checkpoints of a run: written beside the training, each in one step, so that none is ever half there.
 
+A state holds all that its weights file does, and its own hash; it is written first. So one rename decides: a state is
+whole or is not there, and weights that a kill has kept from being written are made from it.
+
 checkpoints/last.safetensors     the weights to use: the network's, or their running average where the recipe keeps one
 checkpoints/last.state.pt        what the training continues from
 checkpoints/best.*               the same, of the best validation
 checkpoints/step-00001000.*      the same, of the last `train.keep_checkpoints`
 """
 
+import json
+import math
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +22,14 @@ from torch import Tensor
 
 from eco_fast import config
 from eco_fast.config import Config
-from eco_fast.models import Network, description, save_weights
+from eco_fast.models import METADATA, Network, description, read_state, save_network, save_weights
 from eco_fast.utils import distributed
-from eco_fast.utils.files import write_atomically
+from eco_fast.utils.content_hash import content_hash
+from eco_fast.utils.files import unused, write_atomically
 
 STEP = "step-{:08d}"
+HASH = "sha256"
+"""Key of a state's own hash, which is that of all the rest."""
 
 
 class Checkpoints:
@@ -39,10 +48,9 @@ class Checkpoints:
             half.unlink()  # a killed process was writing it
 
     def save(self, network: Network, step: int, state: dict[str, Any], *, best: bool) -> None:
-        """Write the weights and, after them, the training state, as they are now, under all their names.
+        """Write the training state and, after it, the weights, as they are now, under all their names.
 
-        Waits for the one before. `state` has the key "network" for the weights in training: one rename decides, so no
-        kill can leave weights and state that do not match.
+        Waits for the one before.
 
         Raises:
             OSError: the one before could not be written.
@@ -53,7 +61,8 @@ class Checkpoints:
         names = [STEP.format(step)] if self.config.train.keep_checkpoints > 1 else []
         names += ["best", "last"] if best else ["last"]  # a run stopped between them writes both anew
         full, weights = _copy([{"step": step, **state}, network.state_dict()], {})
-        full["config"], metadata = config.dump(self.config), description(network, step=step)
+        full |= {"config": config.dump(self.config), "names": names}
+        metadata = description(network, step=step)
         self._writing = self._thread.submit(self._write, names, weights, metadata, full)
 
     def check(self) -> None:
@@ -82,29 +91,112 @@ class Checkpoints:
             self.wait()
 
     def _write(self, names: list[str], weights: dict[str, Tensor], metadata: dict[str, str], state: Any) -> None:
+        whole = {**state, HASH: content_hash(state)}
         for name in names:
+            _write_state(state_path(self.folder, name), whole)
             save_weights(weights_path(self.folder, name), weights, metadata)
-            write_atomically(state_path(self.folder, name), lambda file: torch.save(state, file))
-        numbered = sorted(self.folder.glob("step-*.state.pt"))
-        for old in numbered[: -self.config.train.keep_checkpoints]:
-            weights_path(self.folder, old.name.removesuffix(".state.pt")).unlink(missing_ok=True)
-            old.unlink()
+        for old in _numbered(self.folder)[: -self.config.train.keep_checkpoints]:
+            weights_path(self.folder, old).unlink(missing_ok=True)
+            state_path(self.folder, old).unlink()
 
 
-def load_state(folder: Path, device: str) -> dict[str, Any] | None:
-    """The training state of the last checkpoint, or None where there is none yet.
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The newest whole training state, on the CPU, or None where no checkpoint has been written yet.
+
+    That is "last"; where it is missing or damaged, the newest of the others, which is said. `settle` follows.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: there are weights or states, but no whole state; says what is wrong.
     """
-    path = state_path(folder, "last")
+    wrong: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("last", *reversed(_numbered(folder)), "best"):
+        try:
+            found[name] = read_whole_state(state_path(folder, name))
+        except ValueError as error:
+            wrong[name] = str(error)
+        if name in found and (name == "last" or name.startswith("step-")):
+            break  # no other is newer
+    if found:
+        name = max(found, key=lambda one: int(found[one]["step"]))
+        if name != "last":
+            print(f"warning: {wrong['last']}; goes on from {state_path(folder, name).name}", flush=True)
+        return found[name]
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.state.pt")):
+        raise ValueError(
+            f"{wrong['last']}, and {folder} holds no other whole training state to go on from, but weights that a new "
+            "start would overwrite; put the state back, or begin a new run with --run (it may start from these "
+            "weights, by model.start_from)"
+        )
+    return None
+
+
+def read_whole_state(path: Path) -> dict[str, Any]:
+    """A training state, on the CPU.
+
+    Raises:
+        ValueError: it is missing, or a bit of it is not as it was written.
+    """
     if not path.is_file():
-        return None
+        raise ValueError(f"{path}: the training state is missing")
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        whole = state.pop(HASH) == content_hash(state)
     except Exception as error:  # torch.load raises a dozen types on a damaged file
-        raise ValueError(f"{path}: the training state is damaged; put best.state.pt in its place") from error
+        raise ValueError(f"{path}: the training state is damaged") from error
+    if not whole:
+        raise ValueError(f"{path}: the training state is damaged, its hash is another one")
     return state
+
+
+def settle(folder: Path, state: dict[str, Any], network: Network) -> None:
+    """Finish the saving of a state that a run goes on from, where a kill came in between; the first rank's task.
+
+    Files that are newer, as where a newer state is damaged, are renamed first: they may be all that is left.
+
+    Args:
+        folder: where they are.
+        state: as `load_state` gave it.
+        network: what its weights files hold.
+    """
+    step: int = state["step"]
+    if any(step < _step_of(path) for path in (state_path(folder, "last"), weights_path(folder, "last"))):
+        _set_aside_newer(folder, step)
+    for name in state["names"]:
+        if not state_path(folder, name).is_file():
+            _write_state(state_path(folder, name), {**state, HASH: content_hash(state)})
+        if _step_of(weights_path(folder, name)) != step:
+            save_network(weights_path(folder, name), network, step=step)
+
+
+def _set_aside_newer(folder: Path, step: int) -> None:
+    """Rename what is newer than a step, or cannot be read."""
+    for path in [*sorted(folder.glob("*.state.pt")), *sorted(folder.glob("*.safetensors"))]:
+        if _step_of(path) > step:
+            aside = path.rename(unused(path.with_name(f"set-aside.{path.name}.kept")))
+            print(f"{path}: not of the state that the run goes on from; kept as {aside.name}", flush=True)
+
+
+def _step_of(path: Path) -> float:
+    """The step of a checkpoint's file; -1 where there is none, infinite where it cannot be read."""
+    if not path.is_file():
+        return -1
+    try:
+        if path.suffix == ".pt":
+            return int(read_whole_state(path)["step"])
+        return int(json.loads(read_state(path)[1][METADATA])["step"])
+    except (ValueError, KeyError):
+        return math.inf
+
+
+def _write_state(path: Path, whole: dict[str, Any]) -> None:
+    write_atomically(path, lambda file: torch.save(whole, file))
+
+
+def _numbered(folder: Path) -> list[str]:
+    """The names of the states that `STEP` names, oldest first; other files are not this module's."""
+    names = (path.name.removesuffix(".state.pt") for path in folder.glob("step-*.state.pt"))
+    return sorted(name for name in names if re.fullmatch(r"step-\d{8,}", name))
 
 
 def state_path(folder: Path, name: str) -> Path:

@@ -8,12 +8,15 @@
 `pipeline.py` runs it for the teacher, the student and the baseline; `step.py` is what happens in a step.
 """
 
+from pathlib import Path
+
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.sources import ImageSource
 from eco_fast.models import Network
-from eco_fast.training.checkpoints import Checkpoints, load_state
+from eco_fast.training.checkpoints import Checkpoints, load_state, settle
 from eco_fast.training.memory import explain_oom, room_beside
 from eco_fast.training.optim.optimizer_step import OptimizerStep
+from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_sets
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.signals import StoppedBySignal, StopSignal
 from eco_fast.training.state import TrainingState
@@ -50,8 +53,13 @@ def train_network(
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
     device = pick_device(train.device)
-    state = TrainingState(config, device, load_state(run.checkpoints, device), label)
+    saved = load_state(run.checkpoints)
+    if saved is None or saved["step"] < steps:
+        pin_all(run, hr, sr, sets, fresh=saved is None)
+    state = TrainingState(config, device, saved, label)
     run.rewind(state.start)
+    if saved is not None:
+        distributed.on_rank0(lambda: settle(run.checkpoints, saved, state.result))
     if state.start == steps:
         return state.result.eval()
 
@@ -86,6 +94,20 @@ def train_network(
             telemetry.stopwatch.mark("data")
     distributed.all_gather(None)  # the files are there, for all
     return state.result.eval()
+
+
+def pin_all(run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, *, fresh: bool) -> None:
+    """`pin` what a training reads; what it starts from, while it has no state of its own (`fresh`).
+
+    Raises:
+        ValueError: something has changed since the run began; names it.
+    """
+    pin(run, "training images", contents_of(hr))
+    if sr is not None:
+        pin(run, "centroids", contents_of(sr))
+    pin_sets(run, sets.images, sets.monitored)
+    if fresh and run.config.model.start_from:
+        pin(run, "weights to start from", contents_of_file(Path(run.config.model.start_from)))
 
 
 def describe(step: TrainStep, state: TrainingState, label: str, why_no_graph: str | None) -> None:

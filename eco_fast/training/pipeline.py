@@ -8,11 +8,9 @@ RUN/teacher/    the run folder of teacher.checkpoint = "self"
 RUN/baseline/   the run folder of the network that is trained on real pairs alone
 """
 
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,10 @@ from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.cost import estimate
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
 from eco_fast.training.loop import train_network
+from eco_fast.training.pinned import contents_of, contents_of_file, pin
 from eco_fast.training.precision import choose_precision
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder
+from eco_fast.training.stage_clock import StageClock
 from eco_fast.training.stage_state import (
     state_of_centroids,
     state_of_images,
@@ -84,11 +84,14 @@ class Pipeline:
     centroids: ImageSource | None = None
     runs: dict[str, RunFolder]
     """Those that have been trained, the student's first."""
+    claimed: ExitStack
+    """Keeps them this process's."""
 
     def __init__(self, config: Config, folder: Path, *, resume: bool = False, profile: bool = False) -> None:
         check_scored(config.data, config.objective, config.train)
         self.config, self.folder, self.resume, self.profile = config, folder, resume, profile
         self.device = pick_device(config.train.device)
+        self.claimed = ExitStack()
         self.teacher: LoadedTeacher | None = None
         self.networks: dict[str, Network] = {}
         self.summary: dict[str, Any] = {"scale": config.scale, "steps": config.train.steps}
@@ -120,12 +123,17 @@ class Pipeline:
         check_start(config.model.start_from, self.folder)
         choose_loader(data, self.device)
         choose_recorder(config, self.device)
-        self.runs = {"student": RunFolder(self.folder, config, resume=self.resume)}
+        run = self.claimed.enter_context(RunFolder(self.folder, config, resume=self.resume))
+        self.runs = {"student": run}
+        if self.teacher is not None:
+            pin(run, "teacher", contents_of_file(self.teacher.checkpoint))
 
     def _prepare(self) -> None:
         config = self.config
         self.images = open_images(config.data, config.scale, self.folder, needs_centroids=config.needs_centroids)
         self.centroids = self.images.centroid_files
+        if (steps_done(self.folder) or 0) < config.train.steps:
+            pin(self.runs["student"], "training images", contents_of(self.images.hr))  # the teacher's are the same
 
     def _state_of_teacher(self) -> str:
         named, own = Path(self.config.teacher.checkpoint), self.folder / "teacher"
@@ -166,7 +174,8 @@ class Pipeline:
         return state_of_training(vanilla(self.config), self.folder / "baseline", resume=self.resume)
 
     def _train_baseline(self) -> None:
-        self.runs["baseline"] = RunFolder(self.folder / "baseline", vanilla(self.config), resume=self.resume)
+        baseline = RunFolder(self.folder / "baseline", vanilla(self.config), resume=self.resume)
+        self.runs["baseline"] = self.claimed.enter_context(baseline)
         sets = replace(self.sets, teacher_psnr=math.inf)
         self.networks["baseline"] = train_network(self.runs["baseline"], self.images.hr, None, sets, "baseline")
 
@@ -207,17 +216,18 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
         ValueError: bad images, a bad teacher, a taken folder: one sentence that names what is wrong.
     """
     pipeline = Pipeline(config, folder, resume=resume, profile=profile)
-    pipeline.begin()
-    print(f"{folder} on {device_name(pipeline.device)}", flush=True)
-    clock = StageClock(folder / "stages.json")
-    for stage in pipeline.stages:
-        if stage.run is not None:
-            with clock.timed(stage.name):
-                stage.run()
-    summary = {**pipeline.summary, "seconds": clock.seconds}
-    if distributed.is_main_process():
-        write_json(folder / "summary.json", summary)
-        show_summary(summary, folder)
+    with pipeline.claimed:
+        pipeline.begin()
+        print(f"{folder} on {device_name(pipeline.device)}", flush=True)
+        clock = StageClock(folder / "stages.json")
+        for stage in pipeline.stages:
+            if stage.run is not None:
+                with clock.timed(stage.name):
+                    stage.run()
+        summary = {**pipeline.summary, "seconds": clock.seconds}
+        if distributed.is_main_process():
+            write_json(folder / "summary.json", summary)
+            show_summary(summary, folder)
     return summary
 
 
@@ -271,22 +281,3 @@ def check_scored(data: Data, objective: Objective, train: Train) -> None:
             "objective.name=residual trains a network to make residuals, which have no PSNR; "
             f"--set {' --set '.join(changes)}, and look at them with `eco-fast analyze noise`"
         )
-
-
-class StageClock:
-    """Seconds spent in each stage, kept in a file so that they add up over interruptions."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the time of the block to the stage, also where the block fails."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            if distributed.is_main_process():
-                write_json(self.path, self.seconds)

@@ -1,7 +1,8 @@
 """The run folder: what a training writes, and how it continues after any interruption.
 
 config.toml         the resolved recipe
-environment.json    versions, machine, commit, of each start
+pinned.json         what it depends on besides; see `pinned.py`
+environment.json    versions, machine, commit, of each start, and what each changed
 metrics.jsonl       loss, alpha, learning rate, validation scores; depends on the recipe alone, never on the clock
 events.*            the same and the speed, for TensorBoard
 checkpoints/        see `checkpoints.py`
@@ -14,47 +15,74 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
 from eco_fast import __version__, config
 from eco_fast.config import Config
+from eco_fast.config.resuming import ROUNDING, differing
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name
-from eco_fast.utils.files import name_file_in_errors, write_json, write_text
+from eco_fast.utils.files import name_file_in_errors, unused, write_json, write_text
+from eco_fast.utils.locks import Lock, file_lock
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
 OPTIONAL_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-RECIPE, METRICS, CHECKPOINTS = "config.toml", "metrics.jsonl", "checkpoints"
+RECIPE, METRICS, CHECKPOINTS, PINNED, LOCK = "config.toml", "metrics.jsonl", "checkpoints", "pinned.json", ".lock"
 
 
 class RunFolder:
-    """One training's folder.
+    """One training's folder; while entered, this process's alone.
 
     Args:
         folder: its path.
-        resolved: the recipe; where training has begun, the folder must hold this one.
+        resolved: the recipe; where training has begun, the folder must hold this one, up to what may differ.
         resume: whether a training that has begun is to be continued.
-
-    Raises:
-        ValueError: the folder is taken, or holds another recipe; names the first key that differs.
     """
 
     def __init__(self, folder: Path, resolved: Config, *, resume: bool) -> None:
-        self.folder, self.config = folder, resolved
-        distributed.on_rank0(lambda: self._claim(resume=resume))
+        self.folder, self.config, self.resume = folder, resolved, resume
+        self._stack = ExitStack()
+        self._lock: Lock | None = None
 
-    def _claim(self, *, resume: bool) -> None:
+    def __enter__(self) -> Self:
+        """Claim the folder; nothing is written before it is this process's.
+
+        Raises:
+            ValueError: the folder is taken, or holds another recipe; names its holder, or the first key that differs.
+        """
+        distributed.on_rank0(self._claim)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock = None
+        self._stack.close()
+
+    def _claim(self) -> None:
         """Check what is there, and note recipe and conditions."""
         folder, resolved = self.folder, self.config
-        check_folder(folder, resolved, resume=resume)
-        write_text(folder / RECIPE, config.dump(resolved))
-        conditions = folder / "environment.json"  # one entry per start: a resumed run may have moved
-        starts = json.loads(conditions.read_text(encoding="utf-8")) if conditions.is_file() else []
-        write_json(conditions, [*starts, environment(resolved)])
+        check_folder(folder, resolved, resume=self.resume)
+        with ExitStack() as stack:
+            self._lock = stack.enter_context(file_lock(folder / LOCK))
+            changes = check_folder(folder, resolved, resume=self.resume)  # nobody else changes it from here on
+            if not begun(folder):
+                (folder / PINNED).unlink(missing_ok=True)
+            write_text(folder / RECIPE, config.dump(resolved))
+            conditions = folder / "environment.json"  # one entry per start: a resumed run may have moved
+            starts = json.loads(conditions.read_text(encoding="utf-8")) if conditions.is_file() else []
+            now = environment(resolved)
+            changes += other_bits(starts[-1], now) if starts else []
+            write_json(conditions, [*starts, {**now, "changed": changes}])
+            for change in changes:
+                print(f"{folder}: {change}", flush=True)
+            self._stack = stack.pop_all()
 
     @property
     def metrics(self) -> Path:
@@ -72,16 +100,28 @@ class RunFolder:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl; the first rank's task."""
+        if self._lock is not None:
+            self._lock.check()
         with name_file_in_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step`, which a resumed run is about to write again; rank 0 does it."""
-        if distributed.is_main_process() and self.metrics.is_file():
-            rows = [line for line in self.rows() if line["step"] <= step]
-            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        """Drop the rows after `step`, which a resumed run is about to write again; rank 0 does it.
+
+        Where that leaves none, or `step` is not of the newest checkpoint, they may be all that is left: they are kept.
+        """
+        if not distributed.is_main_process() or not self.metrics.is_file():
+            return
+        rows = self.rows()
+        kept = [row for row in rows if row["step"] <= step]
+        beside = 2 * self.config.train.checkpoint_every  # a run is not further ahead of its newest checkpoint
+        if len(kept) < len(rows) and (not kept or rows[-1]["step"] - step > beside):
+            aside = unused(self.metrics.with_name(f"before-step-{step}.{METRICS}"))
+            write_text(aside, self.metrics.read_text(encoding="utf-8"))
+            print(f"{self.metrics}: goes on at step {step}; all its rows are kept in {aside.name}", flush=True)
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
@@ -97,8 +137,26 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def check_folder(folder: Path, resolved: Config, *, resume: bool) -> None:
-    """Whether a run may begin or go on there; writes nothing. Arguments and errors are those of `RunFolder`."""
+def begun(folder: Path) -> bool:
+    """Whether a training has left anything there, or in the folder of its teacher."""
+    return any((one / name).exists() for one in (folder, folder / "teacher") for name in (METRICS, CHECKPOINTS))
+
+
+def check_folder(folder: Path, resolved: Config, *, resume: bool, same_course: bool = False) -> list[str]:
+    """Whether a run may begin or go on there; writes nothing.
+
+    Args:
+        folder: the run's.
+        resolved: the recipe.
+        resume: whether a training that has begun is to be continued.
+        same_course: only with what changes no result.
+
+    Returns:
+        What differs from the recipe that is there, and may.
+
+    Raises:
+        ValueError: the folder is taken, or holds another recipe; names the first key that differs.
+    """
     saved = folder / RECIPE
     # A run that stopped before its first step, for a bad image say, may begin again with another recipe.
     if (folder / METRICS).exists() or (folder / CHECKPOINTS).exists():
@@ -106,13 +164,27 @@ def check_folder(folder: Path, resolved: Config, *, resume: bool) -> None:
             raise ValueError(
                 f"{folder}: already holds a run; continue it with --resume, or choose another folder with --run"
             )
-        if changed := config.differences(config.load(str(saved)), resolved):
+        refused, changes = differing(config.load(str(saved)), resolved, same_course=same_course)
+        if refused:
             raise ValueError(
-                f"{folder}: holds a run with another {changed[0]}; resume with the same recipe, "
+                f"{folder}: holds a run with another {refused[0]}; resume with the same recipe, "
                 "or choose another folder with --run"
             )
-    elif folder.is_dir() and any(folder.iterdir()) and not saved.exists():
+        return changes
+    if folder.is_dir() and not saved.exists() and any(one.name != LOCK for one in folder.iterdir()):
         raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
+    return []
+
+
+def other_bits(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the conditions of two starts changes the order of additions, and with it the last bits of the weights."""
+    pairs = [(name, before.get(name), now[name]) for name in ("device", "threads", "processes")]
+    pairs += [(name, before["packages"].get(name), now["packages"][name]) for name in ("torch", "numpy")]
+    return [
+        f"warning: {name} was {was!r} and is {value!r} now: {ROUNDING}, not bit for bit"
+        for name, was, value in pairs
+        if was != value and was is not None
+    ]
 
 
 def environment(resolved: Config) -> dict[str, Any]:
@@ -125,6 +197,7 @@ def environment(resolved: Config) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device_name(device),
+        "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
         "packages": {name: _version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)},
     }
@@ -140,10 +213,14 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of an editable installation; None where there is none, or no git to ask."""
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return answer.stdout.strip() or None
+    here, answer = Path(__file__), ""
+    # An environment inside somebody's project is in a repository too, whose commit says nothing of this package.
+    for question in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+        try:
+            said = subprocess.run(["git", *question], cwd=here.parent, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        if said.returncode:
+            return None
+        answer = said.stdout.strip()
+    return answer

@@ -49,10 +49,10 @@ def state_of_centroids(config: Config, folder: Path, teacher: Path) -> str:
 
 def state_of_training(config: Config, folder: Path, *, resume: bool) -> str:
     """The state of one training."""
-    steps, done = config.train.steps, steps_done(folder)
+    steps, done, refused = config.train.steps, None, ""
     try:
+        done = steps_done(folder)
         check_folder(folder, config, resume=resume)
-        refused = ""
     except ValueError as error:
         refused = f"; refused: {error}"
     if done is not None:
@@ -65,5 +65,5 @@ def state_of_training(config: Config, folder: Path, *, resume: bool) -> str:
 
 def steps_done(folder: Path) -> int | None:
     """Steps that a training has behind it, or None where it has not begun."""
-    state = load_state(folder / CHECKPOINTS, "meta")
+    state = load_state(folder / CHECKPOINTS)
     return None if state is None else int(state["step"])

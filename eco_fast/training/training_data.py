@@ -87,8 +87,8 @@ def train_teacher(
     config: Config, folder: Path, hr: ImageSource, sets: ValidationSets, *, resume: bool
 ) -> LoadedTeacher:
     """The teacher "self": the end of a vanilla run of the same architecture, in a run folder of its own."""
-    run = RunFolder(folder, self_teacher(config), resume=resume)
-    train_network(run, hr, None, sets, "teacher")
+    with RunFolder(folder, self_teacher(config), resume=resume) as run:
+        train_network(run, hr, None, sets, "teacher")
     return load_teacher(run.checkpoint("last"), config.scale)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -46,6 +47,12 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
             raise
         reason = cause.strerror or f"not written in full ({cause}), is the disk full?"
         raise OSError(cause.errno, reason, str(path)) from error
+
+
+def unused(path: Path) -> Path:
+    """The path, or the first with a number before its name, where nothing lies yet."""
+    numbered = (path.with_name(f"{number}.{path.name}") for number in itertools.count(1))
+    return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
 
 def make_folder(folder: Path) -> None:

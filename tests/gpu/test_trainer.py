@@ -108,8 +108,8 @@ def test_a_run_that_was_stopped_resumes_to_the_same_bits(
     made = recipe(**LAMB, train__checkpoint_every=10, train__log_every=7, train__ema_decay=0.9)
 
     def train(name: str, *, resume: bool = False) -> str:
-        run = RunFolder(tmp_path / name, made, resume=resume)
-        train_network(run, source(hr), source(sr), ValidationSets())
+        with RunFolder(tmp_path / name, made, resume=resume) as run:
+            train_network(run, source(hr), source(sr), ValidationSets())
         return sha256_of(run.checkpoint("last"))
 
     unbroken = train("unbroken")

@@ -67,8 +67,8 @@ def recipe(pictures: Path, *, scale: int = 2, seed: int = 3, **changes: Any) -> 
 
 def train(recipe: Config, folder: Path) -> list[dict[str, Any]]:
     """Train the one network of a vanilla recipe; its rows."""
-    run = RunFolder(folder / "run", recipe, resume=False)
-    train_network(run, prepare(list(recipe.data.train), folder / "store"), None, ValidationSets())
+    with RunFolder(folder / "run", recipe, resume=False) as run:
+        train_network(run, prepare(list(recipe.data.train), folder / "store"), None, ValidationSets())
     return run.rows()
 
 
@@ -155,8 +155,8 @@ def test_every_loss_equals_a_computation_by_hand(
     save_network(tmp_path / "teacher.safetensors", teacher)
     if made.needs_centroids:
         sr = Store(centroids_of(store.folder, tmp_path / "teacher.safetensors", scale, rounding=rounding, device="cpu"))
-    run = RunFolder(tmp_path / "run", made, resume=False)
-    network = train_network(run, store, sr, ValidationSets())
+    with RunFolder(tmp_path / "run", made, resume=False) as run:
+        network = train_network(run, store, sr, ValidationSets())
     start = initial(made)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in start.state_dict().items())
     expected = [loss_by_hand(made, start, decoded(made), centroids(made, teacher), step) for step in range(4)]
@@ -307,12 +307,12 @@ def test_a_student_that_passes_its_teacher_says_so_once(
     made = recipe(pictures, objective__name="vanilla", train__validate_every=2, optimizer__learning_rate=1e-2)
     store = prepare(list(made.data.train), tmp_path / "store")
     validation = read_images([str(pictures / "validation")], 2)
-    run = RunFolder(tmp_path / "alone", made, resume=False)
-    train_network(run, store, None, ValidationSets(validation))
+    with RunFolder(tmp_path / "alone", made, resume=False) as run:
+        train_network(run, store, None, ValidationSets(validation))
     best = max(row["psnr_y"] for row in run.rows() if "psnr_y" in row)
     assert "the teacher" not in capsys.readouterr().out
-    run = RunFolder(tmp_path / "taught", made, resume=False)
-    train_network(run, store, None, ValidationSets(validation, teacher_psnr=best + above))
+    with RunFolder(tmp_path / "taught", made, resume=False) as run:
+        train_network(run, store, None, ValidationSets(validation, teacher_psnr=best + above))
     assert capsys.readouterr().out.count(f"warning: passed the teacher's {best + above:.3f} dB; a teacher") == warned
 
 

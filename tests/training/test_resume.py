@@ -169,7 +169,8 @@ def assert_equal_runs(run: Path, unbroken: Path, names: tuple[str, ...] = ("last
 
 
 def train(made: Config, store: Store, folder: Path, validation: dict[str, Pixels], *, resume: bool = False) -> None:
-    train_network(RunFolder(folder, made, resume=resume), store, None, ValidationSets(validation))
+    with RunFolder(folder, made, resume=resume) as run:
+        train_network(run, store, None, ValidationSets(validation))
 
 
 @pytest.mark.parametrize(("optimizer", "stride", "improvements"), [("adam", 1, 1), ("lamb", 5, 2)])
@@ -317,8 +318,8 @@ def test_a_run_that_started_from_a_checkpoint_resumes_without_it(
 def test_another_recipe_does_not_continue_a_run(pictures: Path, store: Store, tmp_path: Path) -> None:
     train(recipe(pictures), store, tmp_path / "run", {})
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match=r"another optimizer\.learning_rate; resume with the same recipe"):
-        train(recipe(pictures, optimizer__learning_rate=1e-4), store, tmp_path / "run", {}, resume=True)
+    with pytest.raises(ValueError, match=r"another optimizer\.epsilon; resume with the same recipe"):
+        train(recipe(pictures, optimizer__epsilon=1e-4), store, tmp_path / "run", {}, resume=True)
     with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
         train(recipe(pictures), store, tmp_path / "run", {})
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before

@@ -1,0 +1,108 @@
+"""What a run depends on besides its recipe, noted at its start and compared whenever it goes on.
+
+Where images and weights lie may differ, and the name of the folder that holds them; what they are may not: other images
+are other samples from the next step on, and nothing in the losses would tell.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from eco_fast.data.images import Pixels
+from eco_fast.data.sources import ImageSource
+from eco_fast.evaluation.benchmarks import BenchmarkSets
+from eco_fast.training.run_folder import PINNED, RunFolder
+from eco_fast.utils import distributed
+from eco_fast.utils.files import file_stamp, sha256_of, write_json
+
+Contents = Sequence[tuple[str, str]]
+"""Names, and what is under them: sizes and SHA-256; in the order in which they are used."""
+
+
+def pin(run: RunFolder, kind: str, contents: Contents) -> None:
+    """Note what a run depends on, or compare it with what it was at the start.
+
+    Args:
+        run: entered.
+        kind: what the contents are, in the plural.
+        contents: all of them.
+
+    Raises:
+        ValueError: they have changed; names the first difference.
+    """
+    distributed.on_rank0(lambda: _pin(run.folder / PINNED, kind, contents))
+
+
+def pin_sets(run: RunFolder, images: Mapping[str, Pixels], monitored: BenchmarkSets) -> None:
+    """`pin` what is scored during the training; a set that is monitored or no longer monitored changes no other."""
+    pin(run, "validation images", _scored(images))
+    for name, monitor in monitored.items():
+        pin(run, f"monitored images of {name}", _scored(monitor))
+
+
+def contents_of_file(path: Path) -> Contents:
+    """The content of one file, whatever its name."""
+    return [("the file", sha256_of(path))]
+
+
+def contents_of(source: ImageSource) -> Contents:
+    """The contents of the training images or their centroids."""
+    return [
+        (entry.name, f"{entry.height}x{entry.width} {_sha256(source, index)}")
+        for index, entry in enumerate(source.entries)
+    ]
+
+
+def _sha256(source: ImageSource, index: int) -> str:
+    if source.encoded:
+        path = source.path(index)
+        return _sha256_of_file(path, file_stamp(path))
+    known = getattr(source.entries[index], "sha256", None)  # a store knows
+    return known or hashlib.sha256(source.read(index).tobytes()).hexdigest()
+
+
+@cache
+def _sha256_of_file(path: Path, _stamp: str) -> str:
+    return sha256_of(path)
+
+
+def _scored(images: Mapping[str, Pixels]) -> Contents:
+    return [
+        (name, f"{image.shape[0]}x{image.shape[1]} {hashlib.sha256(image.tobytes()).hexdigest()}")
+        for name, image in images.items()
+    ]
+
+
+def _pin(path: Path, kind: str, contents: Contents) -> None:
+    pinned = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if kind not in pinned:
+        write_json(path, {**pinned, kind: contents})
+    elif change := _first_change([(name, what) for name, what in pinned[kind]], contents):
+        raise ValueError(
+            f"{path.parent}: the {kind} have changed since the run began: {change}; "
+            "restore them, or begin a new run with --run"
+        )
+
+
+def _first_change(before: Contents, now: Contents) -> str | None:
+    """The first difference, in words."""
+    if [(_inside(name), what) for name, what in before] == [(_inside(name), what) for name, what in now]:
+        return None
+    old, new = ({_inside(name): what for name, what in one} for one in (before, now))
+    counts = f"{len(before)} then, {len(now)} now"
+    for name, what in now:
+        if _inside(name) not in old:
+            return f"{name} is new ({counts})"
+        if old[_inside(name)] != what:
+            return f"{name} is another ({counts})"
+    for name, _ in before:
+        if _inside(name) not in new:
+            return f"{name} is missing ({counts})"
+    return f"they come in another order ({counts})"
+
+
+def _inside(name: str) -> str:
+    """A name without the folder that was named as the source."""
+    return name.partition("/")[2] or name
