@@ -13,6 +13,7 @@ import json
 import math
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,7 @@ from eco_fast.models import METADATA, Network, description, read_state, save_net
 from eco_fast.utils import distributed
 from eco_fast.utils.content_hash import content_hash
 from eco_fast.utils.files import unused, write_atomically
+from eco_fast.utils.lasting import patiently
 
 STEP = "step-{:08d}"
 HASH = "sha256"
@@ -93,11 +95,15 @@ class Checkpoints:
     def _write(self, names: list[str], weights: dict[str, Tensor], metadata: dict[str, str], state: Any) -> None:
         whole = {**state, HASH: content_hash(state)}
         for name in names:
-            _write_state(state_path(self.folder, name), whole)
-            save_weights(weights_path(self.folder, name), weights, metadata)
+            patiently(self.folder, partial(self._write_one, name, whole, weights, metadata))
         for old in _numbered(self.folder)[: -self.config.train.keep_checkpoints]:
             weights_path(self.folder, old).unlink(missing_ok=True)
             state_path(self.folder, old).unlink()
+
+    def _write_one(self, name: str, whole: Any, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        self.folder.parent.stat()  # never make the run's folder anew, below a disk that is not there at the moment
+        _write_state(state_path(self.folder, name), whole)
+        save_weights(weights_path(self.folder, name), weights, metadata)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

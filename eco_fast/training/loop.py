@@ -67,7 +67,7 @@ def train_network(
         explain_oom(train),
         open_loader(config, hr, sr, state.start, device, room=room_beside(config, device), label=label) as loader,
         Telemetry(run, loader, hr.entries, state, label, profile=profile) as telemetry,
-        StopSignal() as stop,
+        StopSignal.heard() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
         recorder, why_none = choose_recorder(config, device)

@@ -32,6 +32,7 @@ from eco_fast.training.loop import train_network
 from eco_fast.training.pinned import contents_of, contents_of_file, pin
 from eco_fast.training.precision import choose_precision
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder
+from eco_fast.training.signals import stops_cleanly
 from eco_fast.training.stage_clock import StageClock
 from eco_fast.training.stage_state import (
     state_of_centroids,
@@ -53,6 +54,7 @@ from eco_fast.training.validation import ValidationSets, validation_pairs, valid
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
 from eco_fast.utils.files import size_in_words, write_json
+from eco_fast.utils.lasting import lasting_output
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
         ValueError: bad images, a bad teacher, a taken folder: one sentence that names what is wrong.
     """
     pipeline = Pipeline(config, folder, resume=resume, profile=profile)
-    with pipeline.claimed:
+    with lasting_output(), stops_cleanly(), pipeline.claimed:
         pipeline.begin()
         print(f"{folder} on {device_name(pipeline.device)}", flush=True)
         clock = StageClock(folder / "stages.json")

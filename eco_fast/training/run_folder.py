@@ -9,6 +9,7 @@ checkpoints/        see `checkpoints.py`
 samples/ curves.png summary.json
 """
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -29,6 +30,7 @@ from eco_fast.training.checkpoints import weights_path
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name
 from eco_fast.utils.files import name_file_in_errors, unused, write_json, write_text
+from eco_fast.utils.lasting import patiently
 from eco_fast.utils.locks import Lock, file_lock
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
@@ -102,10 +104,18 @@ class RunFolder:
         """Add a row to metrics.jsonl; the first rank's task."""
         if self._lock is not None:
             self._lock.check()
-        with name_file_in_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it
+        patiently(self.metrics, lambda: self._append(json.dumps(row).encode() + b"\n"))
+
+    def _append(self, line: bytes) -> None:
+        with name_file_in_errors(self.metrics), self.metrics.open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as the system says it next
+                os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it
+            except OSError:
+                file.truncate(whole)
+                raise
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`, which a resumed run is about to write again; rank 0 does it.
