@@ -33,6 +33,7 @@ from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.loop import train_network
 from eco_fast.training.pipeline import check_start
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder, check_folder
+from eco_fast.training.signals import stops_cleanly
 from eco_fast.training.state import initial_network
 from eco_fast.training.training_data import (
     LoadedTeacher,
@@ -46,6 +47,7 @@ from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
 from eco_fast.utils.files import sha256_of, write_json
+from eco_fast.utils.lasting import lasting_output
 from eco_fast.utils.locks import TakenError, file_lock
 
 SAMPLED = 64  # steps whose samples the fingerprint of a run covers
@@ -59,7 +61,11 @@ def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str]
     Raises:
         ValueError: bad variants, images or teachers; or, after all other runs are finished, the first that failed.
     """
-    base = for_all(base, folder)
+    with lasting_output(), stops_cleanly():
+        _compare(for_all(base, folder), wanted, across, seeds, folder)
+
+
+def _compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str], seeds: int, folder: Path) -> None:
     variants = make_variants(base, wanted, across)
     runs = [planned(variant, seed, folder) for seed in seeds_of(base, seeds) for variant in variants]
     sets = ScoredSets(base)

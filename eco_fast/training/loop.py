@@ -8,7 +8,12 @@
 `pipeline.py` runs it for the teacher, the student and the baseline; `step.py` is what happens in a step.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import CppCompileError, InductorError
 
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.sources import ImageSource
@@ -65,6 +70,7 @@ def train_network(
 
     with (
         explain_oom(train),
+        explain_compiler(),
         open_loader(config, hr, sr, state.start, device, room=room_beside(config, device), label=label) as loader,
         Telemetry(run, loader, hr.entries, state, label, profile=profile) as telemetry,
         StopSignal.heard() as stop,
@@ -143,3 +149,21 @@ def check_progress(updater: OptimizerStep) -> None:
             "optimizer.spike_factor times the last accepted one; lower optimizer.learning_rate and go on from the "
             "last checkpoint"
         )
+
+
+@contextmanager
+def explain_compiler() -> Iterator[None]:
+    """Let what torch.compile raises be one sentence.
+
+    Raises:
+        ValueError: something could not be compiled; says what to do.
+    """
+    try:
+        yield
+    except (BackendCompilerFailed, InductorError, CppCompileError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if "error:" in line.lower()), lines[0] if lines else type(error).__name__)
+        raise ValueError(
+            f"torch.compile failed ({reason[:300]}); --set train.compile=false trains without it, slower, to the same "
+            "result up to rounding"
+        ) from error

@@ -3,7 +3,13 @@
 import ctypes
 import os
 import platform
+import shlex
 import shutil
+import subprocess
+import sysconfig
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -33,10 +39,16 @@ def pick_device(wanted: str) -> str:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"train.device: expected auto, cpu, cuda or cuda:N, got {wanted!r}")
     if device.type == "cuda":
-        if c_compiler() is None:
+        compiler = c_compiler()
+        if compiler is None:
             raise ValueError(
                 f"train.device: on {wanted} Triton builds its launchers with a C compiler, compiled or not, and found "
                 "neither gcc nor clang; install one (apt install gcc), name yours in $CC, or take train.device=cpu"
+            )
+        if why_broken := why_not_build(compiler):
+            raise ValueError(
+                f"train.device: on {wanted} Triton builds its launchers with a C compiler, compiled or not, but "
+                f"{why_broken}; mend that, or take train.device=cpu"
             )
         torch.cuda.set_device(device)
     return wanted
@@ -56,8 +68,34 @@ def tune_malloc(device: str) -> None:
 
 def why_not_compile(device: str) -> str | None:
     """The reason why torch.compile cannot work here, or None."""
-    if device == "cpu" and cpp_compiler() is None:
+    if device != "cpu":
+        return None
+    compiler = cpp_compiler()
+    if compiler is None:
         return "no C++ compiler was found (g++, clang++ or $CXX)"
+    return why_not_build(compiler, "-x", "c++", "-fopenmp")
+
+
+@cache
+def why_not_build(compiler: str, *options: str) -> str | None:
+    """The reason why what torch and Triton generate cannot be built and loaded here, or None: it is tried once."""
+    include = [f"-I{sysconfig.get_path(kind)}" for kind in ("include", "platinclude")]
+    try:
+        where = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        if where:
+            Path(where).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=where) as folder:
+            source, made = Path(folder, "probe.c"), Path(folder, "probe.so")
+            source.write_text("#include <Python.h>\n", encoding="ascii")
+            command = [*shlex.split(compiler), *include, "-shared", "-fPIC", *options, str(source), "-o", str(made)]
+            answer = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            if answer.returncode:
+                lines = answer.stderr.splitlines()
+                reason = next((one for one in lines if "error" in one), f"exit status {answer.returncode}")
+                return f"{compiler} fails ({reason.strip()})"
+            ctypes.CDLL(str(made))
+    except OSError as error:  # a compiler that cannot be started; a folder that is full, read-only or noexec
+        return f"what {compiler} makes cannot be used ({error})"
     return None
 
 

@@ -37,6 +37,7 @@ def test_a_gpu_without_a_c_compiler_is_refused_with_what_to_install(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr("eco_fast.utils.device.why_not_build", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(ValueError, match=r"neither gcc nor clang; install one \(apt install gcc\)"):
