@@ -4,6 +4,7 @@
 says what differs, key by key.
 """
 
+import codecs
 import difflib
 import tomllib
 from collections.abc import Sequence
@@ -61,8 +62,10 @@ def _parse(recipe: str) -> dict[str, Any]:
             f"there is no recipe {recipe!r}{suggest(recipe, recipe_names())}; "
             "`eco-fast recipes` lists the shipped ones, and a file of your own ends with .toml"
         )
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{recipe}: is in UTF-16; save it as UTF-8")
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))  # with the byte-order mark that Windows' editors write
     except ValueError as error:  # of either step
         raise ValueError(f"{recipe}: not valid TOML: {error}") from error
 

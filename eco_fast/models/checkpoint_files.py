@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -15,10 +16,17 @@ from eco_fast.models.architectures import ARCHITECTURES
 from eco_fast.models.network import Network
 from eco_fast.models.spandrel_net import Foreign, installed
 from eco_fast.models.state_dict_keys import canonical_keys
+from eco_fast.models.wrappers import plain_state
 from eco_fast.utils.files import write_atomically
 
-WRAPPERS = ("params_ema", "params", "state_dict", "model", "net")  # BasicSR, KAIR, rcan-it and others
+NUMPY_MAKERS = [(name, getattr(np._core.multiarray, name)) for name in ("scalar", "_reconstruct")]  # type: ignore[attr-defined]  # noqa: SLF001
 METADATA = "eco_fast"  # our key in the metadata of a safetensors file
+NUMPY_VALUES: list[Any] = [  # scores and counts beside the weights: data, not code; by both names of numpy's module
+    *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, function in NUMPY_MAKERS),
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
+]
 
 
 def save_network(path: Path, network: Network, **facts: str | int) -> None:
@@ -109,43 +117,47 @@ def warm_start(network: Network, path: Path) -> list[str]:
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights of a checkpoint file, unwrapped and with plain names, and its metadata."""
+    """The weights of a checkpoint file, unwrapped and with plain names, and its metadata.
+
+    Raises:
+        ValueError: the file is missing, damaged, of another kind, or holds a weight that is not a finite number.
+    """
+    content, metadata = _content(path)
+    state = canonical_keys(plain_state(path, content))
+    for key, value in state.items():
+        if value.is_floating_point() and not key.endswith("mask") and not torch.isfinite(value).all():
+            raise ValueError(
+                f"{path}: {key} holds values that are not finite (NaN or infinity): the training that wrote it had "
+                "failed; take an earlier checkpoint"
+            )
+    return state, metadata
+
+
+def _content(path: Path) -> tuple[Any, dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint")
     with path.open("rb") as file:
-        if file.read(512).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-            raise ValueError(f"{path}: a web page, not a checkpoint; download the file that the page links to")
-    metadata: dict[str, str] = {}
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{path}: a web page, not a checkpoint; download the file that the page links to")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: a Git LFS pointer, not the checkpoint itself; fetch it with `git lfs pull`")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-    else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises a dozen types on a damaged file
-            if found := re.search(r"GLOBAL (\S+)", str(error)):
-                raise ValueError(
-                    f"{path}: holds code besides weights ({found[1]}), which eco-fast never runs; "
-                    "expected plain weights, as torch.save(network.state_dict(), FILE) writes them"
-                ) from error
-            raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights") from error
-    return canonical_keys(_unwrap(path, content)), metadata
-
-
-def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    tensors = content if isinstance(content, Mapping) else {}
-    state = {str(key).removeprefix("module."): value for key, value in tensors.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"{path}: holds no weights")
-    return state
+    try:
+        with torch.serialization.safe_globals(NUMPY_VALUES):
+            return torch.load(path, map_location="cpu", weights_only=True), {}
+    except Exception as error:  # torch.load raises a dozen types on a damaged file
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path}: holds code besides weights ({found[1]}), which eco-fast never runs; "
+                "expected plain weights, as torch.save(network.state_dict(), FILE) writes them"
+            ) from error
+        raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights") from error
 
 
 def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
