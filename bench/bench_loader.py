@@ -26,8 +26,9 @@ from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import find_images
 from eco_fast.data.loader import Loader, PlainLoader, cut_crop
-from eco_fast.data.store import Store, Writer
+from eco_fast.data.store import Store
 from eco_fast.training.step import network_input
+from tests.helpers import write_store
 
 dali_loader = pytest.importorskip(
     "eco_fast.data.dali_loader", reason="DALI is not installed: pip install 'eco-fast[dali]'"
@@ -44,15 +45,14 @@ Fetch = Callable[[], int]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    writer = Writer(folder / "store", {"kind": "hr"})
     for name in ("png", "jpg"):
         (folder / name).mkdir()
-    for index, pixels in enumerate(sub_images(64, np.random.default_rng(0))):
+    images = list(sub_images(64, np.random.default_rng(0)))
+    for index, pixels in enumerate(images):
         image = Image.fromarray(pixels)
         image.save(folder / "png" / f"{index}.png", compress_level=3)
         image.save(folder / "jpg" / f"{index}.jpg", quality=95)
-        writer.add(f"hr/{index}.png", pixels, origin=str(index))
-    writer.finish()
+    write_store(folder / "store", {f"hr/{index}.png": pixels for index, pixels in enumerate(images)})
     return folder
 
 

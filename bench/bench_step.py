@@ -36,7 +36,7 @@ from bench.plain import SubImages, alternately, ratio, recorded, sub_images, tim
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.data.open_loader import open_loader
-from eco_fast.data.store import Store, Writer
+from eco_fast.data.store import Store
 from eco_fast.models import build
 from eco_fast.models.network import SubPixelConvolution
 from eco_fast.training.memory import room_beside
@@ -48,6 +48,7 @@ from eco_fast.training.step import TrainStep
 from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils.device import pick_device
+from tests.helpers import write_store
 
 ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (13, 12)}  # rounds, and steps in each
 SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so that they do not disturb what comes next
@@ -63,11 +64,10 @@ def write_sub_images(folder: Path) -> Path:
     generator = np.random.default_rng(0)
     for kind in ("hr", "sr"):
         (folder / kind).mkdir(parents=True)
-        writer = Writer(folder / f"store-{kind}", {"kind": "hr"})
-        for index, image in enumerate(sub_images(32, generator)):
-            Image.fromarray(image).save(folder / kind / f"{index}.png", compress_level=3)
-            writer.add(f"{index}.png", image, origin=str(index))
-        writer.finish()
+        images = {f"{index}.png": image for index, image in enumerate(sub_images(32, generator))}
+        for name, image in images.items():
+            Image.fromarray(image).save(folder / kind / name, compress_level=3)
+        write_store(folder / f"store-{kind}", images)
     return folder
 
 

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -142,13 +141,10 @@ class Checkout:
         return made | dict(self.found("store"))
 
     def found(self, part: str) -> Iterator[tuple[str, str]]:
-        """The images, the manifests' hashes of images, and the tensors of checkpoints below a folder."""
+        """The packs of images, and the tensors of checkpoints below a folder."""
         root = self.folder / part
-        for path in root.rglob("*.npy"):
+        for path in root.rglob("*.pack"):
             yield f"{part} {kind_of(path)} {path.name}", sha256(path.read_bytes())
-        for path in root.rglob("manifest.json"):
-            hashes = sorted(re.findall(r'"sha256": "(\w{64})"', path.read_text(encoding="utf-8")))
-            yield f"{part} {kind_of(path)} manifest", " ".join(hashes)
         for path in root.rglob("last.safetensors"):
             for name, digest in json.loads(self.run(PROBES, str(path))).items():
                 yield f"{path.relative_to(self.folder)} {name}", digest

@@ -17,6 +17,7 @@ from eco_fast.data.loader import PlainLoader
 from eco_fast.data.resize import to_tensor, upsample
 from eco_fast.data.sources import ImageEntry, ImageSource
 from eco_fast.data.store import Store
+from eco_fast.data.store_writer import Wanted, Writer
 from eco_fast.evaluation.metrics import Scores, read_scores, score
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import load_network_of_scale
@@ -116,6 +117,19 @@ def dali_loader(config: Config, hr: Images, sr: Images | None, *more: Any, **opt
 def centroids_of(store: Path, checkpoint: Path, scale: int, **options: Any) -> Path:
     """The folder of a teacher's centroids over a store, made if it is not there."""
     return make_centroids(Store(store), load_network_of_scale(checkpoint, scale), checkpoint, **options).folder
+
+
+def write_store(folder: Path, images: Mapping[str, Pixels]) -> Store:
+    """A store of arrays, by name."""
+    with Writer(folder, {"kind": "hr"}) as writer:
+        wanted = [
+            Wanted(name=name, size=one.nbytes, origin=f"{at:064x}") for at, (name, one) in enumerate(images.items())
+        ]
+        pixels = list(images.values())
+        for index in writer.plan(wanted):
+            writer.add(index, pixels[index])
+        writer.finish()
+    return Store(folder)
 
 
 def upsample_image(image: Pixels, scale: int, rounding: Rounding = "uint8") -> Pixels:

@@ -1,10 +1,10 @@
 """One training batch, and everything in it that does not depend on the loader."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from eco_fast_kernels import crop_side, move_crops
 from torch import Tensor
@@ -124,7 +124,7 @@ class BatchPlanner:
 
     Args:
         config: the recipe.
-        sizes: (height, width) of every HR image.
+        sizes: (height, width) of every HR image, [N, 2].
         rank: which part of each global batch is planned for, 0..world_size - 1.
         world_size: number of parts.
 
@@ -132,7 +132,7 @@ class BatchPlanner:
         ValueError: there are more ranks than samples.
     """
 
-    def __init__(self, config: Config, sizes: Sequence[tuple[int, int]], rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: Config, sizes: npt.ArrayLike, rank: int = 0, world_size: int = 1) -> None:
         batch_size, scale = config.train.batch_size, config.scale
         if batch_size < world_size:
             raise ValueError(
@@ -141,8 +141,8 @@ class BatchPlanner:
         self.config = config
         self.samples = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         """This rank's samples of the global batch; the ranks' shares differ by one where they must."""
-        self.sizes = [(height // scale * scale, width // scale * scale) for height, width in sizes]
-        """(height, width) of every image, cropped to multiples of the scale, where D has its borders."""
+        self.sizes = np.asarray(sizes, dtype=np.int64) // scale * scale
+        """(height, width) of every image, int64 [N, 2], cropped to multiples of the scale, where D has its borders."""
         self.sampler = Sampler(
             self.sizes, scale=scale, patch=config.data.patch, batch_size=batch_size, seed=config.seed
         )

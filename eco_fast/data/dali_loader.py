@@ -241,7 +241,7 @@ class _Stream:
             fill_crops(source, plan, config.scale, config.data.patch, cut, turned=self._cuts_turned)
             return [cut]
         first = np.stack([plan.top, plan.left], axis=1) - margin_of(config.scale)
-        ends = np.array([self._planner.sizes[image] for image in plan.image])
+        ends = self._planner.sizes[plan.image]
         low, high = np.maximum(first, 0), np.minimum(first + side, ends)
         files = [source.read(image) for image in plan.image]
         return [files, *(value.astype(np.int32) for value in (low, high - low, first - low))]

@@ -44,7 +44,7 @@ class ResidentImages:
         self._plan = f"{name}_plan"
         self.shapes: Shapes = {self._plan: ((planner.count, len(PlanColumn)), torch.int64)}
         self._side, self._margin = planner.side, margin_of(planner.config.scale)
-        sizes = np.array(sizes_of(source), dtype=np.int64)
+        sizes = sizes_of(source)
         bytes_of = sizes.prod(axis=1) * 3
         offsets = np.cumsum(bytes_of) - bytes_of
         self._images = np.zeros((len(sizes), len(PlanColumn)), dtype=np.int64)

@@ -71,7 +71,7 @@ def choose_residence(data: Data, sources: list[ImageSource], room: int) -> tuple
     Raises:
         ValueError: they are to be there, and do not fit.
     """
-    size = sum(3 * height * width for source in sources for height, width in sizes_of(source))
+    size = 3 * sum(int(sizes_of(source).prod(axis=1).sum()) for source in sources)
     fits = f"{size_in_words(size)} of images, {size_in_words(max(room, 0))} of the GPU's memory left by the training"
     if data.residence == "device" and size > room:
         raise ValueError(f"data.residence=device: {fits}; take data.residence=host, or a smaller train.micro_batch")

@@ -5,7 +5,6 @@ whose methods may change between versions.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,16 +44,16 @@ class Sampler:
     """Crops in proportion to image area, uniform inside the image, each of the 8 orientations equally likely.
 
     Args:
-        sizes: (height, width) of every HR image, multiples of the scale, at least a patch.
+        sizes: (height, width) of every HR image, [N, 2], multiples of the scale, at least a patch.
         scale: upscaling factor.
         patch: side of an LR patch in pixels.
         batch_size: samples per step, over all ranks.
         seed: decides everything.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], *, scale: int, patch: int, batch_size: int, seed: int) -> None:
+    def __init__(self, sizes: npt.ArrayLike, *, scale: int, patch: int, batch_size: int, seed: int) -> None:
         self.scale, self.batch_size, self.seed = scale, batch_size, seed
-        height, width = np.array(sizes, dtype=np.int64).T
+        height, width = np.asarray(sizes, dtype=np.int64).T
         self._rows = height // scale - patch + 1  # possible positions, in LR pixels
         self._columns = width // scale - patch + 1
         assert min(self._rows.min(), self._columns.min()) > 0, "images smaller than a patch are refused earlier"

@@ -7,6 +7,8 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from eco_fast.data.store_table import Entries
+
 
 class ImageEntry(Protocol):
     """What a source says of one of its images."""
@@ -52,9 +54,16 @@ class ImageSource(Protocol):
 Source = TypeVar("Source", bound=ImageSource)
 
 
-def sizes_of(source: ImageSource) -> list[tuple[int, int]]:
-    """(height, width) of every image."""
-    return [(entry.height, entry.width) for entry in source.entries]
+def sizes_of(source: ImageSource) -> npt.NDArray[np.int64]:
+    """(height, width) of every image, int64 [N, 2]."""
+    if isinstance(source.entries, Entries):  # of a store, which may hold a million
+        return source.entries.sizes()
+    return np.array([(entry.height, entry.width) for entry in source.entries], dtype=np.int64).reshape(-1, 2)
+
+
+def names_of(source: ImageSource) -> list[str]:
+    """The name of every image."""
+    return source.entries.names() if isinstance(source.entries, Entries) else [one.name for one in source.entries]
 
 
 def without_small(source: Source, scale: int, patch: int, *, skip: bool) -> Source:
@@ -64,11 +73,12 @@ def without_small(source: Source, scale: int, patch: int, *, skip: bool) -> Sour
         ValueError: an image is smaller than a patch; names the first.
     """
     side = scale * patch
-    small = [entry for entry in source.entries if min(entry.height, entry.width) // scale < patch]
-    count = len(source.entries)
+    is_small = sizes_of(source).min(axis=1) // scale < patch
+    small, count = np.flatnonzero(is_small).tolist(), len(is_small)
     if small and not skip:
+        first = source.entries[small[0]]
         raise ValueError(
-            f"{small[0].name} is {small[0].width}x{small[0].height} pixels, smaller than an HR patch of {side}x{side} "
+            f"{first.name} is {first.width}x{first.height} pixels, smaller than an HR patch of {side}x{side} "
             f"({len(small)} such images); remove it, lower data.patch, or --set data.on_small_image=skip"
         )
     if len(small) == count:
@@ -76,4 +86,4 @@ def without_small(source: Source, scale: int, patch: int, *, skip: bool) -> Sour
     if not small:
         return source
     print(f"{len(small)} of {count} images are smaller than an HR patch of {side}x{side} and left out", flush=True)
-    return source.select([entry.name for entry in source.entries if entry not in small])
+    return source.select([name for name, left_out in zip(names_of(source), is_small, strict=True) if not left_out])

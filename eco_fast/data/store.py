@@ -1,22 +1,21 @@
-"""The store: every image decoded once, as memory-mapped uint8 arrays with a verified manifest.
+"""The store: every image decoded once, in large files of raw pixels that are mapped into memory.
 
-    STORE/manifest.json           format, attributes, one entry per image
-    STORE/images/HASH.npy         uint8 [H, W, 3]
+    STORE/manifest.json             format, attributes, the packs with their sizes, the hash of the table and its own
+    STORE/images-HASH.table         name, size, place and hashes of every image, as columns
+    STORE/packs/00000.pack          uint8 [H, W, 3] of one image after the other
     STORE/centroids/x2-uint8-HASH/  the same again: the outputs of one teacher, at one scale
 
-Files are named after what they were made from and never overwritten. The manifest is put in place last, in one step;
-until then a journal records the finished images, so an interrupted run continues where it was and a reader never sees
-half a store.
+What a manifest names is never overwritten. The manifest is put in place last, in one step; until then a journal records
+the finished images, so an interrupted run continues where it was and a reader never sees half a store.
 """
 
 import contextlib
 import copy
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -24,56 +23,68 @@ import numpy as np
 import torch
 
 from eco_fast.data.images import Pixels
-from eco_fast.utils import distributed
-from eco_fast.utils.files import (
-    file_stamp,
-    make_folder,
-    name_file_in_errors,
-    sync_folder,
-    write_atomically,
-    write_json,
-    write_text,
-)
+from eco_fast.data.packs import pack_file
+from eco_fast.data.store_table import Entries
+from eco_fast.utils.files import file_stamp
 from eco_fast.utils.locks import file_lock
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 JOURNAL = "journal{}.jsonl"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One image of a store."""
+@dataclass
+class Pack:
+    """A pack that is open for reading; it is mapped when the first of its images is read."""
 
-    name: str
-    file: str
-    """Path of the array, relative to the store."""
-    height: int
-    width: int
-    sha256: str
-    """Of the pixels."""
-    origin: str
-    """SHA-256 of what it was made from: the source file, or the HR pixels of a centroid."""
-    stamp: str = ""
-    """`file_stamp` of the source file: equal means unchanged, without reading it."""
-    written: str = ""
-    """`file_stamp` of the array's own file: equal means intact, without hashing it."""
+    path: Path
+    size: int
+    """In bytes, as the manifest has it."""
+    trusted: bool
+    """Whether it is as it was written, as its size and modification time tell; else its images are hashed."""
+    memory: torch.Tensor | None = field(default=None, repr=False)
+
+    def read(self, offset: int, height: int, width: int) -> Pixels:
+        """An image, after a check that the file is still whole.
+
+        Memory beyond the end of a mapped file kills the process (SIGBUS), with no word about the file. So does still
+        a file that is cut short in the microseconds between this check and the reading.
+        """
+        try:
+            size = os.stat(self.path).st_size  # noqa: PTH116 - once per crop: twice as fast as Path.stat
+        except OSError as error:
+            raise ValueError(f"{self.path}: the pack cannot be read any more ({error.strerror})") from error
+        if size != self.size:
+            raise ValueError(f"{self.path}: the pack has {size} bytes, it had {self.size} when it was written")
+        if self.memory is None:
+            self.memory = self._map()
+        pixels: Pixels = self.memory[offset : offset + 3 * height * width].numpy().reshape(height, width, 3)
+        pixels.flags.writeable = False
+        return pixels
+
+    def _map(self) -> torch.Tensor:
+        """Without keeping the file open: processes may hold fewer files than a large store has packs."""
+        try:
+            return torch.from_file(str(self.path), shared=False, size=self.size, dtype=torch.uint8)
+        except RuntimeError as error:
+            if "Cannot allocate memory" in str(error):
+                raise ValueError(
+                    f"{self.path}: the pack is whole, but the system maps no more files: its limit of memory "
+                    "(ulimit -v, vm.overcommit_memory) or of maps (sysctl vm.max_map_count) is reached; raise it"
+                ) from error
+            raise ValueError(f"{self.path}: the pack cannot be read ({error})") from error
 
 
 class StoredImages(Sequence[Pixels]):
-    """The images of a store; taking one checks that its file is still whole.
+    """The images of a store, uint8 [H, W, 3] each; taking one checks that its pack is still whole."""
 
-    Memory beyond the end of a mapped file kills the process (SIGBUS), with no word about the file. So does still a file
-    that is cut short in the microseconds between this check and the reading.
-    """
-
-    def __init__(self, paths: Sequence[Path], images: Sequence[Pixels]) -> None:
-        self.paths, self._images = list(paths), list(images)
-        self._names = [str(path) for path in paths]
-        self._bytes = [os.stat(name).st_size for name in self._names]  # noqa: PTH116 - as below
+    def __init__(self, entries: Entries, packs: Mapping[int, Pack]) -> None:
+        self._entries, self._packs = entries, packs
+        self._columns = [entries.column(name) for name in ("pack", "offset", "height", "width")]
+        self._proven = np.zeros(len(entries), dtype=bool)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._entries)
 
     @overload
     def __getitem__(self, index: int) -> Pixels: ...
@@ -83,22 +94,19 @@ class StoredImages(Sequence[Pixels]):
         """One image, or several.
 
         Raises:
-            ValueError: its file has been cut short or removed; names it.
+            ValueError: its pack has been cut short, removed or changed; names it.
         """
         if isinstance(index, slice):
             return [self[place] for place in range(len(self))[index]]
-        name = self._names[index]
-        try:
-            size = os.stat(name).st_size  # noqa: PTH116 - once per crop: twice as fast as Path.stat
-        except OSError as error:
-            raise ValueError(f"{name}: the stored image cannot be read any more ({error.strerror})") from error
-        if size != self._bytes[index]:
-            raise ValueError(f"{name}: the stored image has {size} bytes, it had {self._bytes[index]} at the start")
-        return self._images[index]
-
-    def select(self, places: Sequence[int]) -> "StoredImages":
-        """Some of them, in this order; the same memory."""
-        return StoredImages([self.paths[place] for place in places], [self._images[place] for place in places])
+        number, offset, height, width = (int(column[index]) for column in self._columns)
+        pack = self._packs[number]
+        pixels = pack.read(offset, height, width)
+        if not pack.trusted and not self._proven[index]:
+            entry = self._entries[index]
+            if hashlib.sha256(pixels.data).hexdigest() != entry.sha256:
+                raise ValueError(f"{pack.path}: the stored {entry.name} is damaged; run the command that made it again")
+            self._proven[index] = True
+        return pixels
 
 
 class Store:
@@ -114,20 +122,20 @@ class Store:
         self.folder = folder
         manifest = read_manifest(folder)
         if manifest is None:
-            unfinished = bool(_journals(folder))
+            unfinished = bool(journals(folder))
             state = "an unfinished store; run the same command again to finish it" if unfinished else "not a store"
             raise ValueError(f"{folder}: {state} (no {MANIFEST})")
         self.attributes: dict[str, Any] = manifest["attributes"]
-        self.entries = [Entry(**entry) for entry in manifest["entries"]]
-        paths = [folder / entry.file for entry in self.entries]
-        self.images = StoredImages(paths, [_map(folder, entry) for entry in self.entries])
+        self.entries = read_entries(folder, manifest)
+        self._packs = {pack["number"]: _open_pack(folder, pack) for pack in manifest["packs"]}
+        self.images = StoredImages(self.entries, self._packs)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def path(self, index: int) -> Path:
-        """The file of an image's array."""
-        return self.images.paths[index]
+        """The pack of an image."""
+        return self.folder / self.entries[index].file
 
     def read(self, index: int) -> Pixels:
         """One image, uint8 [H, W, 3]; raises as `StoredImages`."""
@@ -135,87 +143,14 @@ class Store:
 
     def select(self, names: Sequence[str]) -> Self:
         """The same store with these images alone, in this order."""
-        index = {entry.name: place for place, entry in enumerate(self.entries)}
-        places = [index[name] for name in names]
+        own = self.entries.names()
+        if own == names:
+            return self
+        index = {name: place for place, name in enumerate(own)}
         chosen = copy.copy(self)
-        chosen.entries, chosen.images = [self.entries[place] for place in places], self.images.select(places)
+        chosen.entries = self.entries.select([index[name] for name in names])
+        chosen.images = StoredImages(chosen.entries, self._packs)
         return chosen
-
-
-class Writer:
-    """Builds or updates a store; what is already there and unchanged is kept. Several ranks may add to one store.
-
-    Args:
-        folder: the store.
-        attributes: what the whole store has in common, recorded in its manifest.
-    """
-
-    def __init__(self, folder: Path, attributes: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.attributes = dict(attributes)
-        make_folder(folder / "images")
-        manifest = read_manifest(folder)
-        self.finished_names = {entry["name"] for entry in manifest["entries"]} if manifest else set()
-        known = [*(manifest["entries"] if manifest else []), *_recover_journals(folder)]
-        self.known = {entry["name"]: Entry(**entry) for entry in known}
-        self.entries: list[Entry] = []
-
-    def keep(self, name: str, *, origin: str, stamp: str = "", verify: bool = False) -> bool:
-        """Keep the image of this name if it was made from `origin` and its array is intact.
-
-        An array whose file has the size and modification time that it was written with is intact; one that differs,
-        as after a copy to another disk, is hashed, and so is every one with `verify`.
-        """
-        entry = self.known.get(name)
-        if entry is None or entry.origin != origin:
-            return False
-        path = self.folder / entry.file
-        written = file_stamp(path) if path.is_file() else ""
-        if (verify or written != entry.written) and not _intact(self.folder, entry):
-            return False
-        self._record(replace(entry, stamp=stamp, written=written))
-        return True
-
-    def add(self, name: str, pixels: Pixels, *, origin: str, stamp: str = "") -> None:
-        """Write one image and note it in the journal."""
-        file = f"images/{hashlib.sha256(f'{name} {origin}'.encode()).hexdigest()[:24]}.npy"
-        pixels = np.ascontiguousarray(pixels)
-        write_atomically(self.folder / file, lambda handle: np.save(handle, pixels))
-        entry = Entry(
-            name=name,
-            file=file,
-            height=pixels.shape[0],
-            width=pixels.shape[1],
-            sha256=hashlib.sha256(pixels.data).hexdigest(),
-            origin=origin,
-            stamp=stamp,
-            written=file_stamp(self.folder / file),
-        )
-        self._record(entry)
-
-    def finish(self, entries: Sequence[Entry] | None = None) -> None:
-        """Put the manifest in place and remove what it no longer names; `entries` are those of all ranks, in order."""
-        entries = self.entries if entries is None else entries
-        manifest = {"format": FORMAT, "attributes": self.attributes, "entries": [asdict(one) for one in entries]}
-        if read_manifest(self.folder) != manifest:
-            write_json(self.folder / MANIFEST, manifest)
-        for journal in _journals(self.folder):
-            journal.unlink()
-        named = {self.folder / entry.file for entry in entries}
-        for file in (self.folder / "images").iterdir():
-            if file not in named:
-                file.unlink()
-        sync_folder(self.folder)
-
-    def _record(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        if self.known.get(entry.name) == entry:
-            return
-        path = self.folder / JOURNAL.format(f"-{distributed.rank()}" if distributed.rank() else "")
-        with name_file_in_errors(path), path.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(asdict(entry)) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
 
 
 @contextlib.contextmanager
@@ -233,60 +168,65 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a finished store, or None.
 
     Raises:
-        ValueError: it is none, or of another format.
+        ValueError: it is none, damaged, or of another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
         return None
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        version, digest = manifest["format"], digest_of(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not the manifest of a store") from error
     if version != FORMAT:
-        raise ValueError(f"{path}: store format {version}, this version reads {FORMAT}; run `eco-fast prepare` anew")
+        raise ValueError(
+            f"{path}: store format {version}, this version reads {FORMAT}; prepare the images again into another "
+            "--store, or remove this one first"
+        )
+    if manifest.get("sha256") != digest:
+        raise ValueError(f"{path}: damaged; restore the file, or remove the store and prepare the images again")
     return manifest
 
 
-def _recover_journals(folder: Path) -> list[dict[str, Any]]:
-    """What the journals of all ranks hold; the first rank to look mends them, before any writes."""
-    found: list[dict[str, Any]] = []
-    for path in _journals(folder):
-        whole, newline, torn = path.read_text(encoding="utf-8").rpartition("\n")
-        if torn:  # a kill cut the last line short: it was never finished, and the next one must not be glued to it
-            write_text(path, whole + newline)
-        found += [json.loads(line) for line in whole.splitlines()]
-    return found
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a manifest says but when its packs were written: a wrong time costs a hash of the images."""
+    packs = [{key: value for key, value in pack.items() if key != "written"} for pack in manifest.get("packs", [])]
+    rest = {key: value for key, value in manifest.items() if key not in ("sha256", "packs")}
+    return hashlib.sha256(json.dumps({**rest, "packs": packs}, sort_keys=True).encode()).hexdigest()
 
 
-def _journals(folder: Path) -> list[Path]:
+def read_entries(folder: Path, manifest: Mapping[str, Any]) -> Entries:
+    """The table that a manifest names.
+
+    Raises:
+        ValueError: it is missing or damaged; names it.
+    """
+    path = folder / manifest["table"]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: the table of the store's images cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != manifest["table_sha256"]:
+        raise ValueError(f"{path}: damaged; restore the file, or remove the store and prepare the images again")
+    return Entries.decode(content, manifest["images"])
+
+
+def journals(folder: Path) -> list[Path]:
+    """Those of all ranks."""
     return sorted(folder.glob(JOURNAL.format("*")))
 
 
-def _map(folder: Path, entry: Entry) -> Pixels:
-    """Map one array, read-only, without keeping its file open: processes may hold fewer files than stores do."""
-    path = folder / entry.file
+def _open_pack(folder: Path, pack: Mapping[str, Any]) -> Pack:
+    path = folder / pack_file(pack["number"])
     try:
-        with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
-        matches = shape == (entry.height, entry.width, 3) and dtype == np.uint8
-        memory = torch.from_file(str(path), shared=False, size=start + math.prod(shape), dtype=torch.uint8)
-    except (OSError, ValueError, EOFError, RuntimeError) as error:
+        stamp = file_stamp(path)
+    except OSError as error:
         raise ValueError(
-            f"{path}: the stored {entry.name} is missing or damaged; run the same command again"
+            f"{path}: a pack of the store is missing ({error.strerror}); run the command that made it again"
         ) from error
-    if not matches:
-        raise ValueError(f"{path}: the stored {entry.name} does not match the manifest; run `eco-fast prepare` again")
-    pixels: Pixels = memory[start:].numpy().reshape(shape)
-    pixels.flags.writeable = False
-    return pixels
-
-
-def _intact(folder: Path, entry: Entry) -> bool:
-    try:
-        pixels = _map(folder, entry)
-    except ValueError:
-        return False
-    return hashlib.sha256(pixels.data).hexdigest() == entry.sha256
+    size = int(stamp.split()[0])
+    if size != pack["size"]:
+        raise ValueError(
+            f"{path}: a pack of the store has {size} bytes, expected {pack['size']}; run the command that made it again"
+        )
+    return Pack(path, size, trusted=stamp == pack["written"])

@@ -7,9 +7,11 @@ from eco_fast_kernels import Rounding, imresize
 from rich.progress import track
 
 from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
+from eco_fast.data.decode import Stored, still_intact
 from eco_fast.data.images import prefix_errors
 from eco_fast.data.resize import modcrop, to_pixels, to_tensor
-from eco_fast.data.store import Store, Writer, locked
+from eco_fast.data.store import Store, locked
+from eco_fast.data.store_writer import Wanted, Writer
 from eco_fast.inference.consistency import MAX_INCONSISTENCY, inconsistency
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.inference.whole_images import largest_tile, ready, whole_images
@@ -63,22 +65,38 @@ def make_centroids(
         tile = tile or largest_tile(teacher)
         if compiled and device.startswith("cuda") and "cuda" in teacher.compiled_on and why_not_compile(device) is None:
             compile_for_images(teacher)  # on a CPU it takes longer than it saves
-        distributed.on_rank0(lambda: len(Writer(out, attributes).known))  # mends what a kill has left
-        writer = Writer(out, attributes)
-        distributed.all_gather(None)  # no journal grows before all ranks have read it
-        new = [entry for entry in store.entries if entry.name not in writer.known]
-        distributed.on_rank0(lambda: require_space(out, sum(3 * one.height * one.width for one in new), "centroids"))
-        if new and distributed.is_main_process():
-            _warn_of(teacher, checkpoint, store, rounding)
-        for entry, hr in track(distributed.shard(zip(store.entries, store.images, strict=True)), "centroids"):
-            if not writer.keep(entry.name, origin=entry.sha256, verify=verify):
-                with prefix_errors(entry.name):
-                    (lr,) = imresize(to_tensor(modcrop(hr, scale), device)[None], scale, rounding)
-                sr = super_resolve(teacher, lr, tile=tile, self_ensemble=self_ensemble)
-                writer.add(entry.name, to_pixels(sr), origin=entry.sha256)
-        made = {entry.name: entry for part in distributed.all_gather(writer.entries) for entry in part}
-        distributed.on_rank0(lambda: writer.finish([made[entry.name] for entry in store.entries]))
+        distributed.on_rank0(lambda: Writer(out, attributes).finished_names)  # mends what a kill has left
+        with Writer(out, attributes) as writer:
+            distributed.all_gather(None)  # no journal grows before all ranks have read it
+            missing = _plan(writer, store, scale, verify=verify)
+            if missing and distributed.is_main_process():
+                _warn_of(teacher, checkpoint, store, rounding)
+            for index in track(distributed.shard(missing), "centroids"):
+                with prefix_errors(store.entries[index].name):
+                    (lr,) = imresize(to_tensor(modcrop(store.images[index], scale), device)[None], scale, rounding)
+                writer.add(index, to_pixels(super_resolve(teacher, lr, tile=tile, self_ensemble=self_ensemble)))
+            writer.sync()
+            for added, rows in distributed.all_gather((writer.added, writer.rows[writer.added])):
+                writer.rows[added] = rows
+            distributed.on_rank0(writer.finish)
     return open_centroids(store, out, scale)
+
+
+def _plan(writer: Writer, store: Store, scale: int, *, verify: bool) -> list[int]:
+    """Indices of the centroids that are missing or damaged, the same on every rank; says what they need."""
+    mine = distributed.shard(writer.doubtful(verify=verify))
+    out = writer.folder
+    intact = [still_intact(Stored(out / one.file, one.offset, one.size, one.sha256)) for one in mine]
+    found = [one.name for one, whole in zip(mine, intact, strict=True) if not whole]
+    damaged = [name for names in distributed.all_gather(found) for name in names]
+    sizes = (store.entries.sizes() // scale * scale).prod(axis=1) * 3
+    wanted = [
+        Wanted(name=entry.name, size=size, origin=entry.sha256)
+        for entry, size in zip(store.entries, sizes.tolist(), strict=True)
+    ]
+    missing = writer.plan(wanted, damaged)
+    distributed.on_rank0(lambda: require_space(out, int(sizes[missing].sum()), "centroids"))
+    return missing
 
 
 def _warn_of(teacher: Network, checkpoint: Path, store: Store, rounding: Rounding) -> None:

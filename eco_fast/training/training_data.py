@@ -8,7 +8,7 @@ from eco_fast.config.derived import self_teacher
 from eco_fast.data.encoded import EncodedImages, match_centroids
 from eco_fast.data.images import find_images
 from eco_fast.data.prepare import prepare
-from eco_fast.data.sources import ImageSource, without_small
+from eco_fast.data.sources import ImageSource, names_of, without_small
 from eco_fast.data.store import Store
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import Network, load_network_of_scale
@@ -104,4 +104,4 @@ def obtain_centroids(config: Config, folder: Path, images: TrainingImages, teach
         self_ensemble=config.teacher.self_ensemble,
         compiled=config.train.compile,
     )
-    return made.select([entry.name for entry in images.hr.entries])
+    return made.select(names_of(images.hr))

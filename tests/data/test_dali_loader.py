@@ -18,8 +18,8 @@ from PIL import Image
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.images import Pixels, find_images
-from eco_fast.data.store import Store, Writer
-from tests.helpers import assert_equal_fields, dali_loader, plain_loader
+from eco_fast.data.store import Store
+from tests.helpers import assert_equal_fields, dali_loader, plain_loader, write_store
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 
@@ -286,11 +286,7 @@ def test_memory_stays(pictures: list[Pixels], centroids: list[Pixels]) -> None:
 
 
 def stored(folder: Path, pictures: list[Pixels]) -> Store:
-    writer = Writer(folder, {"kind": "hr"})
-    for index, picture in enumerate(pictures):
-        writer.add(f"hr/{index}.png", picture, origin=str(index))
-    writer.finish()
-    return Store(folder)
+    return write_store(folder, {f"hr/{index}.png": picture for index, picture in enumerate(pictures)})
 
 
 @pytest.mark.parametrize("loader", [plain_loader, dali_loader])

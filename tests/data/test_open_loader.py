@@ -200,10 +200,10 @@ def test_an_image_that_breaks_stops_the_run_and_spares_the_checkpoint(
         if step == 4:
             made.wait()
             time.sleep(0.2)  # the loader's thread has its next batches in hand: it must not be reading just now
-            os.truncate(max(folder.glob("store/images/*.npy")) if source == "store" else hr / "1.png", 1000)
+            os.truncate(max(folder.glob("store/packs/*")) if source == "store" else hr / "1.png", 1000)
 
     monkeypatch.setattr(Checkpoints, "save", save_and_break)
-    with pytest.raises(ValueError, match=r"\.npy|1\.png"):
+    with pytest.raises(ValueError, match=r"\.pack|1\.png"):
         run_recipe(config, folder)
     state = torch.load(folder / "checkpoints" / "last.state.pt", weights_only=True)
     assert 4 <= state["step"] < 100

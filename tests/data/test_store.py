@@ -19,6 +19,7 @@ from PIL import Image
 from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.prepare import prepare
 from eco_fast.data.store import JOURNAL, MANIFEST, Store, locked
+from eco_fast.utils.files import file_stamp
 
 NAMES = ["set/a.png", "set/b.png", "set/c.png", "set/sub/d.png"]
 SIZES = [(5, 7), (6, 6), (3, 9), (8, 4)]
@@ -46,7 +47,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return read_image(path, convert_16bit=convert_16bit)
 
-    monkeypatch.setattr("eco_fast.data.prepare.read_image", count)
+    monkeypatch.setattr("eco_fast.data.decode.read_image", count)
     return names
 
 
@@ -63,7 +64,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path, int], No
             return read_image(path, convert_16bit=convert_16bit)
 
         with monkeypatch.context() as patch:
-            patch.setattr("eco_fast.data.prepare.read_image", read)
+            patch.setattr("eco_fast.data.decode.read_image", read)
             with pytest.raises(KeyboardInterrupt):
                 prepare([str(source)], store)
 
@@ -83,7 +84,8 @@ def check(store: Path, source: Path) -> None:
     for entry, pixels in zip(opened.entries, opened.images, strict=True):
         assert np.array_equal(pixels, read_image(source.parent / entry.name))
     files = {file for file in store.rglob("*") if file.is_file()}
-    assert files == {store / ".lock", store / MANIFEST, *(store / entry.file for entry in opened.entries)}
+    (table,) = store.glob("images-*.table")
+    assert files == {store / ".lock", store / MANIFEST, table, *(store / entry.file for entry in opened.entries)}
 
 
 def test_round_trip(pictures: Path, tmp_path: Path) -> None:
@@ -94,16 +96,18 @@ def test_round_trip(pictures: Path, tmp_path: Path) -> None:
     check(tmp_path / "store", pictures)
 
 
-def test_the_manifest_tells_sizes_and_hashes(pictures: Path, tmp_path: Path) -> None:
-    prepare([str(pictures)], tmp_path / "store")
+def test_the_store_tells_sizes_and_hashes(pictures: Path, tmp_path: Path) -> None:
+    made = prepare([str(pictures)], tmp_path / "store")
     manifest = json.loads((tmp_path / "store" / MANIFEST).read_text(encoding="utf-8"))
-    assert (manifest["format"], manifest["attributes"]) == (1, {"kind": "hr"})
-    for entry, name, (height, width) in zip(manifest["entries"], NAMES, SIZES, strict=True):
+    assert (manifest["format"], manifest["attributes"], manifest["images"]) == (2, {"kind": "hr"}, 4)
+    for entry, name, (height, width) in zip(made.entries, NAMES, SIZES, strict=True):
         source = tmp_path / name
-        assert (entry["name"], entry["height"], entry["width"]) == (name, height, width)
-        assert entry["sha256"] == hashlib.sha256(read_image(source).tobytes()).hexdigest()
-        assert entry["origin"] == hashlib.sha256(source.read_bytes()).hexdigest()
-        assert np.load(tmp_path / "store" / entry["file"]).shape == (height, width, 3)
+        assert (entry.name, entry.height, entry.width) == (name, height, width)
+        assert entry.sha256 == hashlib.sha256(read_image(source).tobytes()).hexdigest()
+        assert entry.origin == hashlib.sha256(source.read_bytes()).hexdigest()
+        assert entry.stamp == file_stamp(source)
+    pack = (tmp_path / "store/packs/00000.pack").read_bytes()
+    assert pack == b"".join(read_image(tmp_path / name).tobytes() for name in NAMES)
 
 
 def test_select_keeps_the_order_that_is_asked_for(pictures: Path, tmp_path: Path) -> None:
@@ -158,19 +162,18 @@ def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_is_trusted(
 ) -> None:
     script = """
 import os, signal, sys
-import numpy as np
+from eco_fast.data import store_writer
 from eco_fast.data.prepare import prepare
 
-whole, calls = np.save, iter(range(2))
+whole, calls = os.pwrite, iter(range(2))
 
-def save(file, pixels):
+def write(file, pixels, offset):
     if next(calls, None) is None:
-        file.write(b"half a pict")
-        file.flush()
+        whole(file, b"half a pict", offset)
         os.kill(os.getpid(), signal.SIGKILL)
-    whole(file, pixels)
+    return whole(file, pixels, offset)
 
-np.save = save
+os.pwrite, store_writer.JOURNAL_SECONDS = write, -1
 prepare([sys.argv[1]], __import__("pathlib").Path(sys.argv[2]))
 """
     killed = subprocess.run(
@@ -180,7 +183,7 @@ prepare([sys.argv[1]], __import__("pathlib").Path(sys.argv[2]))
         capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert b"half a pict" in [content for _, content in contents(tmp_path / "store").values()]
+    assert contents(tmp_path / "store")["packs/00000.pack"][1].endswith(b"half a pict")
     with pytest.raises(ValueError, match="unfinished"):
         Store(tmp_path / "store")
     prepare([str(pictures)], tmp_path / "store")
@@ -256,9 +259,10 @@ def test_a_store_of_800_images_is_opened_and_prepared_again_without_hashing(
     begun = count_hashes(monkeypatch)
     assert len(Store(tmp_path / "store")) == 800
     assert len(prepare([str(tmp_path / "many")], tmp_path / "store")) == 800
-    assert (begun, decoded) == ([], [])
+    assert (len(begun), decoded) == (3 * 2 + 2, [])  # manifest and table, whenever they are read, and once to compare
+    begun.clear()
     prepare([str(tmp_path / "many")], tmp_path / "store", verify=True)
-    assert (len(begun), decoded) == (800, [])
+    assert (len(begun), decoded) == (800 + 2 * 2 + 2, [])
 
 
 def test_a_copied_store_is_hashed_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,9 +271,9 @@ def test_a_copied_store_is_hashed_once(pictures: Path, tmp_path: Path, monkeypat
     shutil.copytree(tmp_path / "store", tmp_path / "copy", copy_function=shutil.copyfile)
     begun = count_hashes(monkeypatch)
     prepare([str(pictures)], tmp_path / "copy")
-    assert len(begun) == len(NAMES)
+    first = len(begun)
     prepare([str(pictures)], tmp_path / "copy")
-    assert len(begun) == len(NAMES)
+    assert first - len(NAMES) == len(begun) - first  # manifest and table alone
 
 
 def test_damage_that_keeps_size_and_time_is_found_by_verify_alone(
@@ -278,7 +282,7 @@ def test_damage_that_keeps_size_and_time_is_found_by_verify_alone(
     made = prepare([str(pictures)], tmp_path / "store")
     file = tmp_path / "store" / made.entries[1].file
     status = file.stat()
-    flip(file)
+    flip(file, made.entries[1].offset)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     decoded.clear()
     prepare([str(pictures)], tmp_path / "store")
@@ -288,40 +292,48 @@ def test_damage_that_keeps_size_and_time_is_found_by_verify_alone(
     check(tmp_path / "store", pictures)
 
 
-def flip(file: Path) -> None:
+def flip(file: Path, offset: int) -> None:
     content = bytearray(file.read_bytes())
-    content[-1] ^= 1
+    content[offset] ^= 1
     written = file.stat().st_mtime_ns
     file.write_bytes(content)
     os.utime(file, ns=(written, written + 10**9))  # a file system's clock may tick only every few milliseconds
 
 
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size - 1)
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "shorter": lambda file: os.truncate(file, file.stat().st_size - 1),
+    "longer": lambda file: os.truncate(file, file.stat().st_size + 1),
+    "empty": lambda file: os.truncate(file, 0),
+    "missing": Path.unlink,
+}
+LOST = {"missing": "abcd", "empty": "abcd", "shorter": "d", "longer": ""}
 
 
-def empty(file: Path) -> None:
-    os.truncate(file, 0)
-
-
-def reshape(file: Path) -> None:
-    np.save(file, np.load(file).transpose(1, 0, 2))
-
-
-def retype(file: Path) -> None:
-    np.save(file, np.load(file).astype(np.int16))
-
-
-@pytest.mark.parametrize("damage", [flip, truncate, empty, reshape, retype, Path.unlink])
-def test_damage_is_noticed_and_repaired(
-    pictures: Path, tmp_path: Path, decoded: list[str], damage: Callable[[Path], None]
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_pack_that_is_not_whole_is_named_and_made_again(
+    pictures: Path, tmp_path: Path, decoded: list[str], damage: str
 ) -> None:
     store = tmp_path / "store"
-    damaged = store / prepare([str(pictures)], store).entries[2].file
-    damage(damaged)
-    if damage is not flip:  # which only a hash can see
-        with pytest.raises(ValueError, match=rf"{damaged.name}: the stored set/c\.png (is missing or|does not match)"):
-            Store(store)
+    pack = store / prepare([str(pictures)], store).entries[2].file
+    DAMAGES[damage](pack)
+    with pytest.raises(ValueError, match=rf"{pack}: a pack of the store (is missing|has \d+ bytes, expected \d+)"):
+        Store(store)
+    decoded.clear()
+    prepare([str(pictures)], store)
+    assert decoded == [f"{name}.png" for name in LOST[damage]]
+    check(store, pictures)
+
+
+def test_a_changed_pixel_is_found_when_it_is_read_and_repaired(
+    pictures: Path, tmp_path: Path, decoded: list[str]
+) -> None:
+    store = tmp_path / "store"
+    entry = prepare([str(pictures)], store).entries[2]
+    flip(store / entry.file, entry.offset + entry.size - 1)
+    opened = Store(store)
+    assert np.array_equal(opened.images[1], read_image(tmp_path / NAMES[1]))
+    with pytest.raises(ValueError, match=rf"{entry.file}: the stored set/c\.png is damaged"):
+        opened.read(2)
     decoded.clear()
     prepare([str(pictures)], store)
     assert decoded == ["c.png"]
@@ -341,7 +353,7 @@ def test_a_second_writer_is_turned_away(pictures: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with locked(store), pytest.raises(ValueError, match="store: in use by process"):
         prepare([str(pictures)], store)
-    assert not list(store.rglob("*.npy"))
+    assert not list(store.rglob("*.pack"))
     prepare([str(pictures)], store)
     check(store, pictures)
 
@@ -356,7 +368,7 @@ def test_the_size_is_announced_and_too_small_a_disk_is_refused_before_the_first_
         ValueError, match=f"{bytes_needed} bytes, but only {bytes_needed - 1} bytes are free; make room"
     ):
         prepare([str(pictures)], store)
-    assert not list(store.rglob("*.npy"))
+    assert not list(store.rglob("*.pack"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=bytes_needed))
     prepare([str(pictures)], store)
     assert f"decoded images: {bytes_needed} bytes needed, {bytes_needed} bytes free in {store}" in (
@@ -368,9 +380,12 @@ def test_the_size_is_announced_and_too_small_a_disk_is_refused_before_the_first_
 def test_a_store_of_another_format_is_refused(pictures: Path, tmp_path: Path) -> None:
     prepare([str(pictures)], tmp_path / "store")
     manifest = tmp_path / "store" / MANIFEST
-    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"format": 1', '"format": 2'), encoding="utf-8")
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"format": 2', '"format": 1'), encoding="utf-8")
     for use in (Store, lambda folder: prepare([str(pictures)], folder)):
-        with pytest.raises(ValueError, match=r"manifest\.json: store format 2, this version reads 1"):
+        with pytest.raises(
+            ValueError,
+            match=r"manifest\.json: store format 1, this version reads 2; prepare the images again into another",
+        ):
             use(tmp_path / "store")
 
 

@@ -99,8 +99,9 @@ class Events:
         self.stop_at: int | None = None
         monkeypatch.setattr(os, "fsync", lambda _: None)  # the process is stopped, not the machine
         monkeypatch.setattr("eco_fast.training.checkpoints.ThreadPoolExecutor", Inline)
-        modules = ("training.checkpoints", "utils.files", "models.checkpoint_files", "training.figures", "data.store")
+        modules = ("training.checkpoints", "utils.files", "models.checkpoint_files", "training.figures")
         writes = [f"eco_fast.{module}.write_atomically" for module in modules]
+        writes += [f"eco_fast.data.{module}.write_pixels" for module in ("decode", "store_writer")]
         others = [
             "telemetry.Telemetry.add",
             "run_folder.RunFolder.append",
@@ -283,7 +284,7 @@ def test_every_stage_of_a_recipe_resumes(pictures: Path, events: Events, tmp_pat
     assert not events.run(lambda: run_recipe(made, tmp_path / "unbroken"))
     order = list(events.seen)
     adds = [moment for moment, event in enumerate(order) if event == "add"]
-    stored = [moment for moment, event in enumerate(order) if event.endswith(".npy")]
+    stored = [moment for moment, event in enumerate(order) if event.endswith(".pack")]
     moments = {
         "in the teacher's course": adds[4],
         "between two centroids": stored[3],

@@ -277,11 +277,11 @@ def test_ranks_share_the_centroids(work: Path) -> None:
     assert [code for code, _, _ in launch(work, 2, ["--run", "eco-2", *settings])] == [0, 0]
     stores = [contents(work / run / "store") for run in ("eco-1", "eco-2")]
     assert stores[0] == stores[1]
-    assert sum(path.suffix == ".npy" for path in stores[0]) == 6
+    assert sum(path.suffix == ".pack" for path in stores[0]) == 2  # of HR images, and of centroids
 
 
 def contents(store: Path) -> dict[Path, bytes]:
-    """Every file, without what the manifests say of when the arrays were written."""
+    """Every file, without what the manifests say of when the packs were written."""
     return {
         path.relative_to(store): re.sub(rb'"written": ".*"', b"", path.read_bytes())
         for path in store.rglob("*")
