@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from bench.plain import SIDE, SubImages, sub_images
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
-from eco_fast.data.images import find_images
+from eco_fast.data.folders import find_images
 from eco_fast.data.loader import Loader, PlainLoader, cut_crop
 from eco_fast.data.store import Store
 from eco_fast.training.step import network_input

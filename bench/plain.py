@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from eco_fast.data.images import Pixels, builtin_images, read_image
+from eco_fast.data.folders import builtin_images
+from eco_fast.data.images import Pixels, read_image
 from eco_fast.training.profiling import Work
 
 SIDE = 480  # of sub-images, in pixels

@@ -17,7 +17,8 @@ from PIL import Image
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
-from eco_fast.data.images import Pixels, builtin_images, find_images, read_image
+from eco_fast.data.folders import builtin_images, find_images
+from eco_fast.data.images import Pixels, read_image
 from tests.helpers import assert_equal_fields, dali_loader, plain_loader
 
 SCALES: tuple[Scale, ...] = (2, 3, 4, 8)

@@ -21,7 +21,8 @@ from torch._dynamo.utils import counters
 
 from eco_fast import config
 from eco_fast.data.centroid_store import open_centroids
-from eco_fast.data.images import Pixels, builtin_images, read_image, write_png
+from eco_fast.data.folders import builtin_images
+from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.models import Network, save_network, spandrel_net
 from eco_fast.models.edsr import EDSR

@@ -1,6 +1,7 @@
 """The `eco-fast` command: a verb per command. Heavy modules are imported when a command runs."""
 
 import argparse
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ SOURCE_AND_OUT = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 128 + N for signal N."""
     parsed = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of any encoding, and terminals of any
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         parsed.run(parsed)
     except ValueError as error:
@@ -211,9 +214,9 @@ def _evaluate(args: argparse.Namespace) -> None:
             facts = {"checkpoint": str(args.checkpoint), "rounding": args.rounding} | noise.noise_metadata(
                 args.noise_sigma
             )
-        evaluate.show(results, args.noise_sigma)
-        if args.json and distributed.is_main_process():
+        if args.json and distributed.is_main_process():  # first: a terminal may fail
             evaluate.write_results(args.json, results, scale=args.scale, **facts)
+        evaluate.show(results, args.noise_sigma)
 
 
 def _upscale(args: argparse.Namespace) -> None:

@@ -1,15 +1,16 @@
 """`eco-fast downsample`: LR folders as MATLAB makes them, without MATLAB."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from eco_fast_kernels import Rounding, imresize
 from rich.progress import track
 
 from eco_fast.config import Scale
-from eco_fast.data.images import write_png
+from eco_fast.data.images import Pixels, prefix_errors, read_picture, write_picture
 from eco_fast.data.noise import NOISE_DRAWS, noisy_images
 from eco_fast.data.output_paths import output_paths
-from eco_fast.data.resize import read_cropped, to_pixels, to_tensor
+from eco_fast.data.resize import downsample_image, modcrop, to_pixels, to_tensor
 
 
 def downsample(
@@ -18,6 +19,7 @@ def downsample(
     """Write `imresize(image, 1/scale, "bicubic")` of an image or folder as PNG files of the same names.
 
     As for all LR sets of the field, an image is first cropped to a multiple of the scale, at its bottom and right.
+    Transparency is resized as the colours are; it and the colour profile go into the file.
 
     Args:
         source: an image or a folder.
@@ -36,9 +38,17 @@ def downsample(
     if noise_sigma and out.suffix.lower() == ".png":
         raise ValueError(f"{out}: each image has {NOISE_DRAWS} noises, which go to a folder each; name a folder")
     folders = [out / f"draw-{draw:02}" for draw in range(NOISE_DRAWS)] if noise_sigma else [out]
-    targets = [output_paths(source, folder) for folder in folders]
+    targets = output_paths(source, folders)
     for path in track(list(targets[0]), description="downsample"):
-        (lr,) = imresize(to_tensor(read_cropped(path, scale))[None], scale, rounding)
+        hr = read_picture(path)
+        hr.say_what_is_lost(path)
+        with prefix_errors(path):
+            (lr,) = imresize(to_tensor(modcrop(hr.colours, scale))[None], scale, rounding)
+        opacity = None if hr.opacity is None else _smaller(modcrop(hr.opacity, scale), scale, rounding)
         for draw, noisy in zip(targets, noisy_images(lr, noise_sigma), strict=True):
-            write_png(draw[path], to_pixels(noisy))
+            write_picture(draw[path], replace(hr, colours=to_pixels(noisy), opacity=opacity))
     return [target for draw in targets for target in draw.values()]
+
+
+def _smaller(opacity: Pixels, scale: int, rounding: Rounding) -> Pixels:
+    return downsample_image(opacity[:, :, None], scale, rounding)[:, :, 0]

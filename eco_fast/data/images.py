@@ -1,57 +1,110 @@
-"""Reading images as 8-bit RGB, finding them, and writing PNG.
+"""Reading images as 8-bit RGB, and writing PNG.
 
 An image in this program is uint8 [H, W, 3] RGB, 0..255. Greyscale is replicated, palettes are expanded, transparent
-pixels are composited on white, EXIF orientation is applied.
+pixels are composited on white, EXIF orientation is applied; colour profiles are not.
 """
 
-import re
+import struct
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from eco_fast.data.image_formats import PNG_SIGNATURE, SUFFIXES_OF, PngFile, examine, read_png
 from eco_fast.utils.files import write_atomically
 
 Pixels = npt.NDArray[np.uint8]
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jp2"))
-UNSIGNED_16BIT = r"(I|LA|RGBA?);16[BLN]?"  # Pillow's names of the layouts whose upper halves it, or we, can take
-EXIF_ORIENTATION = 0x0112
 EIGHT_BIT_MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa"))
-
-# Photographs in scikit-image's wheel, split so that no image (nor its stereo twin) is on two sides.
-BUILTIN = {
-    "train": (
-        "motorcycle_left.png",
-        "motorcycle_right.png",
-        "rocket.jpg",
-        "ihc.png",
-        "retina.jpg",
-        "hubble_deep_field.jpg",
-        "brick.png",
-        "grass.png",
-        "gravel.png",
-        "coins.png",
-        "moon.png",
-    ),
-    "validation": ("camera.png",),
-    "test": ("astronaut.png", "chelsea.png", "coffee.png"),
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
+"""What turns an image of an EXIF orientation upright; other values say nothing."""
 
 Image.MAX_IMAGE_PIXELS = None  # the user's own images: a large one is no attack
+_warnings_ignored = threading.Lock()  # Python's filters of warnings belong to all threads
 
 
-def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """All that is kept of an image file.
+
+    Attributes:
+        colours: uint8 [H, W, 3], RGB, also where they are transparent.
+        opacity: uint8 [H, W], 0 for transparent; None where all is opaque.
+        profile: the ICC profile of the colours, if it is one of RGB.
+        lost: what else the file says about its colours, for a sentence; "" for nothing.
+    """
+
+    colours: Pixels
+    opacity: Pixels | None
+    profile: bytes | None
+    lost: str
+
+    def say_what_is_lost(self, path: Path) -> None:
+        """Print what of the file is not kept, if anything."""
+        if self.lost:
+            print(f"{path}: not kept: {self.lost}", flush=True)
+
+    def on_white(self) -> Pixels:
+        """Composited on white, uint8 [H, W, 3]."""
+        if self.opacity is None:
+            return self.colours
+        image = Image.fromarray(np.dstack([self.colours, self.opacity]))
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return np.array(Image.alpha_composite(white, image).convert("RGB"))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file whose header Pillow has read."""
+
+    image: Image.Image
+    content: bytes
+    png: PngFile | None
+
+    @property
+    def orientation(self) -> int:
+        """Of EXIF; 1 where there is none, or none that can be read."""
+        try:
+            with _quietly():
+                value = self.image.getexif().get(EXIF_ORIENTATION)
+        except Exception:  # noqa: BLE001 - odd metadata says nothing about pixels
+            return 1
+        return value if value in UPRIGHT else 1
+
+    def refusal(self, convert_16bit: bool | None) -> str | None:
+        """Why the image is not taken, if it is not."""
+        if self.png and self.png.refusal:
+            return self.png.refusal
+        if refusal := examine(self.image, self.content, convert_16bit=convert_16bit):
+            return refusal
+        mode = self.image.mode
+        if mode not in EIGHT_BIT_MODES and not mode.startswith("I;16"):
+            return f"colour mode {mode}, expected 8-bit RGB, greyscale or palette; convert it first"
+        return None
+
+
+def read_image(path: Path, *, convert_16bit: bool | None = None) -> Pixels:
     """Decode one image.
 
     Args:
-        path: any format that Pillow reads.
-        convert_16bit: keep the upper 8 of 16 bits instead of refusing.
+        path: of a kind in `SUFFIXES_OF`.
+        convert_16bit: keep the upper 8 of 16 bits; False: refuse, and say that `prepare` can; None: refuse.
 
     Returns:
         uint8 [H, W, 3], 0..255, RGB.
@@ -59,12 +112,18 @@ def read_image(path: Path, *, convert_16bit: bool = False) -> Pixels:
     Raises:
         ValueError: not an image, damaged, or of a kind that would lose information; names the file.
     """
-    with _opened(path) as image:
-        refusal = _refusal(image, convert_16bit=convert_16bit)
-        pixels = None if refusal else _to_rgb(ImageOps.exif_transpose(image))
-    if pixels is None:
+    return read_picture(path, convert_16bit=convert_16bit).on_white()
+
+
+def read_picture(path: Path, *, convert_16bit: bool | None = None) -> Picture:
+    """Decode one image with its transparency and colour profile; as `read_image`."""
+    with _failures_name(path):
+        opened = _open(path)
+        refusal = opened.refusal(convert_16bit)
+        picture = None if refusal else _decode(opened)
+    if picture is None:
         raise ValueError(f"{path}: {refusal}")
-    return pixels
+    return picture
 
 
 @contextmanager
@@ -78,8 +137,13 @@ def prefix_errors(image: str | Path) -> Iterator[None]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width from the header alone (before EXIF orientation); raises as `read_image`."""
-    with _opened(path) as image:
-        return image.height, image.width
+    with _failures_name(path), path.open("rb") as file:
+        head = file.read(33)
+        if head.startswith(PNG_SIGNATURE):
+            width, height = struct.unpack_from(">II", head, 16)
+            return height, width
+        with _quietly(), Image.open(file, formats=_formats(path)) as image:
+            return image.height, image.width
 
 
 def simple_size(path: Path) -> tuple[int, int]:
@@ -88,34 +152,15 @@ def simple_size(path: Path) -> tuple[int, int]:
     Raises:
         ValueError: as `read_image`; or its transparency, orientation or colours need more than decoding.
     """
-    with _opened(path) as image:
-        refusal = _refusal(image, convert_16bit=False)
-        if refusal is None and image.has_transparency_data:
-            refusal = "has transparency"
-        elif refusal is None and image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-            refusal = "is turned by its EXIF orientation"
-        elif refusal is None and image.mode not in ("L", "P", "RGB"):
-            refusal = f"has colour mode {image.mode}"
-        size = (image.height, image.width)
+    with _failures_name(path):
+        opened = _open(path)
+        refusal = opened.refusal(None) or _more_than_decoding(opened)
+        if refusal is None and opened.png is None and opened.image.format != "JPEG":
+            opened.image.load()  # what has no checksums, and no strict check of its own
+        size = (opened.image.height, opened.image.width)
     if refusal:
-        raise ValueError(f"{path}: {refusal}; convert it, or use data.source=store, which decodes it once")
+        raise ValueError(f"{path}: {refusal}")
     return size
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; all that Pillow raises inside the block becomes a ValueError that names the file."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns where a file is damaged but partly readable
-            with Image.open(path) as image:
-                yield image
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image, or of a kind that cannot be read") from error
-    except (FileNotFoundError, PermissionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # Pillow raises a dozen types on a damaged file
-        raise ValueError(f"{path}: damaged image ({str(error) or type(error).__name__})") from error
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
@@ -123,83 +168,92 @@ def write_png(path: Path, pixels: Pixels) -> None:
     write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
 
 
-def find_images(sources: Sequence[str | Path]) -> dict[str, Path]:
-    """All images in folders (with their sub-folders), single files and built-in sets, in a fixed order.
-
-    Hidden files and folders are left out.
-
-    Returns:
-        A mapping from names ("FOLDER/sub/file.png") to paths.
-
-    Raises:
-        ValueError: a source is missing or empty, or two images have the same name.
-    """
-    found: dict[str, Path] = {}
-    for source in sources:
-        for name, path in _find_in(str(source)):
-            if name in found and found[name] != path:
-                raise ValueError(f"{path} and {found[name]} would both be called {name}; rename one of their folders")
-            found[name] = path
-    return found
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a picture as PNG, atomically, with its opacity and its colour profile."""
+    pixels = picture.colours if picture.opacity is None else np.dstack([picture.colours, picture.opacity])
+    options = {"icc_profile": picture.profile} if picture.profile else {}
+    write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", **options))
 
 
-def _find_in(source: str) -> list[tuple[str, Path]]:
-    if source.startswith("builtin:"):
-        return builtin_images(source.removeprefix("builtin:"))
-    path = Path(source)
-    if path.is_file():
-        return [(f"{path.resolve().parent.name}/{path.name}", path)]
-    if not path.is_dir():
-        raise ValueError(f"{source}: there is no such file or folder")
-    root = path.resolve().name
-    found = [
-        (f"{root}/{file.relative_to(path).as_posix()}", file)
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and not _is_hidden(file.relative_to(path)) and file.is_file()
-    ]
-    if not found:
-        raise ValueError(f"{source}: holds no images ({', '.join(sorted(SUFFIXES))})")
-    return found
+def _more_than_decoding(opened: _Opened) -> str | None:
+    image = opened.image
+    if image.has_transparency_data:
+        refusal = "has transparency"
+    elif opened.orientation != 1:
+        refusal = "is turned by its EXIF orientation"
+    elif image.mode not in ("L", "P", "RGB"):
+        refusal = f"has colour mode {image.mode}"
+    else:
+        return None
+    return f"{refusal}; convert it, or use data.source=store, which decodes it once"
 
 
-def builtin_images(group: str) -> list[tuple[str, Path]]:
-    """The built-in photographs of a group: train, validation or test."""
-    if group not in BUILTIN:
-        raise ValueError(f"builtin:{group}: the built-in sets are {', '.join('builtin:' + name for name in BUILTIN)}")
-    package = find_spec("skimage")
-    assert package is not None, "scikit-image is a dependency"  # an invariant of the installation
-    assert package.origin is not None
-    folder = Path(package.origin).parent / "data"
-    return [(f"builtin/{name}", folder / name) for name in BUILTIN[group]]
+def _formats(path: Path) -> list[str]:
+    """Of Pillow's readers those that may open a file: TGA has no signature, and finds itself in anything."""
+    return [name for name in SUFFIXES_OF if name != "TGA" or path.suffix.lower() in SUFFIXES_OF["TGA"]]
 
 
-def _is_hidden(path: Path) -> bool:
-    """Whether the file or a folder around it is hidden, as thumbnails and editors' copies are."""
-    return any(part.startswith(".") for part in path.parts)
+def _open(path: Path) -> _Opened:
+    content = path.read_bytes()
+    png = read_png(content) if content.startswith(PNG_SIGNATURE) else None
+    with _quietly():
+        image = Image.open(BytesIO(png.pixels if png else content), formats=_formats(path))
+    return _Opened(image, content, png)
 
 
-def _refusal(image: Image.Image, *, convert_16bit: bool) -> str | None:
-    # Pillow decodes 16-bit colour to 8 bits in silence: only the file's own layout tells.
-    bits = image.tag_v2.get(258, (8,)) if hasattr(image, "tag_v2") else ()  # TIFF's BitsPerSample
-    tiles = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())]
-    if 16 in bits or any("16" in str(layout) for layout in tiles):
-        if not convert_16bit:
-            return (
-                "16 bits a channel, but eco-fast works on 8; `eco-fast prepare --convert-16bit` keeps the upper 8 bits"
-            )
-        if not all(re.fullmatch(UNSIGNED_16BIT, str(layout)) for layout in tiles):
-            return "16 bits a channel, signed or plane after plane, which eco-fast cannot convert; convert it first"
-    elif image.mode not in EIGHT_BIT_MODES:
-        return f"colour mode {image.mode}, expected 8-bit RGB, greyscale or palette; convert it first"
-    return None
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Pillow warns of odd metadata, which says nothing about pixels."""
+    with _warnings_ignored, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
+@contextmanager
+def _failures_name(path: Path) -> Iterator[None]:
+    """Let all that is raised inside the block become a ValueError that names the file."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not an image, or of a kind that cannot be read") from error
+    except OSError as error:
+        if error.strerror:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"{path}: damaged image ({error})") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: too large for the memory that is left") from error
+    except Exception as error:  # Pillow raises a dozen types on a damaged file
+        raise ValueError(f"{path}: damaged image ({str(error) or type(error).__name__})") from error
+
+
+def _decode(opened: _Opened) -> Picture:
+    image = opened.image
+    image.load()
+    if image.mode == "P" and opened.png:
+        _check_palette(image)
+    turn = UPRIGHT.get(opened.orientation)
+    colours, opacity = _channels(image if turn is None else image.transpose(turn))
+    profile = opened.png.profile if opened.png else image.info.get("icc_profile")
+    lost = [] if profile is None or profile[16:20] == b"RGB " else ["its colour profile, which is not one of RGB"]
+    if opened.png and profile is None and opened.png.colours:
+        lost.append(f"what {' and '.join(sorted(opened.png.colours))} say of its colours")
+    return Picture(colours=colours, opacity=opacity, profile=None if lost else profile, lost=" and ".join(lost))
+
+
+def _check_palette(image: Image.Image) -> None:
+    assert image.palette is not None
+    largest, known = np.asarray(image).max(), len(image.palette.palette) // len(image.palette.mode)
+    if largest >= known:
+        raise ValueError(f"its palette has {known} colours, but colour {largest} is used")
+
+
+def _channels(image: Image.Image) -> tuple[Pixels, Pixels | None]:
+    """Colours and, unless all of it is opaque, opacity."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image, dtype=np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+        return np.repeat(grey[:, :, None], 3, axis=2), None
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB")), None
+    pixels = np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
+    colours, opacity = pixels[:, :, :3], pixels[:, :, 3]
+    return np.ascontiguousarray(colours), None if opacity.min() == 255 else np.ascontiguousarray(opacity)

@@ -1,33 +1,71 @@
-"""Where `upscale` and `downsample` write."""
+"""Where `upscale`, `downsample` and others write: names that fit, and that no two images share."""
 
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-from eco_fast.data.images import SUFFIXES, find_images
+from eco_fast.data.folders import SUFFIXES, find_images
+
+LONGEST_NAME = 255  # bytes, of all usual file systems
+DIGITS = 12  # of a hash in a name
 
 
-def output_paths(source: Path, out: Path) -> dict[Path, Path]:
-    """The PNG file that each image of the source becomes.
+def name_outputs(wanted: Mapping[str, Path]) -> dict[str, Path]:
+    """The file that each image gets, from the one that it would have if it were alone.
+
+    A name that is too long, or that another image would have too (also where upper and lower case are the same), gets
+    a hash of its image's name.
+    """
+    rivals = Counter(map(_folded, wanted.values()))
+    return {
+        name: path if rivals[_folded(path)] == 1 and _bytes_of(path.name) <= LONGEST_NAME else _with_hash(path, name)
+        for name, path in wanted.items()
+    }
+
+
+def output_paths(source: Path, outs: list[Path]) -> list[dict[Path, Path]]:
+    """For each output, the PNG file that each image of the source becomes.
 
     Raises:
-        ValueError: no images, no place for them, or a file that two would become or that is one of them.
+        ValueError: no images, no place for them, or a file that is one of them.
     """
-    if not source.exists():
-        raise ValueError(f"{source}: there is no such file or folder")
     found = list(find_images([source]).values())
+    originals = {path.resolve() for path in found}
+    every = []
+    for out in outs:
+        targets = _targets(source, found, out)
+        for target in targets.values():
+            if target.resolve() in originals:
+                raise ValueError(f"{target} would be overwritten, but it is an image to read; choose another output")
+        every.append(targets)
+    return every
+
+
+def _targets(source: Path, found: list[Path], out: Path) -> dict[Path, Path]:
     if source.is_file():
         if out.suffix.lower() in SUFFIXES - {".png"} and not out.is_dir():
             raise ValueError(f"{out}: images are written as PNG; name a .png file or a folder")
-        targets = {source: out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{source.stem}.png"}
-    elif out.is_file():
+        return {source: out if out.suffix.lower() == ".png" and not out.is_dir() else out / f"{source.stem}.png"}
+    if out.is_file():
         raise ValueError(f"{out}: a file, but the images of a folder need a folder to go to")
-    else:
-        targets = {path: (out / path.relative_to(source)).with_suffix(".png") for path in found}
-    originals = {path.resolve() for path in found}
-    seen: dict[Path, Path] = {}
-    for path, target in targets.items():
-        if target.resolve() in originals:
-            raise ValueError(f"{target} would be overwritten, but it is an image to read; choose another output")
-        if target in seen:
-            raise ValueError(f"{path} and {seen[target]} would both become {target}; rename one of them")
-        seen[target] = path
-    return targets
+    names = {path.relative_to(source).as_posix(): path for path in found}
+    outputs = name_outputs({name: (out / name).with_suffix(".png") for name in names})
+    return {names[name]: target for name, target in outputs.items()}
+
+
+def _folded(path: Path) -> str:
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _bytes_of(name: str) -> int:
+    return len(os.fsencode(name))
+
+
+def _with_hash(path: Path, name: str) -> Path:
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGITS]
+    room = LONGEST_NAME - _bytes_of(path.suffix) - DIGITS - 1
+    stem = os.fsencode(path.stem)[:room].decode(errors="ignore")  # a character that is cut is left out
+    return path.with_name(f"{stem}-{digest}{path.suffix}")

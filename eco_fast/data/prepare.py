@@ -7,7 +7,7 @@ from typing import TypeVar
 from rich.progress import track
 
 from eco_fast.data.decode import Stored, Task, decode, pixel_bytes, still_intact
-from eco_fast.data.images import find_images
+from eco_fast.data.folders import find_images
 from eco_fast.data.store import Store, locked
 from eco_fast.data.store_writer import Wanted, Writer
 from eco_fast.utils.files import file_stamp, require_space, sha256_of

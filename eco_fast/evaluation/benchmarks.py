@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eco_fast.data.images import Pixels, find_images, read_image
+from eco_fast.data.folders import find_images
+from eco_fast.data.images import Pixels, read_image
 from eco_fast.evaluation.metrics import WINDOW
 
 BenchmarkSets = Mapping[str, Mapping[str, Pixels]]

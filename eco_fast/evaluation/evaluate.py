@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from eco_fast_kernels import Rounding
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from eco_fast.config import Scale
-from eco_fast.data.images import find_images, prefix_errors, write_png
+from eco_fast.data.folders import find_images
+from eco_fast.data.images import prefix_errors, write_png
 from eco_fast.data.noise import describe_noise
+from eco_fast.data.output_paths import name_outputs
 from eco_fast.data.resize import read_cropped, to_pixels, to_tensor
 from eco_fast.evaluation.metrics import Scores, average, read_scores, score
 from eco_fast.evaluation.scoring import gather, image_pair, mean_score
@@ -23,6 +24,7 @@ from eco_fast.models import load_network_of_scale
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import write_json
+from eco_fast.utils.table_io import Table
 
 Results = dict[str, dict[str, Scores]]
 """Scores by set and image."""
@@ -57,18 +59,18 @@ def evaluate_checkpoint(
     where = pick_device(device)
     network = ready(load_network_of_scale(checkpoint, scale).to(where))
     found = {source: find_images([source]) for source in sets}
-    if save_images is not None:
-        _by_unique_key((str(Path(name).with_suffix("")), path) for one in found.values() for name, path in one.items())
+    wanted = {name: Path(name).with_suffix(".png") for images in found.values() for name in images}
+    files = name_outputs(wanted)
     results: Results = {}
     with whole_images():
         tile = tile or largest_tile(network)
         for source, images in found.items():
             scores = {}
-            for name, path in track(distributed.shard(images.items()), description=f"evaluate {source}"):
+            for name, path in track(distributed.shard(images.items()), description=f"evaluate {escape(source)}"):
                 pair = image_pair(read_cropped(path, scale), scale, rounding, noise_sigma=noise_sigma, device=where)
                 upscaled = [super_resolve(network, lr, tile=tile) for lr in pair.lr]
                 if save_images is not None:
-                    write_png((save_images / name).with_suffix(".png"), to_pixels(upscaled[0]))
+                    write_png(save_images / files[name], to_pixels(upscaled[0]))
                 with prefix_errors(path):
                     scores[name] = mean_score(upscaled, pair.hr, scale)
             results[source] = gather(read_scores(scores))
@@ -104,13 +106,13 @@ def evaluate_images(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
 
 def show(results: Results, noise_sigma: float = 0.0) -> None:
     """Print one table: every image, and the mean of each set."""
-    title = f"LR {describe_noise(noise_sigma)}" if noise_sigma else None
-    table = Table("set", "image", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB", title=title)
+    title = f"LR {describe_noise(noise_sigma)}" if noise_sigma else ""
+    rows = []
     for source, scores in results.items():
         for name, one in scores.items():
-            table.add_row(source, Path(name).name, *_cells(one))
-        table.add_row(source, "mean", *_cells(average(list(scores.values()))), style="bold", end_section=True)
-    Console().print(table)
+            rows.append([source, Path(name).name, *_cells(one)])
+        rows.append([source, "mean", *_cells(average(list(scores.values())))])
+    Table(title, ("set", "image", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB"), rows).show()
 
 
 def write_results(path: Path, results: Results, **facts: Any) -> None:

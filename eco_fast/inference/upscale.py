@@ -1,12 +1,13 @@
 """`eco-fast upscale`: apply a checkpoint to images of any size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import track
 
-from eco_fast.data.images import Pixels, read_image, write_png
+from eco_fast.data.images import Picture, Pixels, read_picture, write_picture
 from eco_fast.data.output_paths import output_paths
-from eco_fast.data.resize import to_pixels, to_tensor
+from eco_fast.data.resize import to_pixels, to_tensor, upsample
 from eco_fast.inference.tiling import super_resolve
 from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network, load_network
@@ -15,6 +16,8 @@ from eco_fast.utils.device import pick_device
 
 def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = None, device: str = "auto") -> list[Path]:
     """Upscale an image, or all images of a folder with its sub-folders, into PNG files.
+
+    Transparency is resized bicubically; it and the colour profile go into the file.
 
     Args:
         checkpoint: the network.
@@ -31,11 +34,14 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
     """
     where = pick_device(device)
     network = ready(load_network(checkpoint).to(where))
-    targets = output_paths(source, out)
+    (targets,) = output_paths(source, [out])
     with whole_images():
         tile = tile or largest_tile(network)
         for path, target in track(list(targets.items()), description="upscale"):
-            write_png(target, upscale_image(network, read_image(path), tile=tile))
+            lr = read_picture(path)
+            lr.say_what_is_lost(path)
+            sr = upscale_image(network, lr.colours, tile=tile)
+            write_picture(target, replace(lr, colours=sr, opacity=_larger_opacity(lr, network.scale)))
     return list(targets.values())
 
 
@@ -43,3 +49,9 @@ def upscale_image(network: Network, lr: Pixels, *, tile: int | None = None, self
     """`super_resolve` of an image that comes from a file and goes to one, on the network's device."""
     image = to_tensor(lr, next(network.parameters()).device)
     return to_pixels(super_resolve(network, image, tile=tile, self_ensemble=self_ensemble))
+
+
+def _larger_opacity(lr: Picture, scale: int) -> Pixels | None:
+    if lr.opacity is None:
+        return None
+    return to_pixels(upsample(to_tensor(lr.opacity[None, :, :, None]), scale)[0, :, :, 0])

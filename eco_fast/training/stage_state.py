@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eco_fast.config import Config, Data
 from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
-from eco_fast.data.images import find_images
+from eco_fast.data.folders import find_images
 from eco_fast.data.store import Store
 from eco_fast.training.checkpoints import load_state
 from eco_fast.training.run_folder import CHECKPOINTS, check_folder

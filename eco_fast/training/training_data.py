@@ -6,7 +6,7 @@ from pathlib import Path
 from eco_fast.config import Config, Data
 from eco_fast.config.derived import self_teacher
 from eco_fast.data.encoded import EncodedImages, match_centroids
-from eco_fast.data.images import find_images
+from eco_fast.data.folders import find_images
 from eco_fast.data.prepare import prepare
 from eco_fast.data.sources import ImageSource, names_of, without_small
 from eco_fast.data.store import Store

@@ -31,7 +31,9 @@ class Table:
 
     def show(self, *, lines: bool = False) -> None:
         """Print, as wide as the terminal or `WIDTH`; `lines` separates rows that may be wrapped."""
-        table = rich_table.Table(*self.columns, title=self.title, show_lines=lines)
+        table = rich_table.Table(title=self.title, show_lines=lines)
+        for column in self.columns:
+            table.add_column(column, overflow="fold")  # a long name is not cut
         for row in self.rows:
             table.add_row(*row)
         console = Console(markup=False, emoji=False)

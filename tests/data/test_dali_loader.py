@@ -17,7 +17,8 @@ from PIL import Image
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
-from eco_fast.data.images import Pixels, find_images
+from eco_fast.data.folders import find_images
+from eco_fast.data.images import Pixels
 from eco_fast.data.store import Store
 from tests.helpers import assert_equal_fields, dali_loader, plain_loader, write_store
 

@@ -13,7 +13,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from eco_fast.data.images import BUILTIN, Pixels, builtin_images, find_images, image_size, read_image, write_png
+from eco_fast.data.folders import BUILTIN, builtin_images, find_images
+from eco_fast.data.images import Pixels, image_size, read_image, write_png
 
 HEIGHT, WIDTH = 5, 7
 RNG = np.random.default_rng(7)

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.progress import track
 
 from eco_fast.config import Config, Data
-from eco_fast.data.images import Pixels, find_images
+from eco_fast.data.folders import find_images
+from eco_fast.data.images import Pixels
 from eco_fast.data.resize import downsample_image, modcrop, read_cropped
 from eco_fast.data.store import Store
 from eco_fast.inference.upscale import upscale_image
