@@ -40,11 +40,11 @@ def whole_images(*, tf32: bool = False) -> Iterator[None]:
 def ready(network: Network) -> Network:
     """The network in evaluation mode; on a GPU in its memory format, to which cuDNN would convert it at every call."""
     if next(network.parameters()).device.type == "cuda":
-        lay_out(network)
+        use_memory_format(network)
     return network.eval()
 
 
-def lay_out(network: Network) -> None:
+def use_memory_format(network: Network) -> None:
     """Bring the weights of convolutions into the network's memory format.
 
     Those that have it stay where they are, those of 1x1 convolutions too, whose strides could be read either way (torch

@@ -35,6 +35,24 @@ from eco_fast.utils.device import pick_device, why_not_compile
 MAX_SKIPPED_IN_ROW = 100
 
 
+def begin(
+    run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, device: str, label: str
+) -> TrainingState:
+    """What a training begins with: fresh weights, or its newest whole checkpoint, over the data of its first start.
+
+    Raises:
+        ValueError: there is no whole checkpoint, or what the run depends on has changed; names it.
+    """
+    saved = load_state(run.checkpoints)
+    if saved is None or saved["step"] < run.config.train.steps:
+        pin_all(run, hr, sr, sets, fresh=saved is None)
+    state = TrainingState(run.config, device, saved, label)
+    run.rewind(state.start)
+    if saved is not None:
+        distributed.on_rank0(lambda: settle(run.checkpoints, saved, state.result))
+    return state
+
+
 def train_network(
     run: RunFolder,
     hr: ImageSource,
@@ -58,13 +76,7 @@ def train_network(
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
     device = pick_device(train.device)
-    saved = load_state(run.checkpoints)
-    if saved is None or saved["step"] < steps:
-        pin_all(run, hr, sr, sets, fresh=saved is None)
-    state = TrainingState(config, device, saved, label)
-    run.rewind(state.start)
-    if saved is not None:
-        distributed.on_rank0(lambda: settle(run.checkpoints, saved, state.result))
+    state = begin(run, hr, sr, sets, device, label)
     if state.start == steps:
         return state.result.eval()
 

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Job = TypeVar("Job")
+Made = TypeVar("Made")
 SERVE = "from eco_fast.utils.workers import serve; serve()"
 
 
@@ -23,9 +23,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[tuple[int, Result]]:
+def in_parallel(function: Callable[[Job], Made], items: Sequence[Job], workers: int) -> Iterator[tuple[int, Made]]:
     """Apply a function of a module to every item.
 
     Args:
@@ -98,8 +96,8 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _feed(
     process: subprocess.Popen[bytes],
-    function: Callable[[Item], Result],
-    left: Iterator[tuple[int, Item]],
+    function: Callable[[Job], Made],
+    left: Iterator[tuple[int, Job]],
     lock: threading.Lock,
     results: "queue.SimpleQueue[tuple[int, bool, Any]]",
 ) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from eco_fast.config import Optimizer
 from eco_fast.inference import whole_images as module
-from eco_fast.inference.whole_images import appetite, largest_tile, lay_out, tile_within, whole_images
+from eco_fast.inference.whole_images import appetite, largest_tile, tile_within, use_memory_format, whole_images
 from eco_fast.models import Network
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
@@ -102,13 +102,13 @@ def test_no_tensor_has_more_values_than_cudnn_takes(monkeypatch: pytest.MonkeyPa
 def test_weights_in_training_stay_in_the_optimizers_memory(network: Network) -> None:
     network.to(memory_format=network.memory_format)  # type: ignore[call-overload]
     updater = OptimizerStep(network.parameters(), Optimizer(), "cpu")
-    lay_out(network)
+    use_memory_format(network)
     updater.check_places()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with pytest.raises(AssertionError, match="weights have left the optimizer's memory"):
         updater.check_places()
     values = [weight.detach().clone() for weight in network.parameters()]
-    lay_out(network)
+    use_memory_format(network)
     for weight, value in zip(network.parameters(), values, strict=True):
         assert torch.equal(weight, value)
         assert weight.ndim != 4 or weight.is_contiguous(memory_format=network.memory_format)
