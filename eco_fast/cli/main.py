@@ -21,8 +21,9 @@ SOURCE_AND_OUT = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 128 + N for signal N."""
     parsed = parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of any encoding, and terminals of any
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of any encoding, and terminals of any
+            stream.reconfigure(errors="backslashreplace")
     try:
         parsed.run(parsed)
     except ValueError as error:

@@ -57,7 +57,12 @@ def crop_graph(
 def _decode(files: Any, start: Any, shape: Any, offset: Any, side: int, device: str) -> Any:
     """Crops of encoded files: the part inside the image is decoded, and mirrored where the crop sticks out."""
     decoded = fn.decoders.image_slice(
-        files, start=start, shape=shape, axes=[0, 1], device="mixed" if device == "gpu" else "cpu"
+        files,
+        start=start,
+        shape=shape,
+        axes=[0, 1],
+        adjust_orientation=False,  # what is turned has been refused; odd EXIF may be read otherwise here
+        device="mixed" if device == "gpu" else "cpu",
     )
     return fn.slice(decoded, start=offset, shape=[side, side], axes=[0, 1], out_of_bounds_policy="reflect")
 

@@ -2,14 +2,17 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import track
 
 from eco_fast.data.images import simple_size
+from eco_fast.utils import distributed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class EncodedEntry:
 
 
 class EncodedImages:
-    """Image files, by the names that `find_images` gives them; an `ImageSource`.
+    """Image files, by the names that `find_images` gives them, each checked to the last byte; an `ImageSource`.
 
     Raises:
         ValueError: a file is no image, or one that decoders do not agree about; names it.
@@ -34,7 +37,9 @@ class EncodedImages:
     encoded = True
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        self.entries = [_inspect(name, path) for name, path in files.items()]
+        with ThreadPoolExecutor() as pool:  # decoders do not hold Python's lock
+            checked = pool.map(_inspect, files, files.values())
+            self.entries = list(track(checked, "check images", len(files), disable=not distributed.is_main_process()))
 
     def select(self, names: Sequence[str]) -> Self:
         """The same images with these alone, in this order."""
@@ -74,7 +79,10 @@ def match_centroids(hr: EncodedImages, centroids: EncodedImages, scale: int) -> 
         if other := found.get(_key(entry)):
             raise ValueError(f"data.centroids: {other.path} and {entry.path} are centroids of the same image")
         found[_key(entry)] = entry
+    twins: dict[PurePosixPath, EncodedEntry] = {}
     for entry in hr.entries:
+        if (twin := twins.setdefault(_key(entry), entry)) is not entry:
+            raise ValueError(f"data.centroids: {twin.path} and {entry.path} would have the same centroid; rename one")
         centroid = found.get(_key(entry))
         if centroid is None:
             raise ValueError(f"data.centroids: holds no centroid of {entry.path}")

@@ -1,18 +1,19 @@
 """What the bytes of an image file say themselves: whether they are whole, and what Pillow keeps quiet about.
 
 Pillow decodes 10 to 16 bits of colour to 8, the first of several pages, and JPEGs with holes, all without a word. So
-depth, pages and checksums are read from the file. Sources: PNG (ISO 15948), JPEG (ITU T.81), JPEG 2000 (ITU T.800),
-TIFF 6.0, AVIF (AV1-ISOBMFF). `examine` says why an image is refused; what is damaged raises any exception.
+depth, pages and checksums are read from the file. Sources: JPEG 2000 (ITU T.800), TIFF 6.0, AVIF (AV1-ISOBMFF);
+PNG and JPEG have modules of their own. `examine` says why an image is refused; what is damaged raises any exception.
 """
 
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, ImageSequence
+
+from eco_fast.data.jpeg_files import check_jpeg_data, without_metadata
 
 SUFFIXES_OF = {
     "AVIF": (".avif",),
@@ -28,88 +29,10 @@ SUFFIXES_OF = {
 }
 """The kinds of file that are read, as Pillow calls them, and what their names end in."""
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-CHANGES_PIXELS = frozenset((b"tRNS", b"eXIf", b"acTL"))  # besides the critical chunks, whose names begin in upper case
-COLOUR_CHUNKS = frozenset((b"gAMA", b"cHRM", b"cICP"))
-
 UNSIGNED_16BIT = r"(I|LA|RGBA?);16[BLN]?"  # Pillow's names of the layouts whose upper halves it, or we, can take
 TIFF_TAGS_OF_PIXELS = frozenset((256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324))
 TIFF_TAGS_OF_PIXELS |= frozenset((325, 330, 338, 339, 347, 530))
 DEEP = "{} bits a channel, but eco-fast works on 8; convert it first"
-
-
-@dataclass(frozen=True)
-class PngFile:
-    """The parts of a PNG file that make its pixels, and its colour profile."""
-
-    pixels: bytes
-    """The file without metadata."""
-    refusal: str | None
-    profile: bytes | None
-    colours: list[str] = field(default_factory=list)
-    """Other chunks that say what its colours mean."""
-
-
-def read_png(content: bytes) -> PngFile:
-    """Check every part of a PNG file that pixels depend on, down to the last byte of its compressed data."""
-    kept: list[bytes] = [PNG_SIGNATURE]
-    parts: dict[bytes, bytes] = {}
-    for kind, body, whole, intact in _png_chunks(content):
-        if kind[:1].isupper() or kind in CHANGES_PIXELS:
-            if not intact:
-                raise ValueError(f"wrong checksum of {kind.decode('latin-1')}")
-            kept.append(whole)
-        if intact:
-            parts[kind] = parts.get(kind, b"") + body if kind == b"IDAT" else body
-    if unknown := sorted(
-        kind for kind in parts if kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-    ):
-        raise ValueError(f"unknown chunk {unknown[0].decode('latin-1')}")
-    _check_png_pixels(parts)
-    refusal = "an animation, but eco-fast takes single images; save the one that is meant" if b"acTL" in parts else None
-    return PngFile(b"".join(kept), refusal, _png_profile(parts), [one.decode() for one in COLOUR_CHUNKS & parts.keys()])
-
-
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
-    """Kind, body, the whole chunk, and whether its checksum is right; up to IEND."""
-    start, kind = len(PNG_SIGNATURE), b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", content, start)
-        end = start + 12 + length
-        (checksum,) = struct.unpack_from(">I", content, end - 4)
-        if start == len(PNG_SIGNATURE) and kind != b"IHDR":
-            raise ValueError("does not begin with IHDR")
-        yield (
-            kind,
-            content[start + 8 : end - 4],
-            content[start:end],
-            checksum == zlib.crc32(content[start + 4 : end - 4]),
-        )
-        start = end
-
-
-def _check_png_pixels(parts: dict[bytes, bytes]) -> None:
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", parts[b"IHDR"])
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sizes = [(-(-(width - left) // across), -(-(height - top) // down)) for left, top, across, down in passes]
-    bits = depth * PNG_CHANNELS[colour]
-    expected = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
-    stream = zlib.decompressobj()
-    inflated = len(stream.decompress(parts[b"IDAT"], expected + 1))
-    if inflated == expected and not stream.eof:  # nothing but the end and its checksum may follow
-        inflated += len(stream.decompress(stream.unconsumed_tail, 1))
-    if inflated != expected or not stream.eof or stream.unused_data:
-        raise ValueError("its compressed data is not that of its pixels")
-
-
-def _png_profile(parts: dict[bytes, bytes]) -> bytes | None:
-    _, _, packed = parts.get(b"iCCP", b"").partition(b"\0")
-    try:
-        return zlib.decompress(packed[1:]) if packed else None
-    except zlib.error:
-        return None
 
 
 def examine(image: Image.Image, content: bytes, *, convert_16bit: bool | None) -> str | None:
@@ -135,6 +58,21 @@ def examine(image: Image.Image, content: bytes, *, convert_16bit: bool | None) -
     return refusal or _depth_refusal(image, convert_16bit)
 
 
+def all_decoders_agree(image: Image.Image, content: bytes) -> bool:
+    """Whether DALI decodes an image of 8 bits to the pixels that Pillow has, as far as its format tells."""
+    if image.format == "TIFF":
+        return image.mode != "P"  # its palettes have 16 bits, which are rounded or cut
+    if image.format == "BMP":
+        return content[28] in (1, 4, 8, 24, 32)  # bits of a pixel
+    if image.format == "JPEG2000":
+        start = jpeg2000_codestream(content)
+        converted = re.search(rb"pclr|colr\x01..\0\0\0\x12", content[:start], re.DOTALL)  # from a palette, or from YCC
+        (components,) = struct.unpack_from(">H", content, start + 40)
+        sampling = {content[start + 42 + 3 * place + axis] for place in range(components) for axis in (1, 2)}
+        return start > 0 and converted is None and sampling == {1}
+    return image.format in ("JPEG", "MPO", "PNG", "WEBP")
+
+
 def _depth_refusal(image: Image.Image, convert_16bit: bool | None) -> str | None:
     # Pillow decodes 16-bit colour to 8 bits in silence: only the file's own layout tells.
     if image.format not in ("PNG", "TIFF"):
@@ -153,28 +91,8 @@ def _depth_refusal(image: Image.Image, convert_16bit: bool | None) -> str | None
 
 def _examine_jpeg(image: Image.Image, content: bytes) -> str | None:
     if image.mode in ("L", "RGB"):  # others are refused
-        check_jpeg_data(_without_metadata(content))
+        check_jpeg_data(without_metadata(content))
     return None
-
-
-def check_jpeg_data(content: bytes) -> None:
-    """Let libjpeg's warnings of damaged data, which Pillow hides, be errors; decoded at 1/8 scale, in grey."""
-    simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-
-
-def _without_metadata(content: bytes) -> bytes:
-    """A JPEG file without comments and application segments but Adobe's, which says how colours are meant."""
-    kept, start = [content[:2]], 2
-    while True:
-        start = content.index(b"\xff", start)
-        while content[start + 1] == 0xFF:
-            start += 1
-        marker, (length,) = content[start + 1], struct.unpack_from(">H", content, start + 2)
-        if marker == 0xDA:
-            return b"".join([*kept, content[start:]])
-        if marker == 0xEE or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(content[start : start + 2 + length])
-        start += 2 + length
 
 
 def _examine_jpeg2000(_: Image.Image, content: bytes) -> str | None:
@@ -223,29 +141,58 @@ def _check_tile_parts(content: bytes, start: int) -> None:
 
 def _examine_tiff(image: Image.Image, content: bytes) -> str | None:
     tags = image.tag_v2  # type: ignore[attr-defined]
-    if lost := (TIFF_TAGS_OF_PIXELS & _tiff_tags(content)) - set(tags):
+    announced, following = _tiff_page(content)
+    if lost := (TIFF_TAGS_OF_PIXELS & announced) - set(tags):
         raise ValueError(f"tag {min(lost)} cannot be read")
+    if following:
+        raise ValueError("its next page cannot be read")
     if tags.get(254, 0) & 1:
         return "its first page is a preview; save the page that is meant"
     if tags.get(259) == 6:
         return "compressed as JPEG in a way that TIFF has given up; convert it first"
-    if tags.get(259) == 7:
+    parts = _tiff_parts(tags, content)
+    if tags.get(259) in (8, 32946):
+        for part in parts:
+            zlib.decompress(part)  # with its checksum, which libtiff leaves out
+    elif tags.get(259) == 7:
         tables = tags.get(347, b"")[:-2]
-        offsets, sizes = (tags.get(273), tags.get(279)) if 273 in tags else (tags.get(324), tags.get(325))
-        for offset, size in zip(offsets, sizes, strict=True):
-            part = content[offset : offset + size]
+        for part in parts:
             check_jpeg_data(tables + part[2:] if tables else part)
     return None
 
 
-def _tiff_tags(content: bytes) -> set[int]:
-    """The tags that a file's first page announces."""
+def _tiff_parts(tags: Mapping[int, Any], content: bytes) -> list[bytes]:
+    """The strips or tiles; fewer than the image needs leave it black, of which Pillow says nothing."""
+    width, height, planes = tags[256], tags[257], tags.get(277, 1) if tags.get(284) == 2 else 1
+    if 273 in tags:
+        offsets, sizes, needed = tags[273], tags.get(279), -(-height // min(tags.get(278, height), height))
+    else:
+        offsets, sizes, needed = tags[324], tags[325], -(-width // tags[322]) * -(-height // tags[323])
+    if len(offsets) != needed * planes:
+        raise ValueError(f"it has {len(offsets)} parts, but its pixels need {needed * planes}")
+    ends = [offset + size for offset, size in zip(offsets, sizes, strict=True)] if sizes else []
+    if max(ends, default=0) > len(content):
+        raise ValueError("a part of its data is missing")
+    return [content[offset:end] for offset, end in zip(offsets, ends, strict=False)]
+
+
+def _tiff_page(content: bytes) -> tuple[set[int], int]:
+    """The tags that a file's first page announces, and where the next page is, 0 for nowhere."""
     order = "<" if content[:2] == b"II" else ">"
     big = content[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
     (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, start)
     first, size = (start + 8, 20) if big else (start + 2, 12)
-    return {struct.unpack_from(f"{order}H", content, first + size * place)[0] for place in range(count)}
+    tags = {struct.unpack_from(f"{order}H", content, first + size * place)[0] for place in range(count)}
+    return tags, struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, first + size * count)[0]
+
+
+def _examine_bmp(_: Image.Image, content: bytes) -> str | None:
+    start, header = struct.unpack_from("<II", content, 10)
+    (size,) = struct.unpack_from("<I", content, 34) if header >= 40 else (0,)
+    if not 14 + header <= start <= len(content) - size:
+        raise ValueError("a part of its data is missing")
+    return None
 
 
 def _examine_avif(_: Image.Image, content: bytes) -> str | None:
@@ -268,6 +215,7 @@ def _examine_ppm(_: Image.Image, content: bytes) -> str | None:
 
 EXAMINERS: dict[str, Callable[[Image.Image, bytes], str | None]] = {
     "AVIF": _examine_avif,
+    "BMP": _examine_bmp,
     "JPEG": _examine_jpeg,
     "JPEG2000": _examine_jpeg2000,
     "MPO": _examine_jpeg,

@@ -5,7 +5,6 @@ pixels are composited on white, EXIF orientation is applied; colour profiles are
 """
 
 import struct
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from eco_fast.data.image_formats import PNG_SIGNATURE, SUFFIXES_OF, PngFile, examine, read_png
+from eco_fast.data.image_formats import SUFFIXES_OF, all_decoders_agree, examine
+from eco_fast.data.png_files import PNG_SIGNATURE, PngFile, read_png
 from eco_fast.utils.files import write_atomically
 
 Pixels = npt.NDArray[np.uint8]
@@ -36,7 +36,7 @@ UPRIGHT = {
 """What turns an image of an EXIF orientation upright; other values say nothing."""
 
 Image.MAX_IMAGE_PIXELS = None  # the user's own images: a large one is no attack
-_warnings_ignored = threading.Lock()  # Python's filters of warnings belong to all threads
+warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, which says nothing about pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +81,18 @@ class _Opened:
     def orientation(self) -> int:
         """Of EXIF; 1 where there is none, or none that can be read."""
         try:
-            with _quietly():
-                value = self.image.getexif().get(EXIF_ORIENTATION)
+            value = self.image.getexif().get(EXIF_ORIENTATION)
         except Exception:  # noqa: BLE001 - odd metadata says nothing about pixels
             return 1
         return value if value in UPRIGHT else 1
+
+    @property
+    def is_adobe_rgb(self) -> bool:
+        """Whether a camera's EXIF says so, as it may without a profile."""
+        try:
+            return self.image.getexif().get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
+        except Exception:  # noqa: BLE001 - odd metadata says nothing
+            return False
 
     def refusal(self, convert_16bit: bool | None) -> str | None:
         """Why the image is not taken, if it is not."""
@@ -142,7 +149,7 @@ def image_size(path: Path) -> tuple[int, int]:
         if head.startswith(PNG_SIGNATURE):
             width, height = struct.unpack_from(">II", head, 16)
             return height, width
-        with _quietly(), Image.open(file, formats=_formats(path)) as image:
+        with Image.open(file, formats=_formats(path)) as image:
             return image.height, image.width
 
 
@@ -155,8 +162,8 @@ def simple_size(path: Path) -> tuple[int, int]:
     with _failures_name(path):
         opened = _open(path)
         refusal = opened.refusal(None) or _more_than_decoding(opened)
-        if refusal is None and opened.png is None and opened.image.format != "JPEG":
-            opened.image.load()  # what has no checksums, and no strict check of its own
+        if refusal is None and (opened.image.format not in ("JPEG", "PNG") or opened.image.mode == "P"):
+            _load(opened)  # the data of the others has been checked
         size = (opened.image.height, opened.image.width)
     if refusal:
         raise ValueError(f"{path}: {refusal}")
@@ -183,6 +190,8 @@ def _more_than_decoding(opened: _Opened) -> str | None:
         refusal = "is turned by its EXIF orientation"
     elif image.mode not in ("L", "P", "RGB"):
         refusal = f"has colour mode {image.mode}"
+    elif not all_decoders_agree(image, opened.content):
+        refusal = f"a {image.format} file of a kind that DALI decodes otherwise, or not at all"
     else:
         return None
     return f"{refusal}; convert it, or use data.source=store, which decodes it once"
@@ -196,17 +205,8 @@ def _formats(path: Path) -> list[str]:
 def _open(path: Path) -> _Opened:
     content = path.read_bytes()
     png = read_png(content) if content.startswith(PNG_SIGNATURE) else None
-    with _quietly():
-        image = Image.open(BytesIO(png.pixels if png else content), formats=_formats(path))
+    image = Image.open(BytesIO(png.pixels if png else content), formats=_formats(path))
     return _Opened(image, content, png)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Pillow warns of odd metadata, which says nothing about pixels."""
-    with _warnings_ignored, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager
@@ -227,17 +227,25 @@ def _failures_name(path: Path) -> Iterator[None]:
 
 
 def _decode(opened: _Opened) -> Picture:
-    image = opened.image
-    image.load()
-    if image.mode == "P" and opened.png:
-        _check_palette(image)
+    image = _load(opened)
     turn = UPRIGHT.get(opened.orientation)
     colours, opacity = _channels(image if turn is None else image.transpose(turn))
     profile = opened.png.profile if opened.png else image.info.get("icc_profile")
-    lost = [] if profile is None or profile[16:20] == b"RGB " else ["its colour profile, which is not one of RGB"]
-    if opened.png and profile is None and opened.png.colours:
-        lost.append(f"what {' and '.join(sorted(opened.png.colours))} say of its colours")
-    return Picture(colours=colours, opacity=opacity, profile=None if lost else profile, lost=" and ".join(lost))
+    lost = ""
+    if profile and profile[16:20] != b"RGB ":
+        profile, lost = None, "its colour profile, which is not one of RGB"
+    elif not profile and opened.png and opened.png.colours:
+        lost = f"what {' and '.join(sorted(opened.png.colours))} say of its colours"
+    elif not profile and opened.is_adobe_rgb:
+        lost = "its colour space, Adobe RGB, which only EXIF names"
+    return Picture(colours=colours, opacity=opacity, profile=profile or None, lost=lost)
+
+
+def _load(opened: _Opened) -> Image.Image:
+    opened.image.load()
+    if opened.image.mode == "P" and opened.png:
+        _check_palette(opened.image)
+    return opened.image
 
 
 def _check_palette(image: Image.Image) -> None:

@@ -49,17 +49,18 @@ def evaluate_checkpoint(
         scale: must be the network's.
         rounding: MATLAB's convention of the LR images.
         noise_sigma: standard deviation of the noise on them, in grey levels; the scores are means over its draws.
-        save_images: where to write the SR images, as SET/NAME.png; with noise, those of the first draw.
+        save_images: where to write the SR images, as SET/NAME.png, see `name_outputs`; with noise, those of the first
+            draw.
         tile: LR pixels a side of a tile; None: as many as a GPU's memory takes, the network's own on a CPU.
         device: "auto", "cpu", "cuda", ...
 
     Raises:
-        ValueError: a bad checkpoint, scale, folder or image, or two SR images for one file; names it.
+        ValueError: a bad checkpoint, scale, folder or image; names it.
     """
     where = pick_device(device)
     network = ready(load_network_of_scale(checkpoint, scale).to(where))
     found = {source: find_images([source]) for source in sets}
-    wanted = {name: Path(name).with_suffix(".png") for images in found.values() for name in images}
+    wanted = {str(path): Path(name).with_suffix(".png") for one in found.values() for name, path in one.items()}
     files = name_outputs(wanted)
     results: Results = {}
     with whole_images():
@@ -70,7 +71,7 @@ def evaluate_checkpoint(
                 pair = image_pair(read_cropped(path, scale), scale, rounding, noise_sigma=noise_sigma, device=where)
                 upscaled = [super_resolve(network, lr, tile=tile) for lr in pair.lr]
                 if save_images is not None:
-                    write_png(save_images / files[name], to_pixels(upscaled[0]))
+                    write_png(save_images / files[str(path)], to_pixels(upscaled[0]))
                 with prefix_errors(path):
                     scores[name] = mean_score(upscaled, pair.hr, scale)
             results[source] = gather(read_scores(scores))

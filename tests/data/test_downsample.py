@@ -97,9 +97,11 @@ def test_a_folder_keeps_its_layout_and_its_images(
     assert read_image(source / "a.png").shape == (12, 14, 3)
 
 
-def test_two_images_for_one_file_are_refused(photo: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a.png", "a.jpeg"):
-        Image.fromarray(photo[:8, :8]).save(tmp_path / name)
-    assert main(["downsample", str(tmp_path), str(tmp_path / "LR"), "--scale", "2"]) == 2
-    assert "would both become" in capsys.readouterr().err
-    assert not (tmp_path / "LR").exists()
+def test_two_images_of_one_stem_get_a_file_each(photo: Pixels, tmp_path: Path) -> None:
+    for place, name in enumerate(("a.png", "a.bmp", "b.png")):
+        write_png(tmp_path / "HR" / name, photo[place : place + 8, :8])
+    assert main(["downsample", str(tmp_path / "HR"), str(tmp_path / "LR"), "--scale", "2"]) == 0
+    written = sorted((tmp_path / "LR").iterdir())
+    assert len(written) == 3
+    assert written[-1].name == "b.png"
+    assert len({read_image(file).tobytes() for file in written}) == 3

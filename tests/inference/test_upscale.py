@@ -9,7 +9,6 @@ from PIL import Image
 
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
-from eco_fast.data.output_paths import output_paths
 from eco_fast.inference.upscale import upscale
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
@@ -90,10 +89,3 @@ def test_outputs_that_cannot_be_meant_are_refused(checkpoint: Path, photo: Pixel
         with pytest.raises(ValueError, match=said):
             upscale(checkpoint, given, out)
     assert np.array_equal(read_image(source / "a.png"), photo[:20, :20])
-
-
-def test_two_images_for_one_file_are_refused(photo: Pixels, tmp_path: Path) -> None:
-    for name in ("a.png", "a.bmp"):
-        Image.fromarray(photo[:8, :8]).save(tmp_path / name)
-    with pytest.raises(ValueError, match=r"a\.png and .*a\.bmp would both become .*out/a\.png"):
-        output_paths(tmp_path, tmp_path / "out")
