@@ -35,7 +35,7 @@ from eco_fast.utils.device import pick_device, why_not_compile
 MAX_SKIPPED_IN_ROW = 100
 
 
-def begin(
+def start_or_continue(
     run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, device: str, label: str
 ) -> TrainingState:
     """What a training begins with: fresh weights, or its newest whole checkpoint, over the data of its first start.
@@ -76,7 +76,7 @@ def train_network(
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
     device = pick_device(train.device)
-    state = begin(run, hr, sr, sets, device, label)
+    state = start_or_continue(run, hr, sr, sets, device, label)
     if state.start == steps:
         return state.result.eval()
 
