@@ -35,24 +35,6 @@ from eco_fast.utils.device import pick_device, why_not_compile
 MAX_SKIPPED_IN_ROW = 100
 
 
-def start_or_continue(
-    run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, device: str, label: str
-) -> TrainingState:
-    """What a training begins with: fresh weights, or its newest whole checkpoint, over the data of its first start.
-
-    Raises:
-        ValueError: there is no whole checkpoint, or what the run depends on has changed; names it.
-    """
-    saved = load_state(run.checkpoints)
-    if saved is None or saved["step"] < run.config.train.steps:
-        pin_all(run, hr, sr, sets, fresh=saved is None)
-    state = TrainingState(run.config, device, saved, label)
-    run.rewind(state.start)
-    if saved is not None:
-        distributed.on_rank0(lambda: settle(run.checkpoints, saved, state.result))
-    return state
-
-
 def train_network(
     run: RunFolder,
     hr: ImageSource,
@@ -76,7 +58,7 @@ def train_network(
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
     device = pick_device(train.device)
-    state = start_or_continue(run, hr, sr, sets, device, label)
+    state = start_or_continue(run, hr, sr, sets, label)
     if state.start == steps:
         return state.result.eval()
 
@@ -114,18 +96,30 @@ def train_network(
     return state.result.eval()
 
 
-def pin_all(run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, *, fresh: bool) -> None:
-    """`pin` what a training reads; what it starts from, while it has no state of its own (`fresh`).
+def start_or_continue(
+    run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, label: str
+) -> TrainingState:
+    """What the training goes on from, with the run folder as it was then.
+
+    Arguments are `train_network`'s.
 
     Raises:
-        ValueError: something has changed since the run began; names it.
+        ValueError: there is no whole state, or what the run depends on has changed since it began; names it.
     """
-    pin(run, "training images", contents_of(hr))
-    if sr is not None:
-        pin(run, "centroids", contents_of(sr))
-    pin_sets(run, sets.images, sets.monitored)
-    if fresh and run.config.model.start_from:
-        pin(run, "weights to start from", contents_of_file(Path(run.config.model.start_from)))
+    config = run.config
+    saved = load_state(run.checkpoints)
+    if saved is None or saved["step"] < config.train.steps:
+        pin(run, "training images", contents_of(hr))
+        if sr is not None:
+            pin(run, "centroids", contents_of(sr))
+        pin_sets(run, sets.images, sets.monitored)
+    if saved is None and config.model.start_from:
+        pin(run, "weights to start from", contents_of_file(Path(config.model.start_from)))
+    state = TrainingState(config, pick_device(config.train.device), saved, label)
+    run.rewind(state.start)
+    if saved is not None:
+        distributed.on_rank0(lambda: settle(run.checkpoints, saved, state.result))
+    return state
 
 
 def describe(step: TrainStep, state: TrainingState, label: str, why_no_graph: str | None) -> None:

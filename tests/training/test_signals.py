@@ -1,6 +1,7 @@
 """Ctrl-C and full disks: one sentence, nothing half-written, and the same command goes on."""
 
 import errno
+import itertools
 import os
 import resource
 import signal
@@ -16,12 +17,14 @@ import torch
 from PIL import Image
 
 from eco_fast.cli.main import main
+from eco_fast.config import Config
 from eco_fast.data.images import Pixels
 from eco_fast.data.store import MANIFEST, Store
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.checkpoints import Checkpoints
 from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.signals import SIGNALS, StoppedBySignal, StopSignal, stops_cleanly
 from eco_fast.utils.files import write_atomically
 from tests.helpers import complaint
 
@@ -156,8 +159,8 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("signals", "code", "kept"),
-    [((signal.SIGINT,), 130, 6), ((signal.SIGTERM,), 143, 6), ((signal.SIGINT, signal.SIGINT), 130, 4)],
-    ids=["ctrl-c", "sigterm", "ctrl-c twice"],
+    [((signal.SIGINT,), 130, 6), ((signal.SIGUSR2,), 140, 6), ((signal.SIGINT, signal.SIGINT), 130, 4)],
+    ids=["ctrl-c", "sigusr2", "ctrl-c twice"],
 )
 def test_a_real_signal_during_training(
     signals: tuple[signal.Signals, ...], code: int, kept: int, capsys: pytest.CaptureFixture[str]
@@ -229,7 +232,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
 ) -> None:
     assert main(["train", "tiny.toml", "--run", "straight"]) == 0
     save, state = Checkpoints.save, Path("run/checkpoints/last.state.pt")
-    for size, failed in ((10_000, "last.safetensors"), (30_000, "last.state.pt")):
+    for size in (10_000, 30_000):  # with the first bytes of the state, and with its last ones
         earlier: list[bytes] = []
 
         def save_on_a_full_disk(
@@ -252,7 +255,7 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_earlier_one(
             patch.setattr(Checkpoints, "save", save_on_a_full_disk)
             said = complaint(capsys, *COMMANDS["train"], "--resume")
         file_size_limit(resource.RLIM_INFINITY)
-        assert said == f"run/checkpoints/{failed}: cannot be read or written (File too large)"
+        assert said == "run/checkpoints/last.state.pt: cannot be read or written (File too large)"
         assert half_written() == []
         assert [state.read_bytes()] == earlier
     assert main([*COMMANDS["train"], "--resume"]) == 0
@@ -280,3 +283,83 @@ def load(path: Path) -> object:
         return path.read_text(encoding="utf-8")
     state = torch.load(path, weights_only=True)
     return {key: value.tolist() for key, value in state["network"].items()}
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_every_signal_is_kept_until_the_step_is_done(number: signal.Signals) -> None:
+    with StopSignal.heard() as stop:
+        assert stop.requested() == 0
+        signal.raise_signal(number)
+        assert stop.requested() == number
+
+
+def test_what_the_run_was_started_to_ignore_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stops_cleanly(), StopSignal.heard() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested() == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_between_the_trainings_a_signal_ends_the_run_as_ctrl_c_does() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(StoppedBySignal) as caught, stops_cleanly():
+        signal.raise_signal(signal.SIGUSR1)
+    assert caught.value.number == signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_pipe_that_nobody_reads_any_more_ends_no_run() -> None:
+    """The reader closes after the first line; the rest of the run, and the process's end, must not mind."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; from eco_fast.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+        + COMMANDS["train"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, "eco-fast: stdout is lost (Broken pipe); the run goes on\n")
+    assert [row["step"] for row in rows(Path("run"))] == [1, 2, 3, 4]
+    assert Path("run/summary.json").is_file()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
+def test_a_disk_that_is_away_for_a_while_is_waited_for(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "tiny.toml", "--run", "straight"]) == 0
+    monkeypatch.setattr("eco_fast.utils.lasting.PAUSE", 0.0)
+    real, calls = os.fsync, itertools.count()
+
+    def away(file: int) -> None:
+        if 12 < next(calls) < 30:
+            raise OSError(number, os.strerror(number))
+        real(file)
+
+    with monkeypatch.context() as patch:
+        append = RunFolder.append
+        patch.setattr(RunFolder, "append", lambda run, row: (patch.setattr(os, "fsync", away), append(run, row)))
+        assert main(COMMANDS["train"]) == 0
+    assert f"{os.strerror(number)}; tried again in 0 s" in capsys.readouterr().out
+    for part in ("metrics.jsonl", "checkpoints/last.safetensors"):
+        assert Path("run", part).read_bytes() == Path("straight", part).read_bytes()
+
+
+def test_where_the_folder_is_not_mounted_none_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("eco_fast.utils.lasting.PAUSE", 0.0)
+    monkeypatch.setattr("eco_fast.utils.lasting.TRIES", 3)
+    network = EDSR(2, features=8, blocks=1)
+    with (
+        pytest.raises(FileNotFoundError),
+        Checkpoints(tmp_path / "unmounted" / "run" / "checkpoints", Config()) as checkpoints,
+    ):
+        checkpoints.save(network, 1, {"network": network.state_dict()}, best=False)
+    assert not (tmp_path / "unmounted").exists()
