@@ -1,6 +1,6 @@
 """Training against losses computed by hand, and what a recipe leaves in its folder."""
 
-import hashlib
+import importlib
 import json
 import math
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eco_fast import config
 from eco_fast.config import Config, EdsrModel, Scale
+from eco_fast.data import centroid_store, decode
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image
@@ -26,7 +27,7 @@ from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import Network, checkpoint_files, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
 from eco_fast.objective import blend_weights_at
-from eco_fast.training import checkpoints
+from eco_fast.training import checkpoints, pinned
 from eco_fast.training.loop import train_network
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
@@ -191,13 +192,14 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return made, folder
 
 
-def test_a_run_opens_store_and_teacher_once_and_a_resumed_one_hashes_nothing(
+def test_a_run_opens_store_and_teacher_once_and_a_resumed_one_hashes_no_image_and_no_network(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted, not timed: DIV2K with its centroids would be 13 GB to hash."""
+    """Counted, not timed: DIV2K with its centroids would be 13 GB to hash. Manifests, their tables and the run's own
+    state are, and the validation images, which are read anyway."""
     made = recipe(pictures, data__validation=(str(pictures / "validation"),), train__baseline=True)
     opened: list[str] = []
-    whole_store, whole_load, sha256 = Store.__init__, checkpoint_files.load_network, hashlib.sha256
+    whole_store, whole_load = Store.__init__, checkpoint_files.load_network
 
     def open_store(store: Store, folder: Path) -> None:
         opened.append("centroids" if "centroids" in str(folder) else "store")
@@ -207,16 +209,22 @@ def test_a_run_opens_store_and_teacher_once_and_a_resumed_one_hashes_nothing(
         opened.append("teacher" if "teacher" in str(path) else "network")
         return whole_load(path)
 
-    def hashed(*data: bytes) -> Any:
-        opened.append("hash")
-        return sha256(*data)
+    def intact(*_: Any) -> bool:
+        opened.append("stored image")
+        return True
+
+    def file_hash(path: Path) -> str:
+        opened.append(f"file {path.name}")
+        return sha256_of(path)
 
     monkeypatch.setattr(Store, "__init__", open_store)
     monkeypatch.setattr(checkpoint_files, "load_network", load)
     run_recipe(made, tmp_path / "run")
     assert sorted(opened) == ["centroids", "store", "teacher"]
     opened.clear()
-    monkeypatch.setattr(hashlib, "sha256", hashed)
+    monkeypatch.setattr(decode, "is_intact", intact)
+    for module in (decode, centroid_store, pinned, importlib.import_module("eco_fast.data.prepare")):
+        monkeypatch.setattr(module, "sha256_of", file_hash)
     run_recipe(made, tmp_path / "run", resume=True)
     assert sorted(opened) == ["centroids", "store", "teacher"]
 
