@@ -36,6 +36,7 @@ validation = []
 test = []
 patch = 24
 store = "STORE"
+loader = "plain"
 [model]
 features = 8
 blocks = 1

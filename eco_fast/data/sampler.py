@@ -64,7 +64,8 @@ class Sampler:
         # Each step owns a stretch of 2**64 counter values: steps can never overlap.
         words = np.random.Philox(key=self.seed, counter=[0, step, 0, 0]).random_raw(WORDS_PER_SAMPLE * self.batch_size)
         uniform = (words.reshape(WORDS_PER_SAMPLE, self.batch_size) >> np.uint64(11)) * 2.0**-53  # uniform in [0, 1)
-        image = np.searchsorted(self._area, np.floor(uniform[0] * self._area[-1]), side="right")
+        # Of the type of the areas: numpy would convert all of these, at every step.
+        image = np.searchsorted(self._area, (uniform[0] * self._area[-1]).astype(np.int64), side="right")
         orientation = (uniform[3] * 8).astype(np.int64)
         return CropPlan(
             image=image,
