@@ -79,8 +79,11 @@ def serve() -> None:
             answer = (True, function(item))
         except Exception as error:  # noqa: BLE001 - raised by the other process
             answer = (False, error)
-        pickle.dump(answer, answers)
-        answers.flush()
+        try:
+            answers.write(pickle.dumps(answer))
+            answers.flush()
+        except BrokenPipeError:  # the other process has been killed
+            os._exit(1)
 
 
 def _start() -> subprocess.Popen[bytes]:
