@@ -88,21 +88,21 @@ def _pin(path: Path, kind: str, contents: Contents) -> None:
 
 def _first_change(before: Contents, now: Contents) -> str | None:
     """The first difference, in words."""
-    if [(_inside(name), what) for name, what in before] == [(_inside(name), what) for name, what in now]:
+    if [(name_in_source(name), what) for name, what in before] == [(name_in_source(name), what) for name, what in now]:
         return None
-    old, new = ({_inside(name): what for name, what in one} for one in (before, now))
+    old, new = ({name_in_source(name): what for name, what in one} for one in (before, now))
     counts = f"{len(before)} then, {len(now)} now"
     for name, what in now:
-        if _inside(name) not in old:
+        if name_in_source(name) not in old:
             return f"{name} is new ({counts})"
-        if old[_inside(name)] != what:
+        if old[name_in_source(name)] != what:
             return f"{name} is another ({counts})"
     for name, _ in before:
-        if _inside(name) not in new:
+        if name_in_source(name) not in new:
             return f"{name} is missing ({counts})"
     return f"they come in another order ({counts})"
 
 
-def _inside(name: str) -> str:
+def name_in_source(name: str) -> str:
     """A name without the folder that was named as the source."""
     return name.partition("/")[2] or name

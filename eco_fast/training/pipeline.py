@@ -17,7 +17,7 @@ from typing import Any
 
 from eco_fast.config import Config, Data, Objective, Train
 from eco_fast.config.derived import self_teacher, vanilla
-from eco_fast.data.images import Pixels
+from eco_fast.data.images import Pixels, find_images
 from eco_fast.data.noise import noise_metadata
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.sources import ImageSource
@@ -128,14 +128,17 @@ class Pipeline:
         run = self.claimed.enter_context(RunFolder(self.folder, config, resume=self.resume))
         self.runs = {"student": run}
         if self.teacher is not None:
-            pin(run, "teacher", contents_of_file(self.teacher.checkpoint))
+            pin(run, "weights of the teacher", contents_of_file(self.teacher.checkpoint))
 
     def _prepare(self) -> None:
-        config = self.config
+        config, run = self.config, self.runs["student"]
+        left = (steps_done(self.folder) or 0) < config.train.steps
+        if left and config.data.train:  # before they change a store
+            pin(run, "names of the training images", [(name, "") for name in find_images(config.data.train)])
         self.images = open_images(config.data, config.scale, self.folder, needs_centroids=config.needs_centroids)
         self.centroids = self.images.centroid_files
-        if (steps_done(self.folder) or 0) < config.train.steps:
-            pin(self.runs["student"], "training images", contents_of(self.images.hr))  # the teacher's are the same
+        if left:
+            pin(run, "training images", contents_of(self.images.hr))  # the teacher's are the same
 
     def _state_of_teacher(self) -> str:
         named, own = Path(self.config.teacher.checkpoint), self.folder / "teacher"

@@ -1,5 +1,6 @@
 """What a recipe trains on: its images, its teacher, and the centroids; each opened once, and handed on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +10,16 @@ from eco_fast.data.encoded import EncodedImages, match_centroids
 from eco_fast.data.folders import find_images
 from eco_fast.data.prepare import prepare
 from eco_fast.data.sources import ImageSource, names_of, without_small
-from eco_fast.data.store import Store
+from eco_fast.data.store import MANIFEST, Store
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.training.loop import train_network
+from eco_fast.training.pinned import name_in_source
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import pick_device
+from eco_fast.utils.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,28 @@ def open_store(data: Data, folder: Path) -> Store:
     where = store_folder(data, folder)
     if not data.train and not data.store:
         raise ValueError("""data.train is empty: name your HR images, for example --set data.train='["DIV2K_HR"]'""")
-    prepared = prepare(data.train, where) if data.train and distributed.is_main_process() else None
+    prepared = None
+    if data.train and distributed.is_main_process():
+        prepared = from_elsewhere(data.train, where) or prepare(data.train, where)
     distributed.all_gather(None)  # it is there, for all
     return prepared or Store(where)
+
+
+def from_elsewhere(sources: Sequence[str], where: Path) -> Store | None:
+    """The finished store of the same files below folders of other names, as moved data have; None: it is another."""
+    found = find_images(sources)
+    if (where / MANIFEST).is_file():
+        store = Store(where)
+        names = [entry.name for entry in store.entries]
+        pairs = zip(store.entries, found.items(), strict=False)
+        if (
+            names != list(found)
+            and list(map(name_in_source, names)) == list(map(name_in_source, found))
+            and all(entry.origin == sha256_of(path) for entry, (_, path) in pairs)
+        ):
+            print(f"{where}: holds the images of {', '.join(sources)} under the names that they had before", flush=True)
+            return store
+    return None
 
 
 def load_teacher(checkpoint: Path, scale: int) -> LoadedTeacher:
