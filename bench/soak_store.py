@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eco_fast.data.images import builtin_images, read_image
+from eco_fast.data.folders import builtin_images
+from eco_fast.data.images import read_image
 from eco_fast.data.store import MANIFEST, Store
 
 IMAGES, SIDE = 400, 200

@@ -17,6 +17,7 @@ from eco_fast.models.network import Network
 from eco_fast.models.spandrel_net import Foreign, installed
 from eco_fast.models.state_dict_keys import canonical_keys
 from eco_fast.models.wrappers import plain_state
+from eco_fast.utils.content_hash import content_hash
 from eco_fast.utils.files import write_atomically
 
 NUMPY_MAKERS = [(name, getattr(np._core.multiarray, name)) for name in ("scalar", "_reconstruct")]  # type: ignore[attr-defined]  # noqa: SLF001
@@ -38,7 +39,9 @@ def save_network(path: Path, network: Network, **facts: str | int) -> None:
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write weights that are on the CPU, with a network's `description`."""
     packed = {key: value.contiguous() for key, value in state.items()}
-    write_atomically(path, lambda file: file.write(save(packed, metadata)))
+    facts = json.loads(metadata[METADATA])
+    hashed = {METADATA: json.dumps({**facts, "sha256": _hash(packed, facts)})}
+    write_atomically(path, lambda file: file.write(save(packed, hashed)))
 
 
 def description(network: Network, **facts: str | int) -> dict[str, str]:
@@ -145,9 +148,11 @@ def _content(path: Path) -> tuple[Any, dict[str, str]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
+                content, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+        _check_hash(path, content, metadata)
+        return content, metadata
     try:
         with torch.serialization.safe_globals(NUMPY_VALUES):
             return torch.load(path, map_location="cpu", weights_only=True), {}
@@ -158,6 +163,22 @@ def _content(path: Path) -> tuple[Any, dict[str, str]]:
                 "expected plain weights, as torch.save(network.state_dict(), FILE) writes them"
             ) from error
         raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights") from error
+
+
+def _check_hash(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Refuse a file of ours of which a bit is not as it was written."""
+    try:
+        facts = json.loads(metadata.get(METADATA, "{}"))
+        wanted = facts.pop("sha256", None)
+        whole = wanted == _hash(state, facts) if wanted else not any("sha256" in text for text in metadata.values())
+    except (ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: damaged, its hash is another one; take another checkpoint, or a copy of this one")
+
+
+def _hash(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    return content_hash([json.dumps(facts, sort_keys=True), dict(sorted(state.items()))])
 
 
 def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:

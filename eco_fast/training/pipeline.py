@@ -17,7 +17,8 @@ from typing import Any
 
 from eco_fast.config import Config, Data, Objective, Train
 from eco_fast.config.derived import self_teacher, vanilla
-from eco_fast.data.images import Pixels, find_images
+from eco_fast.data.folders import find_images
+from eco_fast.data.images import Pixels
 from eco_fast.data.noise import noise_metadata
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.sources import ImageSource

@@ -52,14 +52,14 @@ def step_of(path: Path) -> int:
     return step
 
 
-def test_of_a_thousand_flipped_bits_each_is_found_or_harmless(tmp_path: Path) -> None:
+def test_of_flipped_bits_each_is_found_or_harmless(tmp_path: Path) -> None:
     saved(tmp_path, (3,), keep=1)
     path = state_path(tmp_path, "last")
     whole, state = path.read_bytes(), read_whole_state(path)
     kept = content_hash(state)
     random = np.random.default_rng(0)
     found = 0
-    for place in random.integers(8 * len(whole), size=1000):
+    for place in random.integers(8 * len(whole), size=250):
         flipped = bytearray(whole)
         flipped[place // 8] ^= 1 << (place % 8)
         path.write_bytes(flipped)
@@ -67,7 +67,26 @@ def test_of_a_thousand_flipped_bits_each_is_found_or_harmless(tmp_path: Path) ->
             assert content_hash(read_whole_state(path)) == kept
         except ValueError:
             found += 1
-    assert found > 300, "most of a small file is padding, which no reader looks at"
+    assert found > 75, "most of a small file is padding, which no reader looks at"
+
+
+def test_of_the_flipped_bits_of_weights_each_is_found_or_harmless(tmp_path: Path) -> None:
+    saved(tmp_path, (3,), keep=1)
+    path = weights_path(tmp_path, "last")
+    whole, kept = path.read_bytes(), content_hash(load_network(path).state_dict())
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [*range(0, 8 * header, 29), *np.random.default_rng(0).integers(8 * header, 8 * len(whole), size=60)]
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        try:
+            network = load_network(path)
+        except ValueError:
+            continue
+        assert place < 8 * header
+        assert content_hash(network.state_dict()) == kept
+        assert network.hyperparameters == network_at(3).hyperparameters
 
 
 @pytest.mark.parametrize("harm", ["missing", "empty", "cut", "flipped", "of another", "not a state"])

@@ -15,7 +15,8 @@ from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.config.resuming import MAY_DIFFER, differing
 from eco_fast.data.encoded import EncodedImages
-from eco_fast.data.images import Pixels, find_images, write_png
+from eco_fast.data.folders import find_images
+from eco_fast.data.images import Pixels, write_png
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_sets

