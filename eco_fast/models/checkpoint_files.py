@@ -148,11 +148,11 @@ def _content(path: Path) -> tuple[Any, dict[str, str]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                content, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a mapping
+                metadata = file.metadata() or {}
+                content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-        _check_hash(path, content, metadata)
-        return content, metadata
+        return content, _checked(path, content, metadata)
     try:
         with torch.serialization.safe_globals(NUMPY_VALUES):
             return torch.load(path, map_location="cpu", weights_only=True), {}
@@ -165,8 +165,8 @@ def _content(path: Path) -> tuple[Any, dict[str, str]]:
         raise ValueError(f"{path}: damaged, or not a checkpoint of plain weights") from error
 
 
-def _check_hash(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Refuse a file of ours of which a bit is not as it was written."""
+def _checked(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """The metadata without the hash of a file of ours, of which every bit is as it was written."""
     try:
         facts = json.loads(metadata.get(METADATA, "{}"))
         wanted = facts.pop("sha256", None)
@@ -175,6 +175,7 @@ def _check_hash(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         whole = False
     if not whole:
         raise ValueError(f"{path}: damaged, its hash is another one; take another checkpoint, or a copy of this one")
+    return {**metadata, METADATA: json.dumps(facts)} if wanted else metadata
 
 
 def _hash(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:

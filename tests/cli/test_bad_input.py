@@ -301,7 +301,7 @@ def test_a_taken_run_folder_and_another_recipe(capsys: pytest.CaptureFixture[str
     checkpoint = Path("run/checkpoints/last.safetensors").read_bytes()
     said = complaint(capsys, *train(*given))
     assert said.startswith("run: already holds a run; continue it with --resume, or choose another folder with --run")
-    for other in ("optimizer.learning_rate=3e-4", "train.steps=3"):
+    for other in ("optimizer.weight_decay=3e-4", "train.steps=3"):
         expected = f"run: holds a run with another {other.partition('=')[0]}; resume with the same recipe"
         assert complaint(capsys, *train(*given, other), "--resume").startswith(expected)
         assert complaint(capsys, "train", "--run", "run", "--resume", "--set", other).startswith(expected)

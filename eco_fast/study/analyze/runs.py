@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from eco_fast import config as recipes
 from eco_fast.config import Config
@@ -22,7 +19,7 @@ from eco_fast.data.store import Store
 from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
 from eco_fast.objective import OBJECTIVES, blend_weights_at
 from eco_fast.study.run_results import read_recipe
-from eco_fast.training.checkpoints import STEP, state_path, weights_path
+from eco_fast.training.checkpoints import STEP, read_whole_state, state_path, weights_path
 from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.run_folder import CHECKPOINTS
 from eco_fast.training.state import initial_network
@@ -109,7 +106,7 @@ class Run:
             path = state_path(self.checkpoints, STEP.format(step))
             if not path.is_file():
                 raise ValueError(f"{path}: the training state beside the weights is missing; copy the run as a whole")
-            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            state = read_whole_state(path)
             network.load_state_dict(state["network"])
             updater.load_state_dict(state["updater"])
         return network, updater
