@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from eco_fast_kernels import Rounding, imresize
 from rich.progress import track
 
@@ -51,4 +52,5 @@ def downsample(
 
 
 def _smaller(opacity: Pixels, scale: int, rounding: Rounding) -> Pixels:
-    return downsample_image(opacity[:, :, None], scale, rounding)[:, :, 0]
+    as_grey = np.repeat(opacity[:, :, None], 3, axis=2)  # the op takes three channels
+    return downsample_image(as_grey, scale, rounding)[:, :, 0]

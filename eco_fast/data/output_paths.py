@@ -4,26 +4,37 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from eco_fast.data.folders import SUFFIXES, find_images
 
 LONGEST_NAME = 255  # bytes, of all usual file systems
+LONGEST_STEM = 200  # so that more can be added to it
 DIGITS = 12  # of a hash in a name
 
 
-def name_outputs(wanted: Mapping[str, Path]) -> dict[str, Path]:
+def name_outputs(wanted: Mapping[str, Path], longest: int = LONGEST_NAME) -> dict[str, Path]:
     """The file that each image gets, from the one that it would have if it were alone.
 
     A name that is too long, or that another image would have too (also where upper and lower case are the same), gets
     a hash of its image's name.
+
+    Args:
+        wanted: by image.
+        longest: bytes of a name.
     """
     rivals = Counter(map(_folded, wanted.values()))
     return {
-        name: path if rivals[_folded(path)] == 1 and _bytes_of(path.name) <= LONGEST_NAME else _with_hash(path, name)
+        name: path if rivals[_folded(path)] == 1 and _bytes_of(path.name) <= longest else _hashed(path, name, longest)
         for name, path in wanted.items()
     }
+
+
+def flat_stems(names: Iterable[str]) -> dict[str, str]:
+    """For each image a stem of file names in one folder: "set_sub_a" for "set/sub/a.png"; as `name_outputs`."""
+    wanted = {name: Path(Path(name).with_suffix("").as_posix().replace("/", "_")) for name in names}
+    return {name: path.name for name, path in name_outputs(wanted, LONGEST_STEM).items()}
 
 
 def output_paths(source: Path, outs: list[Path]) -> list[dict[Path, Path]]:
@@ -64,8 +75,8 @@ def _bytes_of(name: str) -> int:
     return len(os.fsencode(name))
 
 
-def _with_hash(path: Path, name: str) -> Path:
+def _hashed(path: Path, name: str, longest: int) -> Path:
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:DIGITS]
-    room = LONGEST_NAME - _bytes_of(path.suffix) - DIGITS - 1
-    stem = os.fsencode(path.stem)[:room].decode(errors="ignore")  # a character that is cut is left out
-    return path.with_name(f"{stem}-{digest}{path.suffix}")
+    suffix = path.suffix if path.suffix == ".png" else ""
+    stem = os.fsencode(path.name.removesuffix(suffix))[: longest - _bytes_of(suffix) - DIGITS - 1]
+    return path.with_name(f"{stem.decode(errors='ignore')}-{digest}{suffix}")  # without a character that was cut

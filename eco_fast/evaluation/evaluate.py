@@ -111,7 +111,7 @@ def show(results: Results, noise_sigma: float = 0.0) -> None:
     rows = []
     for source, scores in results.items():
         for name, one in scores.items():
-            rows.append([source, Path(name).name, *_cells(one)])
+            rows.append([source, name.partition("/")[2] or name, *_cells(one)])
         rows.append([source, "mean", *_cells(average(list(scores.values())))])
     Table(title, ("set", "image", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB"), rows).show()
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from eco_fast.data.images import Pixels
 from eco_fast.data.noise import describe_noise
-from eco_fast.data.output_paths import name_outputs
+from eco_fast.data.output_paths import flat_stems
 from eco_fast.data.resize import to_pixels, to_tensor, upsample
 from eco_fast.evaluation.metrics import Scores, luma
 from eco_fast.evaluation.scoring import image_pair
@@ -78,8 +78,7 @@ def draw_samples(
 ) -> None:
     """Per image, the crop with most detail as LR (with its first noise), bicubic, SR and HR, and the image's scores."""
     device = next(network.parameters()).device
-    flat = {name: Path(name).with_suffix("").as_posix().replace("/", "_") for name in images}
-    files = name_outputs({name: folder / f"{stem}.png" for name, stem in flat.items()})
+    stems = flat_stems(images)
     for name, image in list(images.items())[:MAX_SAMPLES]:
         pair = image_pair(image, network.scale, rounding, noise_sigma=noise_sigma, draws=1, device=device)
         (bicubic_image,) = upsample(pair.lr[0][None], network.scale, rounding)
@@ -99,7 +98,7 @@ def draw_samples(
             axes.imshow(to_pixels(pixels), interpolation="nearest")
             axes.set_title(label)
             axes.axis("off")
-        save_figure(figure, files[name])
+        save_figure(figure, folder / f"{stems[name]}.png")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

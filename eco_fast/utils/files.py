@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,9 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, err
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call `write` with a file beside `path`, then put it in place of `path` in one step."""
     make_folder(path.parent)
-    # Hidden, and with the process in its name: two processes never write into the same file. A hash fits where the name
-    # with more around it may not.
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    beside = path.with_name(f".{digest}.{os.getpid()}.partial")
+    # Hidden, and with the process in its name: two processes never write into the same file. A checksum fits where the
+    # name with more around it may not.
+    beside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.partial")
     try:
         with name_file_in_errors(path):
             with beside.open("wb") as file:

@@ -18,7 +18,7 @@ from PIL import Image
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.folders import find_images
-from eco_fast.data.images import Pixels
+from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.store import Store
 from tests.helpers import assert_equal_fields, dali_loader, plain_loader, write_store
 
@@ -111,6 +111,33 @@ def test_other_formats(tmp_path: Path, photo: Pixels, suffix: str) -> None:
         decoded = np.array(image.convert("RGB"))
     config = recipe(3, Objective(name="vanilla"), steps=3, patch=16)
     with plain_loader(config, [decoded], None) as plain, dali_loader(config, encoded, None) as dali:
+        for first, second in zip(plain, dali, strict=True):
+            assert_equal_fields(first, second)
+
+
+ODD_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x12\1\3\0\1\0\0\0\6\0\0\0"  # turned, in the other order of bytes
+ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "progressive.jpg": ("RGB", {"progressive": True, "subsampling": 2}),
+    "grey.jpg": ("L", {}),
+    "odd exif.jpg": ("RGB", {"exif": ODD_EXIF}),
+    "two.mpo": ("RGB", {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}),
+    "palette.png": ("P", {}),
+    "palette.bmp": ("P", {}),
+    "packed.tif": ("RGB", {"compression": "packbits"}),
+    "jpeg.tif": ("RGB", {"compression": "jpeg"}),
+    "grey.webp": ("L", {"lossless": True}),
+    "grey.jp2": ("L", {}),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_files_that_are_accepted_are_decoded_as_prepare_decodes_them(tmp_path: Path, photo: Pixels, name: str) -> None:
+    mode, options = ACCEPTED[name]
+    path = tmp_path / name
+    Image.fromarray(photo).convert(mode).save(path, **options)
+    config = recipe(3, Objective(name="vanilla"), steps=2, patch=16)
+    files = EncodedImages({name: path})
+    with plain_loader(config, [read_image(path)], None) as plain, dali_loader(config, files, None) as dali:
         for first, second in zip(plain, dali, strict=True):
             assert_equal_fields(first, second)
 

@@ -99,9 +99,7 @@ def test_tiffs_with_parts_missing_are_refused(small: Pixels, tmp_path: Path) -> 
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, small, photometric="rgb", rowsperstrip=16)
     content = path.read_bytes()
-    at = content.index(
-        struct.pack("<HHII", 257, 4, 1, 64) if b"\1\1\4\0" in content else struct.pack("<HHI", 257, 3, 1)
-    )
+    at = content.index(struct.pack("<HHI", 257, 4, 1))  # the height
     path.write_bytes(content[: at + 8] + struct.pack("<H", 80) + content[at + 10 :])
     assert all("4 parts, but its pixels need 5" in said for said in refusals(path))
 

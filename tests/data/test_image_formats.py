@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 
 from eco_fast.cli.main import main
-from eco_fast.data.encoded import EncodedImages
+from eco_fast.data.encoded import EncodedImages, match_centroids
+from eco_fast.data.folders import find_images
 from eco_fast.data.images import Pixels, image_size, read_image, read_picture, simple_size
 from tests.data.image_bytes import chunk, encoded, refusals, with_chunks
 
@@ -140,6 +141,15 @@ def test_what_dali_decodes_otherwise_is_refused_where_it_decodes(name: str, smal
     assert read_image(tmp_path / name).shape == small.shape
     with pytest.raises(ValueError, match=r"use data\.source=store, which decodes it once"):
         EncodedImages({"a": tmp_path / name})
+
+
+def test_two_images_of_one_stem_cannot_share_a_centroid(small: Pixels, tmp_path: Path) -> None:
+    for name in ("hr/a.png", "hr/a.bmp", "sr/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(small).save(tmp_path / name)
+    hr, sr = (EncodedImages(find_images([tmp_path / folder])) for folder in ("hr", "sr"))
+    with pytest.raises(ValueError, match=r"a\.bmp and .*a\.png would have the same centroid; rename one"):
+        match_centroids(hr, sr, 2)
 
 
 def test_what_is_not_kept_of_colours_is_said(small: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
-from eco_fast.data.output_paths import name_outputs
+from eco_fast.data.output_paths import flat_stems, name_outputs
 
 
 def named(*names: str) -> list[str]:
@@ -38,6 +38,14 @@ def test_long_names_are_cut_and_stay_apart(stem: str) -> None:
     names = named(f"{stem}1.png", f"{stem}2.png")
     assert len(set(names)) == 2
     assert all(len(os.fsencode(name)) <= 255 and name.endswith(".png") for name in names)
+
+
+def test_stems_of_one_folder_never_meet() -> None:
+    names = ["a/b_c.png", "a_b/c.png", "x.png", "x.jpg", "Y.png", "y.png", "set/sub/z.v1.png", f"set/{240 * 'z'}.png"]
+    stems = flat_stems(names)
+    assert len({stem.casefold() for stem in stems.values()}) == len(names)
+    assert stems["set/sub/z.v1.png"] == "set_sub_z.v1"
+    assert max(map(len, stems.values())) <= 200
 
 
 @pytest.mark.parametrize("name", [251 * "x" + ".png", 83 * "日" + ".jpg", 250 * "x" + ".webp"])

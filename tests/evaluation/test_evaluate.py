@@ -144,6 +144,34 @@ def test_images_of_one_name_are_not_saved_over_each_other(hr: Path, photo: Pixel
     assert len(list((tmp_path / "SR" / "HR").iterdir())) == sum(map(len, results.values()))
 
 
+@pytest.mark.parametrize(
+    "name", ["photo[edited].png", "[/final]_b.png", "[bold red].png", "a%d_%s.png", 200 * "x" + ".png"]
+)
+def test_names_are_shown_as_they_are(
+    name: str, photo: Pixels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = checkpoint(tmp_path, 2)
+    folder = tmp_path / "Set[/final]"
+    write_png(folder / name, photo[:40, :40])
+    scores = tmp_path / "scores.json"
+    given = ["evaluate", str(path), "--data", str(folder), "--scale", "2", "--device", "cpu", "--json", str(scores)]
+    assert main(given) == 0
+    assert list(strict_json(scores)["sets"][str(folder)]["images"]) == [f"Set[/final]/{name}".partition("/")[2]]
+    shown = capsys.readouterr().out
+    columns = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if "│" in line]
+    assert Path(name).name in "".join(cells[2] for cells in columns)
+
+
+def test_scores_are_written_before_they_are_shown(hr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("the terminal is gone")
+
+    monkeypatch.setattr("eco_fast.evaluation.evaluate.show", fails)
+    file = tmp_path / "scores.json"
+    assert main(["evaluate", "--sr", str(hr), "--hr", str(hr), "--scale", "2", "--json", str(file)]) == 2
+    assert strict_json(file)["sets"]
+
+
 def test_identical_images_have_no_psnr_in_json(hr: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.json"
     assert main(["evaluate", "--sr", str(hr), "--hr", str(hr), "--scale", "2", "--json", str(file)]) == 0

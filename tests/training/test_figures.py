@@ -59,6 +59,15 @@ def test_few_samples_are_drawn_of_many_images(photo: Pixels, tmp_path: Path, mon
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0.png", "1.png"]
 
 
+def test_every_image_has_a_sample_whatever_its_name(photo: Pixels, tmp_path: Path) -> None:
+    names = ["a/b_c.png", "a_b/c.png", "s/x.png", "s/x.jpg", f"s/{247 * 'x'}.png", "s/[bold]%d.png", "s/caf\udce9.png"]
+    images = {name: photo[:16, index : index + 16] for index, name in enumerate(names)}
+    network = EDSR(2, 4, 1).eval()
+    scores = score_network(network, pairs_of(images, 2)), score_bicubic(pairs_of(images, 2), 2)
+    draw_samples(tmp_path, network, images, *scores, "uint8")
+    assert len(list(tmp_path.iterdir())) == len(names)
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_the_detail_is_where_the_image_has_some(scale: int) -> None:
     image = np.full((960, 300 // scale * scale, 3), 128, dtype=np.uint8)

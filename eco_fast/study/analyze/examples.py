@@ -9,6 +9,7 @@ from rich.progress import track
 from eco_fast.config import Config, Data
 from eco_fast.data.folders import find_images
 from eco_fast.data.images import Pixels
+from eco_fast.data.output_paths import flat_stems
 from eco_fast.data.resize import downsample_image, modcrop, read_cropped
 from eco_fast.data.store import Store
 from eco_fast.inference.upscale import upscale_image
@@ -53,12 +54,14 @@ def examples(
     """
     scale, device = config.scale, pick_device(config.train.device)
     network = load_network_of_scale(teacher, scale).to(device)
-    for name, image in track(choose_images(config.data, sources, store).items(), description=label):
+    chosen = choose_images(config.data, sources, store)
+    stems = flat_stems(chosen)
+    for name, image in track(chosen.items(), description=label):
         hr = read_cropped(image, scale) if isinstance(image, Path) else modcrop(image, scale)
         lr = downsample_image(hr, scale, config.data.rounding)
         with whole_images():
             sr = upscale_image(network, lr, self_ensemble=config.teacher.self_ensemble)
-        yield Example(Path(name).with_suffix("").as_posix().replace("/", "_"), hr, lr, sr)
+        yield Example(stems[name], hr, lr, sr)
 
 
 def choose_images(data: Data, sources: Sequence[str], store: Store | None) -> dict[str, Path | Pixels]:
