@@ -1,4 +1,4 @@
-"""Two processes start a run at the same instant, again and again: one trains, and its result is that of one alone.
+"""Two processes start one run at the same instant, again and again: one trains, and its result is that of one alone.
 
     python bench/soak_two_starts.py [TIMES]
 

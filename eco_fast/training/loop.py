@@ -58,7 +58,7 @@ def train_network(
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
     device = pick_device(train.device)
-    state = start_or_continue(run, hr, sr, sets, label)
+    state = take_up(run, hr, sr, sets, label)
     if state.start == steps:
         return state.result.eval()
 
@@ -96,9 +96,7 @@ def train_network(
     return state.result.eval()
 
 
-def start_or_continue(
-    run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, label: str
-) -> TrainingState:
+def take_up(run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, label: str) -> TrainingState:
     """What the training goes on from, with the run folder as it was then.
 
     Arguments are `train_network`'s.

@@ -181,7 +181,7 @@ def check_folder(folder: Path, resolved: Config, *, resume: bool, same_course: b
                 "or choose another folder with --run"
             )
         return changes
-    if folder.is_dir() and not saved.exists() and any(one.name != LOCK for one in folder.iterdir()):
+    if folder.is_dir() and not saved.exists() and any(not one.name.startswith(LOCK) for one in folder.iterdir()):
         raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
     return []
 
