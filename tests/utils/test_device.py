@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eco_fast.utils.device import cpp_compiler, cuda_of_driver, pick_device
+from eco_fast.utils.device import cpp_compiler, cuda_of_driver, pick_device, why_not_build
 
 DRIVER = 'extern "C" int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }'
 ASK = "from eco_fast.utils.device import cuda_of_driver, why_not_dali; print(cuda_of_driver(), why_not_dali('cuda:0'))"
@@ -49,3 +49,26 @@ def test_a_gpu_without_a_c_compiler_is_refused_with_what_to_install(
         (tmp_path / name).unlink()
     monkeypatch.setenv("CC", "/opt/bin/icx")
     assert pick_device("cuda:0") == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'x.c:1:10: fatal error: Python.h: No such file' >&2; exit 1", "fatal error: Python.h: No such file"),
+        ("exit 139", "exit status 139"),
+        ('for last; do :; done; echo "no machine code" > "$last"', "cannot be used"),
+        ("exit 0", "cannot be used"),
+    ],
+    ids=["no header", "a crash", "no library", "nothing made"],
+)
+def test_a_compiler_that_fails_is_found_out_before_it_is_needed(script: str, reason: str, tmp_path: Path) -> None:
+    compiler = tmp_path / "cxx"
+    compiler.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    assert reason in (why_not_build(str(compiler)) or "")
+
+
+def test_where_what_is_compiled_cannot_be_kept_nothing_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert "cannot be used (" in (why_not_build("any compiler") or "")
