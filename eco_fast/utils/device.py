@@ -73,11 +73,11 @@ def why_not_compile(device: str) -> str | None:
     compiler = cpp_compiler()
     if compiler is None:
         return "no C++ compiler was found (g++, clang++ or $CXX)"
-    return why_not_build(compiler, "-x", "c++", "-fopenmp")
+    return why_not_build(compiler, "-fopenmp", suffix=".cpp")
 
 
 @cache
-def why_not_build(compiler: str, *options: str) -> str | None:
+def why_not_build(compiler: str, *options: str, suffix: str = ".c") -> str | None:
     """The reason why what torch and Triton generate cannot be built and loaded here, or None: it is tried once."""
     include = [f"-I{sysconfig.get_path(kind)}" for kind in ("include", "platinclude")]
     try:
@@ -85,7 +85,7 @@ def why_not_build(compiler: str, *options: str) -> str | None:
         if where:
             Path(where).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=where) as folder:
-            source, made = Path(folder, "probe.c"), Path(folder, "probe.so")
+            source, made = Path(folder, f"probe{suffix}"), Path(folder, "probe.so")
             source.write_text("#include <Python.h>\n", encoding="ascii")
             command = [*shlex.split(compiler), *include, "-shared", "-fPIC", *options, str(source), "-o", str(made)]
             answer = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
