@@ -10,7 +10,7 @@ from eco_fast.data.folders import find_images
 from eco_fast.data.store import Store, locked
 from eco_fast.data.store_writer import Wanted, Writer
 from eco_fast.utils.files import file_stamp, require_space, sha256_of
-from eco_fast.utils.workers import Job, Made, cores, in_parallel
+from eco_fast.utils.workers import Answer, Item, cores, in_parallel
 
 WORKER_BYTES = 64_000_000  # of pixels, which take about a second: less is not worth a process
 HEADERS_A_WORKER = 2000  # take about as long
@@ -93,8 +93,8 @@ def _wanted(writer: Writer, found: Mapping[str, Path], damaged: Sequence[str], l
 
 
 def _each(
-    function: Callable[[Job], Made], items: Sequence[Job], limit: int, worth: int, description: str
-) -> Iterator[tuple[int, Made]]:
+    function: Callable[[Item], Answer], items: Sequence[Item], limit: int, worth: int, description: str
+) -> Iterator[tuple[int, Answer]]:
     """Results of all items, with a progress bar, by as many processes as are allowed and worth their start."""
     if not items:
         return

@@ -11,8 +11,10 @@ the finished images, so an interrupted run continues where it was and a reader n
 
 import contextlib
 import copy
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,10 @@ from eco_fast.utils.locks import file_lock
 FORMAT = 2
 MANIFEST = "manifest.json"
 JOURNAL = "journal{}.jsonl"
+SMALL_BYTES = 1 << 20
+"""An image up to here is read from the disk as a whole. Left alone, the system reads as much around each page as the
+disk is set to, often megabytes, of which a crop of a small image needs a hundredth; larger images are worth that."""
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass
@@ -58,6 +64,8 @@ class Pack:
             raise ValueError(f"{self.path}: the pack has {size} bytes, it had {self.size} when it was written")
         if self.memory is None:
             self.memory = self._map()
+        if 3 * height * width <= SMALL_BYTES:
+            _will_need(self.memory, offset, 3 * height * width)
         pixels: Pixels = self.memory[offset : offset + 3 * height * width].numpy().reshape(height, width, 3)
         pixels.flags.writeable = False
         return pixels
@@ -214,6 +222,13 @@ def read_entries(folder: Path, manifest: Mapping[str, Any]) -> Entries:
 def journals(folder: Path) -> list[Path]:
     """Those of all ranks."""
     return sorted(folder.glob(JOURNAL.format("*")))
+
+
+def _will_need(memory: torch.Tensor, offset: int, size: int) -> None:
+    """Start reading this part of a map; advice, which may fail."""
+    skip = offset % mmap.PAGESIZE
+    address = ctypes.c_void_p(memory.data_ptr() + offset - skip)
+    LIBC.madvise(address, ctypes.c_size_t(size + skip), mmap.MADV_WILLNEED)
 
 
 def _open_pack(folder: Path, pack: Mapping[str, Any]) -> Pack:

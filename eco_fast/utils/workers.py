@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, TypeVar
 
-Job = TypeVar("Job")
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 SERVE = "from eco_fast.utils.workers import serve; serve()"
 
 
@@ -23,7 +23,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_parallel(function: Callable[[Job], Made], items: Sequence[Job], workers: int) -> Iterator[tuple[int, Made]]:
+def in_parallel(
+    function: Callable[[Item], Answer], items: Sequence[Item], workers: int
+) -> Iterator[tuple[int, Answer]]:
     """Apply a function of a module to every item.
 
     Args:
@@ -99,8 +101,8 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _feed(
     process: subprocess.Popen[bytes],
-    function: Callable[[Job], Made],
-    left: Iterator[tuple[int, Job]],
+    function: Callable[[Item], Answer],
+    left: Iterator[tuple[int, Item]],
     lock: threading.Lock,
     results: "queue.SimpleQueue[tuple[int, bool, Any]]",
 ) -> None:
