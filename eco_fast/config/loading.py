@@ -78,6 +78,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ValueError(f"--set takes key=value, for example train.steps=300; got {override!r}")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):  # how Python keeps bytes that it cannot read
+        raise ValueError(
+            f"--set {override}: not UTF-8, as recipes are; rename the folder or file, or name a link to it"
+        )
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -204,6 +204,7 @@ def test_recipe_keys_that_are_wrong(overrides: list[str], expected: str, capsys:
     [
         ("steps", "--set takes key=value, for example train.steps=300; got 'steps'"),
         ("=5", "--set takes key=value"),
+        ('data.train=["d\udce9"]', '--set data.train=["d\\udce9"]: not UTF-8, as recipes are; '),
         ("scale.x=5", "--set scale.x: scale is a value, not a section"),
     ],
 )
