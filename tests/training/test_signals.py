@@ -61,7 +61,7 @@ COMMANDS = {
     "train": ["train", "tiny.toml", "--run", "run"],
 }
 WORK = {
-    "prepare": "eco_fast.data.prepare.read_image",
+    "prepare": "eco_fast.data.decode.read_image",
     "centroids": "eco_fast.inference.centroids.super_resolve",
     "train": "eco_fast.training.step.network_input",
 }
