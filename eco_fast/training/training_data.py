@@ -78,7 +78,11 @@ def open_store(data: Data, folder: Path) -> Store:
         raise ValueError("""data.train is empty: name your HR images, for example --set data.train='["DIV2K_HR"]'""")
     prepared = None
     if data.train and distributed.is_main_process():
-        prepared = from_elsewhere(data.train, where) or prepare(data.train, where)
+        try:
+            prepared = prepare(data.train, where)
+        except ValueError:
+            if (prepared := from_elsewhere(data.train, where)) is None:
+                raise
     distributed.all_gather(None)  # it is there, for all
     return prepared or Store(where)
 

@@ -217,6 +217,8 @@ def _lives(path: Path) -> bool:
     """Whether the file's holder is alive: by its number here, or by signs of life. All times are the file server's."""
     until: float | None = None
     seen = 0
+    if _read(path) is None:
+        time.sleep(POLL)  # it is about to write who it is
     while True:
         holder = _read(path)
         if holder is not None and holder.here:
