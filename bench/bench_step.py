@@ -77,11 +77,11 @@ def whole(recipe: Config, images: Path, device: str, folder: Path, stack: ExitSt
     hr, sr = Store(images / "store-hr"), Store(images / "store-sr")
     state = TrainingState(recipe, device, None, "bench")
     loader = stack.enter_context(
-        open_loader(recipe, hr, sr, start, device=device, room=room_beside(recipe, device), label="bench")
+        open_loader(recipe, hr, sr, start, device=device, room=room_beside(state), label="bench")
     )
     run = RunFolder(folder, recipe, resume=False)
     telemetry = stack.enter_context(Telemetry(run, loader, [], state, "bench"))
-    step = TrainStep(state, loader.planner.count, recorder=choose_recorder(recipe, device)[0])
+    step = TrainStep(state, loader.planner.count, recorder=choose_recorder(recipe.train, recipe.optimizer, device)[0])
 
     def work() -> None:
         batch = next(loader)

@@ -8,7 +8,7 @@ from eco_fast_kernels import Rounding, imresize
 from rich.progress import track
 
 from eco_fast.config import Scale
-from eco_fast.data.images import Pixels, prefix_errors, read_picture, write_picture
+from eco_fast.data.images import Pixels, prefix_errors, read_whole, write_whole
 from eco_fast.data.noise import NOISE_DRAWS, noisy_images
 from eco_fast.data.output_paths import output_paths
 from eco_fast.data.resize import downsample_image, modcrop, to_pixels, to_tensor
@@ -41,13 +41,13 @@ def downsample(
     folders = [out / f"draw-{draw:02}" for draw in range(NOISE_DRAWS)] if noise_sigma else [out]
     targets = output_paths(source, folders)
     for path in track(list(targets[0]), description="downsample"):
-        hr = read_picture(path)
+        hr = read_whole(path)
         hr.say_what_is_lost(path)
         with prefix_errors(path):
             (lr,) = imresize(to_tensor(modcrop(hr.colours, scale))[None], scale, rounding)
         opacity = None if hr.opacity is None else _smaller(modcrop(hr.opacity, scale), scale, rounding)
         for draw, noisy in zip(targets, noisy_images(lr, noise_sigma), strict=True):
-            write_picture(draw[path], replace(hr, colours=to_pixels(noisy), opacity=opacity))
+            write_whole(draw[path], replace(hr, colours=to_pixels(noisy), opacity=opacity))
     return [target for draw in targets for target in draw.values()]
 
 

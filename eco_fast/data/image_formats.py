@@ -46,11 +46,11 @@ def examine(image: Image.Image, content: bytes, *, convert_16bit: bool | None) -
     Raises:
         Exception: of any type: the file is damaged.
     """
-    if image.format == "MPO":  # a JPEG with further pictures behind it
+    if image.format == "MPO":  # a JPEG with further images behind it
         sizes = [page.width * page.height for page in ImageSequence.Iterator(image)]
         image.seek(0)
         if max(sizes[1:], default=0) >= sizes[0]:  # else previews and gain maps
-            return f"{len(sizes)} pictures in one file; save the one that is meant"
+            return f"{len(sizes)} images in one file; save the one that is meant"
     elif (pages := getattr(image, "n_frames", 1)) > 1:
         return f"{pages} pages or frames, but eco-fast takes single images; save the one that is meant"
     examine_format = EXAMINERS.get(image.format or "")

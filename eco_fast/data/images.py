@@ -40,7 +40,7 @@ warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, which says n
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class WholeImage:
     """All that is kept of an image file.
 
     Attributes:
@@ -119,18 +119,18 @@ def read_image(path: Path, *, convert_16bit: bool | None = None) -> Pixels:
     Raises:
         ValueError: not an image, damaged, or of a kind that would lose information; names the file.
     """
-    return read_picture(path, convert_16bit=convert_16bit).on_white()
+    return read_whole(path, convert_16bit=convert_16bit).on_white()
 
 
-def read_picture(path: Path, *, convert_16bit: bool | None = None) -> Picture:
+def read_whole(path: Path, *, convert_16bit: bool | None = None) -> WholeImage:
     """Decode one image with its transparency and colour profile; as `read_image`."""
     with _failures_name(path):
         opened = _open(path)
         refusal = opened.refusal(convert_16bit)
-        picture = None if refusal else _decode(opened)
-    if picture is None:
+        image = None if refusal else _decode(opened)
+    if image is None:
         raise ValueError(f"{path}: {refusal}")
-    return picture
+    return image
 
 
 @contextmanager
@@ -175,10 +175,10 @@ def write_png(path: Path, pixels: Pixels) -> None:
     write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
 
 
-def write_picture(path: Path, picture: Picture) -> None:
-    """Write a picture as PNG, atomically, with its opacity and its colour profile."""
-    pixels = picture.colours if picture.opacity is None else np.dstack([picture.colours, picture.opacity])
-    options = {"icc_profile": picture.profile} if picture.profile else {}
+def write_whole(path: Path, image: WholeImage) -> None:
+    """Write an image as PNG, atomically, with its opacity and its colour profile."""
+    pixels = image.colours if image.opacity is None else np.dstack([image.colours, image.opacity])
+    options = {"icc_profile": image.profile} if image.profile else {}
     write_atomically(path, lambda file: Image.fromarray(pixels).save(file, format="PNG", **options))
 
 
@@ -226,7 +226,7 @@ def _failures_name(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: damaged image ({str(error) or type(error).__name__})") from error
 
 
-def _decode(opened: _Opened) -> Picture:
+def _decode(opened: _Opened) -> WholeImage:
     image = _load(opened)
     turn = UPRIGHT.get(opened.orientation)
     colours, opacity = _channels(image if turn is None else image.transpose(turn))
@@ -238,7 +238,7 @@ def _decode(opened: _Opened) -> Picture:
         lost = f"what {' and '.join(sorted(opened.png.colours))} say of its colours"
     elif not profile and opened.is_adobe_rgb:
         lost = "its colour space, Adobe RGB, which only EXIF names"
-    return Picture(colours=colours, opacity=opacity, profile=profile or None, lost=lost)
+    return WholeImage(colours=colours, opacity=opacity, profile=profile or None, lost=lost)
 
 
 def _load(opened: _Opened) -> Image.Image:

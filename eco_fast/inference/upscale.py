@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from eco_fast.data.images import Picture, Pixels, read_picture, write_picture
+from eco_fast.data.images import Pixels, WholeImage, read_whole, write_whole
 from eco_fast.data.output_paths import output_paths
 from eco_fast.data.resize import to_pixels, to_tensor, upsample
 from eco_fast.inference.tiling import super_resolve
@@ -38,10 +38,10 @@ def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = Non
     with whole_images():
         tile = tile or largest_tile(network)
         for path, target in track(list(targets.items()), description="upscale"):
-            lr = read_picture(path)
+            lr = read_whole(path)
             lr.say_what_is_lost(path)
             sr = upscale_image(network, lr.colours, tile=tile)
-            write_picture(target, replace(lr, colours=sr, opacity=_larger_opacity(lr, network.scale)))
+            write_whole(target, replace(lr, colours=sr, opacity=_larger_opacity(lr, network.scale)))
     return list(targets.values())
 
 
@@ -51,7 +51,7 @@ def upscale_image(network: Network, lr: Pixels, *, tile: int | None = None, self
     return to_pixels(super_resolve(network, image, tile=tile, self_ensemble=self_ensemble))
 
 
-def _larger_opacity(lr: Picture, scale: int) -> Pixels | None:
+def _larger_opacity(lr: WholeImage, scale: int) -> Pixels | None:
     if lr.opacity is None:
         return None
     return to_pixels(upsample(to_tensor(lr.opacity[None, :, :, None]), scale)[0, :, :, 0])

@@ -65,12 +65,12 @@ def train_network(
     with (
         explain_oom(train),
         explain_compiler(),
-        open_loader(config, hr, sr, state.start, device, room=room_beside(config, device), label=label) as loader,
+        open_loader(config, hr, sr, state.start, device, room=room_beside(state), label=label) as loader,
         Telemetry(run, loader, hr.entries, state, label, profile=profile) as telemetry,
         StopSignal.heard() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
-        recorder, why_none = choose_recorder(config, device)
+        recorder, why_none = choose_recorder(train, config.optimizer, device)
         step = TrainStep(state, loader.planner.count, telemetry.stopwatch.mark, recorder)
         validation = Validation(state, sets, telemetry)
         describe(step, state, label, why_none)

@@ -5,20 +5,20 @@ from contextlib import contextmanager
 
 import torch
 
-from eco_fast.config import Config, Train
+from eco_fast.config import Train
 from eco_fast.training.cost import estimate
-from eco_fast.training.precision import choose_precision
+from eco_fast.training.state import TrainingState
 from eco_fast.utils import distributed
 
 RESERVE = 1 << 30  # bytes that libraries, their workspaces and the compiler's buffers take beside what is counted
 
 
-def room_beside(config: Config, device: str) -> int:
+def room_beside(state: TrainingState) -> int:
     """Bytes of a GPU's memory that the steps of a training, whose state is there, leave free; 0 on a CPU."""
-    if not device.startswith("cuda"):
+    if not state.device.startswith("cuda"):
         return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    cost = estimate(config, device, choose_precision(config.train, device))
+    free, _ = torch.cuda.mem_get_info(state.device)
+    cost = estimate(state.config, state.device, state.precision)
     return free - cost.activations - cost.weights - RESERVE  # the gradients exist twice for a moment
 
 

@@ -125,7 +125,7 @@ class Pipeline:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
         check_start(config.model.start_from, self.folder)
         choose_loader(data, self.device)
-        choose_recorder(config, self.device)
+        choose_recorder(config.train, config.optimizer, self.device)
         run = self.claimed.enter_context(RunFolder(self.folder, config, resume=self.resume))
         self.runs = {"student": run}
         if self.teacher is not None:

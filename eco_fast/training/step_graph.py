@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from eco_fast.config import Config
+from eco_fast.config import Optimizer, Train
 from eco_fast.data.batch import Unpackable
 
 WARM_UP = 3
@@ -62,21 +62,20 @@ def record_cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def choose_recorder(config: Config, device: str) -> tuple[Recorder | None, str | None]:
+def choose_recorder(train: Train, optimizer: Optimizer, device: str) -> tuple[Recorder | None, str | None]:
     """What records the steps of a recipe on a device, and, where a GPU goes without, why.
 
     Raises:
         ValueError: the recipe asks for a graph that cannot be had; says what to change.
     """
-    wanted = config.train.graph
-    if wanted is False:
+    if train.graph is False:
         return None, "as train.graph says"
     if not device.startswith("cuda"):
-        if wanted is True:
+        if train.graph is True:
             raise ValueError(f"train.graph=true needs a GPU, the device is {device}; take train.graph=auto")
         return None, None
-    if config.optimizer.name == "lamb" and config.optimizer.backend == "apex":
-        if wanted is True:
+    if optimizer.name == "lamb" and optimizer.backend == "apex":
+        if train.graph is True:
             raise ValueError("train.graph=true: optimizer.backend=apex asks the host at every step; take triton")
         return None, "optimizer.backend=apex asks the host at every step"
     return record_cuda_graph, None

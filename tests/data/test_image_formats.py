@@ -15,7 +15,7 @@ from PIL import Image
 from eco_fast.cli.main import main
 from eco_fast.data.encoded import EncodedImages, match_centroids
 from eco_fast.data.folders import find_images
-from eco_fast.data.images import Pixels, image_size, read_image, read_picture, simple_size
+from eco_fast.data.images import Pixels, image_size, read_image, read_whole, simple_size
 from tests.data.image_bytes import chunk, encoded, refusals, with_chunks
 
 AVIF_OF_8_PIXELS_A_SIDE = {  # by bits a channel; made with imagecodecs
@@ -167,6 +167,6 @@ def test_what_is_not_kept_of_colours_is_said(small: Pixels, tmp_path: Path, caps
     )
     for (name, content), expected in zip(contents.items(), lost, strict=True):
         (tmp_path / name).write_bytes(content)
-        assert read_picture(tmp_path / name).profile is None
+        assert read_whole(tmp_path / name).profile is None
         assert main(["downsample", str(tmp_path / name), str(tmp_path / "out.png"), "--scale", "2"]) == 0
         assert f"{tmp_path / name}: not kept: {expected}" in capsys.readouterr().out.replace("\n", " ")

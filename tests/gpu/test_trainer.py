@@ -38,9 +38,9 @@ def course(made: Config, hr: list[Pixels], sr: list[Pixels]) -> Course:
     """A whole training, without a run folder."""
     device = made.train.device
     state = TrainingState(made, device, None, "test")
-    room = room_beside(made, device)
+    room = room_beside(state)
     with open_loader(made, source(hr), source(sr), 0, device=device, room=room, label="test") as loader:
-        step = TrainStep(state, loader.planner.count, recorder=choose_recorder(made, device)[0])
+        step = TrainStep(state, loader.planner.count, recorder=choose_recorder(made.train, made.optimizer, device)[0])
         return [step(batch).item() for batch in loader], state
 
 

@@ -212,14 +212,18 @@ def test_a_graph_ends_with_its_step(images: list[Pixels]) -> None:
         gc.enable()
 
 
+def chosen(made: Config, device: str) -> Any:
+    return choose_recorder(made.train, made.optimizer, device)
+
+
 def test_who_records() -> None:
-    assert choose_recorder(recipe(), "cpu") == (None, None)
-    assert choose_recorder(recipe(), "cuda:1") == (step_graph.record_cuda_graph, None)
-    assert choose_recorder(recipe(train__graph=False), "cuda:0")[0] is None
-    recorder, why = choose_recorder(recipe(optimizer__name="lamb", optimizer__backend="apex"), "cuda:0")
+    assert chosen(recipe(), "cpu") == (None, None)
+    assert chosen(recipe(), "cuda:1") == (step_graph.record_cuda_graph, None)
+    assert chosen(recipe(train__graph=False), "cuda:0")[0] is None
+    recorder, why = chosen(recipe(optimizer__name="lamb", optimizer__backend="apex"), "cuda:0")
     assert recorder is None
     assert why == "optimizer.backend=apex asks the host at every step"
     with pytest.raises(ValueError, match=r"train\.graph=true needs a GPU, the device is cpu; take train\.graph=auto"):
-        choose_recorder(recipe(train__graph=True), "cpu")
+        chosen(recipe(train__graph=True), "cpu")
     with pytest.raises(ValueError, match=r"train\.graph=true: optimizer\.backend=apex asks the host"):
-        choose_recorder(recipe(train__graph=True, optimizer__name="lamb", optimizer__backend="apex"), "cuda")
+        chosen(recipe(train__graph=True, optimizer__name="lamb", optimizer__backend="apex"), "cuda")
