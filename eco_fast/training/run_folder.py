@@ -181,7 +181,9 @@ def check_folder(folder: Path, resolved: Config, *, resume: bool, same_course: b
                 "or choose another folder with --run"
             )
         return changes
-    if folder.is_dir() and not saved.exists() and any(not one.name.startswith(LOCK) for one in folder.iterdir()):
+    # Hidden files are locks, or halves of what another process is writing this moment: the recipe first of all.
+    files = folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir())
+    if files and not saved.exists():
         raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
     return []
 

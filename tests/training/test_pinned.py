@@ -21,7 +21,7 @@ from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_sets
 from eco_fast.training.pipeline import run_recipe
-from eco_fast.training.run_folder import RunFolder, other_bits
+from eco_fast.training.run_folder import RunFolder, check_folder, other_bits
 
 CUTS = ((60, 120), (150, 200), (90, 160))
 
@@ -180,3 +180,15 @@ def test_what_changes_the_last_bits_is_warned_of(name: str) -> None:
     (line,) = other_bits(start, now)
     assert line.startswith(f"warning: {name} was ")
     assert line.endswith("the same result up to rounding, not bit for bit")
+
+
+def test_a_folder_that_is_being_claimed_is_no_strangers(tmp_path: Path) -> None:
+    """Half a recipe, which another start writes this moment, is not taken for somebody's files."""
+    made, folder = config.validate({}, "test"), tmp_path / "claimed"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / ".config.toml.17.partial").touch()
+    assert check_folder(folder, made, resume=False) == []
+    (folder / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not empty and not a run"):
+        check_folder(folder, made, resume=False)
