@@ -22,6 +22,9 @@ from eco_fast.evaluation.metrics import Scores, read_scores, score
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import load_network_of_scale
 
+READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+"""Operators that need a value of the device on the host."""
+
 
 def assert_equal_fields(first: object, second: object, where: str = "") -> None:
     """Two NamedTuples or dataclasses are equal field by field: tensors and arrays in shape, dtype and every value."""

@@ -89,9 +89,9 @@ class DaliDeviceLoader(DeviceLoader):
         self._streams.close()
 
     def _prepare(self, step: int) -> Filled:
-        _, group, place = self._streams.take(step)
+        plan, group, place = self._streams.take(step)
         self._groups[step] = group, place
-        return super()._prepare(step)
+        return self._fill(plan)
 
     def _finish(self, prepared: Filled) -> Batch[PackedSamples]:
         group, place = self._groups.pop(prepared.step)

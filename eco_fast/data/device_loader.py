@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eco_fast.data.batch import Batch, BatchPlanner, Samples
+from eco_fast.data.batch import Batch, BatchPlan, BatchPlanner, Samples
 from eco_fast.data.blocks import BlockGroup, BlockLayout, condition_shapes
 from eco_fast.data.feeds import Feed
 from eco_fast.data.loader import Loader
@@ -98,18 +98,21 @@ class DeviceLoader(Loader[Filled]):
         self._samples = PackedSamples(self._layout, self._on_device, feeds)
 
     def _prepare(self, step: int) -> Filled:
-        number, place = divmod(step - self._start, self.steps_per_fetch)
+        return self._fill(self.planner.plan(step))
+
+    def _fill(self, plan: BatchPlan) -> Filled:
+        """Write a step's block, on the host, once the copy that read its memory last is over."""
+        number, place = divmod(plan.step - self._start, self.steps_per_fetch)
         group, copied = self._hosts[number % len(self._hosts)]
         if place == 0 and copied is not None:
             copied.synchronize()
-        plan = self.planner.plan(step)
         views = self._layout.views(group.blocks[place])
         for name, value in self.planner.conditions(plan)._asdict().items():
             if value is not None:
                 views[name].copy_(value)
         for feed in self._feeds.values():
             feed.fill(plan, views)
-        return Filled(step, place, group, copied)
+        return Filled(plan.step, place, group, copied)
 
     def _finish(self, prepared: Filled) -> Batch[PackedSamples]:
         if prepared.place == 0:

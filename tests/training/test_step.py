@@ -31,7 +31,7 @@ from eco_fast.training.precision import Precision, set_precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainingLoss, TrainStep, split
-from tests.helpers import leaves, plain_loader
+from tests.helpers import READS_THE_DEVICE, leaves, plain_loader
 
 OPTIMIZERS = ["adam", "adamw", "lamb"]
 SMALL: dict[str, dict[str, Any]] = {
@@ -40,7 +40,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "swinir": {"name": "swinir", "features": 8, "depths": [2], "heads": [2], "window": 4, "patch": 8, "drop_path": 0.0},
     "rrdb": {"name": "rrdb", "features": 8, "blocks": 1, "growth": 4},
 }
-READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 
 
 def recipe(**changes: Any) -> Config:

@@ -27,10 +27,9 @@ from eco_fast.training import step_graph
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.training.step_graph import WARM_UP, choose_recorder
-from tests.helpers import leaves, plain_loader, source
+from tests.helpers import READS_THE_DEVICE, leaves, plain_loader, source
 
 STEPS = 60
-READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 
 
 class Recording(TorchDispatchMode):
