@@ -17,7 +17,7 @@ from eco_fast.config import Data, Objective
 from eco_fast.data.batch import Batch, Samples, Unpackable
 from eco_fast.models import Network, compile_blocks
 from eco_fast.objective import onto_centroid
-from eco_fast.training.optim.flat import in_memory_order
+from eco_fast.training.optim.flat import laid_out_like
 from eco_fast.training.precision import Precision
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step_graph import Recorder, StepGraph
@@ -104,7 +104,7 @@ class TrainStep:
             self.working = WorkingCopy(network, self.weights, self.updater.weights, state.precision.dtype)
             network, self.weights = self.working.network, self.working.parameters
         pairs = zip(self.updater.gradients, self.weights, strict=True)
-        self.places = [in_memory_order(place, place) for place, weight in pairs if weight.dtype == torch.float32]
+        self.places = [place for place, weight in pairs if weight.dtype == torch.float32]
         self.loss = TrainingLoss(network, state.config.data, self.objective, state.precision)
         compiled = self.train.compile and torch.device(self.device).type in network.compiled_on
         if compiled and why_not_compile(self.device) is None:
@@ -155,7 +155,7 @@ class TrainStep:
     def _add(self, made: tuple[Tensor, ...], micro_batch: slice) -> None:
         """Add a micro-batch's gradients to the sums; the first ones take their place."""
         first = micro_batch.start == 0
-        gradients = [in_memory_order(one, parameter) for one, parameter in zip(made, self.weights, strict=True)]
+        gradients = [laid_out_like(one, parameter) for one, parameter in zip(made, self.weights, strict=True)]
         if self.working is not None:
             cast, whole = self.working.gather(gradients), self.updater.sums[:-1]
             whole.copy_(cast) if first else whole.add_(cast)

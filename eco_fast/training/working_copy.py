@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from eco_fast.models import Network
-from eco_fast.training.optim.flat import FlatTensors, in_memory_order, views_of
+from eco_fast.training.optim.flat import FlatTensors, views_of
 
 CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
 """Modules whose weights autocast would cast to 16 bits whenever they are used."""
@@ -45,7 +45,7 @@ class WorkingCopy:
         kept = {id(parameter) for parameter in self.network.parameters()} & shared.keys()
         self.parameters = [one if id(one) in kept else own[id(one)] for one in parameters]
         places = zip(views_of(self._gradients, parameters), self.parameters, strict=True)
-        self._places = [in_memory_order(place, place) for place, parameter in places if parameter.dtype == dtype]
+        self._places = [place for place, parameter in places if parameter.dtype == dtype]
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -54,6 +54,6 @@ class WorkingCopy:
 
     @torch.no_grad()
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The 16-bit ones of gradients that are in memory order, laid out as the weights are; zeros for the others."""
+        """The 16-bit ones of gradients that are laid out as the weights are, in one piece like theirs; zeros for the others."""
         torch._foreach_copy_(self._places, [one for one in gradients if one.dtype == self._gradients.dtype])
         return self._gradients

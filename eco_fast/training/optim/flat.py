@@ -41,14 +41,16 @@ def views_of(buffer: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
-    """The values of a tensor in the order in which those of another, dense one lie: [values], a view where it can be.
+def laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the strides of another, dense one of its shape: itself or a view of it wherever it can be.
 
-    Of such, and no others, torch copies a whole list by a few launches.
+    Of such pairs, and no others, torch copies a whole list by a few launches.
     """
-    if tensor.stride() != like.stride() and not matches_layout(tensor, like):
-        tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-    return tensor.as_strided((tensor.numel(),), (1,))
+    if tensor.stride() == like.stride():
+        return tensor
+    if matches_layout(tensor, like):
+        return tensor.as_strided(like.shape, like.stride())
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def _offsets(like: Sequence[Tensor]) -> list[int]:
