@@ -28,10 +28,10 @@ SHARED = (
     "train.batch_size=4",
     f"train.steps={STEPS}",
     f"train.checkpoint_every={STEPS}",
-    "train.device=cpu",
+    'train.device="cpu"',
     "train.compile=false",
     "teacher.steps=10",
-    "objective.name=eco",
+    'objective.name="eco"',
     "optimizer.learning_rate=1e-3",
 )
 FAMILIES = {
@@ -39,8 +39,8 @@ FAMILIES = {
         "model.features=8",
         "model.blocks=2",
         "data.patch=24",
-        "data.loader=plain",
-        "optimizer.schedule=cosine",
+        'data.loader="plain"',
+        'optimizer.schedule="cosine"',
         "optimizer.warmup_steps=5",
         "train.ema_decay=0.9",
     ),
@@ -50,7 +50,7 @@ FAMILIES = {
         "model.blocks=1",
         "model.reduction=4",
         "data.patch=16",
-        "data.loader=dali",
+        'data.loader="dali"',
         "optimizer.clip_value=0.1",
         "train.micro_batch=2",
     ),
@@ -58,29 +58,29 @@ FAMILIES = {
         "model.features=12",
         "model.depths=[2]",
         "model.heads=[2]",
-        "model.upsampler=pixelshuffledirect",
+        'model.upsampler="pixelshuffledirect"',
         "model.patch=16",
         "data.patch=16",
-        "data.loader=dali",
-        "objective.loss=charbonnier",
-        "optimizer.name=adamw",
+        'data.loader="dali"',
+        'objective.loss="charbonnier"',
+        'optimizer.name="adamw"',
     ),
     "rrdb": (
         "model.features=8",
         "model.blocks=1",
         "model.growth=4",
         "data.patch=16",
-        "data.loader=plain",
+        'data.loader="plain"',
         "data.noise_sigma=10",
-        "objective.loss=l2",
+        'objective.loss="l2"',
         "train.ema_decay=0.9",
     ),
     "edsr-lamb": (
         "model.features=8",
         "model.blocks=2",
         "data.patch=16",
-        "data.loader=plain",
-        "optimizer.name=lamb",
+        'data.loader="plain"',
+        'optimizer.name="lamb"',
         "optimizer.clip_value=0.1",
         "optimizer.weight_decay=0.01",
         "train.ema_decay=0.9",
@@ -100,7 +100,6 @@ class Checkout:
     def __init__(self, tree: Path, folder: Path, renamed: dict[str, str]) -> None:
         self.tree, self.folder, self.renamed = tree, folder, renamed
         folder.mkdir()
-        (folder / "recipe.toml").write_text("scale = 2\n", encoding="utf-8")
 
     def run(self, *words: str, **more: str) -> str:
         """Run Python in this tree; what it prints."""
@@ -120,20 +119,25 @@ class Checkout:
             )
         return done.stdout
 
-    def command(self, name: str, *words: str, settings: Sequence[str] = ()) -> None:
+    def command(self, name: str, *words: str) -> None:
         """Run a command of eco-fast."""
+        self.run("-m", "eco_fast", self.renamed.get(name, name), *words)
+
+    def recipe(self, name: str, settings: Sequence[str]) -> str:
+        """A recipe's file of these lines."""
         pairs = (setting.partition("=") for setting in settings)
-        spelt = [f"{self.renamed.get(key, key)}={value}" for key, _, value in pairs]
-        options = [word for setting in spelt for word in ("--set", setting)]
-        self.run("-m", "eco_fast", self.renamed.get(name, name), *words, *options)
+        lines = [f"{self.renamed.get(key, key)} = {value}\n" for key, _, value in pairs]
+        (self.folder / name).write_text("".join(lines), encoding="utf-8")
+        return name
 
     def commands(self) -> Digests:
         """A store and its centroids by commands of their own, and a course of each family with teacher and student."""
         made: Digests = {}
         for family, settings in FAMILIES.items():
             run = f"runs/{family}"
-            command = ("train", "recipe.toml", "--run", run)
-            self.command(*command, settings=(f"model.name={family.partition('-')[0]}", *settings, *SHARED))
+            network = f'model.name="{family.partition("-")[0]}"'
+            recipe = self.recipe(f"{family}.toml", ("scale=2", network, *settings, *SHARED))
+            self.command("train", recipe, "--run", run)
             made |= dict(self.found(run))
         self.command("prepare", "builtin:train", "--store", "store")
         teacher = "runs/edsr/checkpoints/last.safetensors"

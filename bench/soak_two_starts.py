@@ -22,17 +22,16 @@ print("ready", flush=True)
 input()
 sys.exit(main(sys.argv[1:]))
 """
-OVERRIDES = (
-    *('data.train=["builtin:validation"]', "data.validation=[]", "data.test=[]", "data.patch=8", "data.loader=plain"),
-    *("objective.name=vanilla", "model.features=4", "model.blocks=1", "train.steps=6", "train.batch_size=2"),
-    *("train.device=cpu", "train.compile=false", "train.log_every=1", "train.checkpoint_every=2"),
-)
+KEYS = """
+--data.train builtin:validation --data.validation --data.test --data.patch 8 --data.loader plain
+--objective.name vanilla --model.features 4 --model.blocks 1 --train.steps 6 --train.batch_size 2
+--train.device cpu --train.compile false --train.log_every 1 --train.checkpoint_every 2
+"""
 
 
 def start(folder: Path, flock: str) -> "subprocess.Popen[str]":
     """A process that trains at a line on its stdin."""
-    given = [part for override in OVERRIDES for part in ("--set", override)]
-    command = [sys.executable, "-c", RUN, flock, "train", "quickstart", "--run", str(folder), *given]
+    command = [sys.executable, "-c", RUN, flock, "train", "quickstart", "--run", str(folder), *KEYS.split()]
     process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -7,7 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eco_fast.cli.options import DEGRADATION, NETWORK, OVERRIDES, Commands, checked_tile, flag, noise_sigma, option
+from eco_fast.cli.options import (
+    DEGRADATION,
+    NETWORK,
+    WITH_KEYS,
+    Commands,
+    Parser,
+    checked_tile,
+    flag,
+    noise_sigma,
+    option,
+)
+from eco_fast.cli.recipe_options import add_keys
 from eco_fast.cli.study_commands import add_studies
 
 BAD_INPUT = 2
@@ -20,11 +31,12 @@ SOURCE_AND_OUT = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 128 + N for signal N."""
-    parsed = parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of any encoding, and terminals of any
             stream.reconfigure(errors="backslashreplace")
+    parsed = argparse.Namespace(command=None)
     try:
+        parser().parse_args(arguments, parsed)
         parsed.run(parsed)
     except ValueError as error:
         print(f"eco-fast: {error}", file=sys.stderr)
@@ -41,24 +53,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="eco-fast", description="Fast, exact, resumable training of image super-resolution networks (ECO)."
     )
-    commands = Commands(top, "command")
-    commands.add(
+    commands = Commands(top, "command", renamed={"teach": "centroids"})
+    train = commands.add(
         "train",
         "Run a recipe: prepare, teacher, centroids, training, table. Without arguments: the quick start.",
-        """eco-fast train edsr_baseline_x2_eco --run runs/mine --set data.train='["DIV2K_train_HR"]'""",
+        "eco-fast train edsr_baseline_x2_eco --data.train DIV2K_train_HR Flickr2K \\\n"
+        "      --train.steps 20000 --run runs/mine",
         _train,
         option("recipe", "RECIPE", "name of a shipped recipe, or a .toml file", nargs="?"),
         option("--run", "DIR", "run folder (runs/RECIPE)", dest="folder", type=Path),
         flag("--resume", "continue the run in the folder"),
         flag("--dry-run", "say what the run would cost and do, and do nothing"),
         flag("--profile", "write a trace of a few steps into the run folder"),
-        OVERRIDES,
+        usage="eco-fast train [RECIPE] [--run DIR] [--resume] [--dry-run] [--profile]\n       [--KEY VALUE ...]",
+        **WITH_KEYS,
     )
+    add_keys(train)
     add_studies(commands)
     commands.add("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes", _recipes)
     _add_tools(commands)
@@ -80,7 +95,7 @@ def _add_tools(commands: Commands) -> None:
     commands.add(
         "centroids",
         "Make the centroids: a teacher's output over every image of a store.",
-        "eco-fast centroids --store stores/div2k --teacher edsr_baseline_x2-1bc95232.pt --scale 2",
+        "eco-fast centroids --store stores/div2k --teacher edsr_x2.pt --scale 2",
         _centroids,
         option("--store", "DIR", "made by eco-fast prepare", type=Path, required=True),
         option("--teacher", "CHECKPOINT", "the teacher's weights", type=Path, required=True),
@@ -89,11 +104,10 @@ def _add_tools(commands: Commands) -> None:
         flag("--self-ensemble", "take the mean over the 8 orientations of each image"),
         flag("--verify", "hash every stored centroid, whatever its modification time"),
     )
-    commands.rename("teach", "centroids")
     commands.add(
         "evaluate",
         "Score a checkpoint over HR folders, or existing SR images: PSNR and SSIM.",
-        "eco-fast evaluate runs/mine/checkpoints/best.safetensors --data Set5/HR Set14/HR --scale 2",
+        "eco-fast evaluate best.safetensors --data Set5/HR Set14/HR --scale 2",
         _evaluate,
         option("checkpoint", "CHECKPOINT", "the network", nargs="?", type=Path),
         option("--data", "HR_DIR", "HR folders, a set each; LR is made on the fly", nargs="+"),
@@ -108,7 +122,7 @@ def _add_tools(commands: Commands) -> None:
     commands.add(
         "upscale",
         "Upscale images of any size with a checkpoint.",
-        "eco-fast upscale runs/mine/checkpoints/best.safetensors holiday.jpg holiday_x2.png",
+        "eco-fast upscale best.safetensors holiday.jpg holiday_x2.png",
         _upscale,
         option("checkpoint", "CHECKPOINT", "the network", type=Path),
         *SOURCE_AND_OUT,

@@ -1,11 +1,96 @@
 """Declaring commands, and the options that several of them share."""
 
 import argparse
+import difflib
+import textwrap
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any, NoReturn
 
 Option = tuple[str, dict[str, Any]]
 """What `add_argument` takes: a name, and keyword args."""
+NAME_WIDTH = 16  # of the column of commands
+
+
+class Help(argparse.HelpFormatter):
+    """Help with the names of the commands in a column of their own; text with line ends, an example, stays as it is."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **settings)
+        self._action_max_length = NAME_WIDTH
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one sentence, and which can wait for its options until they are needed.
+
+    Attributes:
+        waiting: adds options when they are needed first.
+        gone: what to say of an option that is there no longer; may be a function of the word that follows it.
+        nearest: an option that an unknown one may have meant.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **{"formatter_class": Help, **settings})
+        self.waiting: Callable[[Parser], None] | None = None
+        self.gone: dict[str, str | Callable[[str], str]] = {}
+        self.nearest: Callable[[str], str | None] = self.nearest_option
+
+    def fill(self) -> None:
+        """Add the options that wait."""
+        waiting, self.waiting = self.waiting, None
+        if waiting:
+            waiting(self)
+
+    def format_help(self) -> str:
+        """All the help."""
+        self.fill()
+        return super().format_help()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse, but an unknown option is named before anything else is complained of."""
+        self.fill()
+        words = [] if self._subparsers else list(args)
+        for word, following in pairwise([*words, ""]):
+            name, _, value = word.partition("=")
+            if word == "--":
+                break
+            if word.startswith("--") and name not in self._option_string_actions:
+                raise ValueError(self.unknown(name, value or following))
+        return super().parse_known_args(args, namespace)
+
+    def unknown(self, name: str, following: str) -> str:
+        """What to say of an option that there is not."""
+        if name in self.gone:
+            reason = self.gone[name]
+            return f"{name} {reason if isinstance(reason, str) else reason(following)}"
+        near = self.nearest(name)
+        return f"unknown option {name} ({f'did you mean {near}?' if near else f'see `{self.prog} --help`'})"
+
+    def nearest_option(self, name: str) -> str | None:
+        """The option whose name is most like this one."""
+        return next(iter(difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)), None)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message, in place of a page of help and the end of the program."""
+        raise ValueError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        if new := getattr(action, "renamed", {}).get(value):
+            raise ValueError(f"{'/'.join(action.option_strings) or action.dest} {value} is called {new} now")
+        known = [str(choice) for choice in action.choices]
+        close = difflib.get_close_matches(str(value), known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        expected = " or ".join(filter(None, [", ".join(known[:-1]), known[-1]]))
+        raise argparse.ArgumentError(action, f"expected {expected}, got {str(value)!r}{hint}")
 
 
 class Commands:
@@ -14,36 +99,30 @@ class Commands:
     Args:
         parser: theirs.
         kind: what they are; the parsed arguments keep the command's name under it.
+        renamed: what commands of old are called now.
     """
 
-    def __init__(self, parser: argparse.ArgumentParser, kind: str) -> None:
-        self.group = parser.add_subparsers(dest=kind, required=True, metavar=kind.upper())
+    def __init__(self, parser: Parser, kind: str, renamed: dict[str, str] | None = None) -> None:
+        self.group = parser.add_subparsers(dest=kind, required=True, metavar=kind.upper(), parser_class=Parser)
+        vars(self.group)["renamed"] = renamed or {}
 
     def add(
-        self, name: str, summary: str, example: str, run: Callable[[argparse.Namespace], None] | None, *options: Option
-    ) -> argparse.ArgumentParser:
+        self,
+        name: str,
+        summary: str,
+        example: str,
+        run: Callable[[argparse.Namespace], None] | None,
+        *options: Option,
+        **settings: Any,
+    ) -> Parser:
         """Add a command, whose help ends with an example; `run` is None where it has commands of its own."""
-        command: argparse.ArgumentParser = self.group.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+        command = self.group.add_parser(
+            name, help=summary, description=summary, epilog=f"example:\n  {example}", **settings
         )
         command.set_defaults(run=run)
-        for option_name, settings in options:
-            command.add_argument(option_name, **settings)
+        for option_name, option_settings in options:
+            command.add_argument(option_name, **option_settings)
         return command
-
-    def rename(self, old: str, new: str) -> None:
-        """Refuse a command that has another name now, whatever follows it."""
-
-        def refuse(_: argparse.Namespace) -> NoReturn:
-            raise ValueError(f"{old} is called {new} now")
-
-        gone = self.group.add_parser(old, prefix_chars="\0", add_help=False)  # so that no argument is an option
-        gone.add_argument("rest", nargs="*")
-        gone.set_defaults(run=refuse)
 
 
 def option(name: str, metavar: str | tuple[str, ...] | None, text: str, **settings: Any) -> Option:
@@ -56,17 +135,9 @@ def flag(name: str, text: str) -> Option:
     return name, {"action": "store_true", "help": text}
 
 
-def renamed(old: str, new: str) -> Option:
-    """Refuse an option that has another name now."""
-
-    def refuse(_: str) -> NoReturn:
-        raise argparse.ArgumentTypeError(f"is called {new} now")
-
-    return old, {"nargs": "+", "type": refuse, "help": argparse.SUPPRESS}
-
-
-OVERRIDES = option("--set", "KEY=VALUE", "override a key of the recipe", action="append", default=[], dest="overrides")
 TILE = "LR pixels a side of a tile; bounds the memory (256; 1536 for RCAN, which takes means over an image)"
+WITH_KEYS: dict[str, Any] = {"formatter_class": partial(Help, max_help_position=8), "add_help": False}
+"""Settings of a command that takes the keys of a recipe: help below the long names, and help of its own."""
 NETWORK = (
     option("--device", None, "auto, cpu, cuda or cuda:N (%(default)s)", default="auto"),
     option("--tile", "N", TILE, type=int),

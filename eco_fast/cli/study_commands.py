@@ -3,16 +3,17 @@
 import argparse
 from pathlib import Path
 
-from eco_fast.cli.options import OVERRIDES, Commands, option, renamed
+from eco_fast.cli.options import WITH_KEYS, Commands, Option, option
+from eco_fast.cli.recipe_options import add_keys
 
 
 def add_studies(commands: Commands) -> None:
     """Add them."""
-    commands.add(
+    compare = commands.add(
         "compare",
         "Train several variants of a recipe with several seeds on equal terms: tables, intervals, curves.",
-        "eco-fast compare edsr_baseline_x2_eco --variant vanilla --variant eco --seeds 3 "
-        "--across train.batch_size='[2, 4, 8, 16]'",
+        "eco-fast compare edsr_baseline_x2_eco --variant vanilla --variant eco \\\n"
+        "      --across train.batch_size='[2, 4, 8, 16]' --data.train DIV2K_train_HR",
         _compare,
         option("recipe", "RECIPE", "name of a shipped recipe, or a .toml file"),
         option("--run", "DIR", "folder (runs/RECIPE-compared)", dest="folder", type=Path),
@@ -25,11 +26,14 @@ def add_studies(commands: Commands) -> None:
             default=[],
             dest="variants",
         ),
-        renamed("--arm", "--variant"),
         option("--across", "KEY=[...]", "each variant with each of these values of a key", action="append", default=[]),
         option("--seeds", "N", "runs of each variant (%(default)s)", type=int, default=3),
-        OVERRIDES,
+        usage="eco-fast compare RECIPE [--run DIR] [--variant NAME [KEY=VALUE ...]]\n"
+        "       [--across KEY=[...]] [--seeds N] [--KEY VALUE ...]",
+        **WITH_KEYS,
     )
+    add_keys(compare)
+    compare.gone["--arm"] = "is called --variant now"
     analyze = commands.add(
         "analyze",
         "Measure what the trainings of finished runs were like.",
@@ -69,7 +73,7 @@ def _add_analyses(analyses: Commands) -> None:
     analyses.add(
         "spectrum",
         "Show training patches, and the gradients of their losses, by spatial frequency.",
-        "eco-fast analyze spectrum runs/vanilla runs/eco --checkpoint 5000 --out spectrum",
+        "eco-fast analyze spectrum runs/kd runs/eco --checkpoint 5000 --out spectrum",
         _spectrum,
         out,
         option("runs", "RUN", "run folders", nargs="+", type=Path),
@@ -77,12 +81,16 @@ def _add_analyses(analyses: Commands) -> None:
         option("--batches", "N", "training batches that means are taken over (%(default)s)", type=int, default=16),
         option(
             "--objectives",
-            None,
-            "the losses of these on the weights of one RUN, instead of its own",
+            "NAME",
+            "the losses of these on the weights of one RUN, instead of its own (vanilla, kd, noise_free, eco)",
             nargs="+",
             choices=("vanilla", "kd", "noise_free", "eco"),
         ),
     )
+    _add_analyses_of_images(analyses, out)
+
+
+def _add_analyses_of_images(analyses: Commands, out: Option) -> None:
     analyses.add(
         "noise",
         "Map what the centroids of images lack, beside a network's regression of it.",
@@ -93,10 +101,10 @@ def _add_analyses(analyses: Commands) -> None:
         option("sources", "SRC", "images or folders (the first that the run was trained on)", nargs="*"),
     )
     alphas = (0, 0.25, 0.5, 0.75, 1)
-    analyses.add(
+    targets = analyses.add(
         "targets",
         "Show the blended targets and inputs of images at several alphas.",
-        "eco-fast analyze targets runs/eco Set5/HR/butterfly.png --alphas 0 0.5 1 --out targets",
+        "eco-fast analyze targets runs/eco Set5/HR/butterfly.png --out targets",
         _targets,
         out,
         option("source", "RUN|RECIPE", "run folder, or a recipe with a teacher.checkpoint, that makes the centroids"),
@@ -104,8 +112,10 @@ def _add_analyses(analyses: Commands) -> None:
         option(
             "--alphas", "ALPHA", "weights of the real pair (0 0.25 0.5 0.75 1)", nargs="+", type=float, default=alphas
         ),
-        OVERRIDES,
+        usage="eco-fast analyze targets RUN|RECIPE [SRC ...] --out DIR\n       [--alphas ALPHA ...] [--KEY VALUE ...]",
+        **WITH_KEYS,
     )
+    add_keys(targets)
 
 
 def _compare(args: argparse.Namespace) -> None:

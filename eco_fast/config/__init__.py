@@ -1,6 +1,6 @@
 """Typed recipes."""
 
-from eco_fast.config.loading import changed, differences, dump, load, validate
+from eco_fast.config.loading import Overrides, assignment, changed, check, differences, dump, load, validate
 from eco_fast.config.model_sections import EdsrModel, Model, RcanModel, RrdbModel, SwinirModel
 from eco_fast.config.schema import (
     Config,
@@ -21,6 +21,7 @@ __all__ = [
     "Model",
     "Objective",
     "Optimizer",
+    "Overrides",
     "Paper",
     "RcanModel",
     "RrdbModel",
@@ -29,7 +30,9 @@ __all__ = [
     "SwinirModel",
     "Teacher",
     "Train",
+    "assignment",
     "changed",
+    "check",
     "differences",
     "dump",
     "load",

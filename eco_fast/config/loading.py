@@ -1,54 +1,59 @@
-"""Recipes from TOML files and `key=value` overrides.
+"""Recipes from TOML files, and other values for some of their keys.
 
 An unknown key or a wrong type is an error that names the key and suggests the nearest one.
 """
 
-import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
 
 from eco_fast.config import recipe_files
-from eco_fast.config.model_sections import MODELS, architecture_of
-from eco_fast.config.recipe_files import suggest
+from eco_fast.config.keys import RENAMED, RENAMED_VALUES, all_keys, suggest_key
+from eco_fast.config.model_sections import architecture_of
 from eco_fast.config.schema import Config
 
-RENAMED = {
-    "data.watch": "data.monitor",
-    "data.small_images": "data.on_small_image",
-    "train.batch": "train.batch_size",
-    "train.vanilla_twin": "train.baseline",
-    "optimizer.halve_every": "optimizer.step_size",
-    "optimizer.halve_at": "optimizer.milestones",
-}
-RENAMED_VALUES = {("data.source", "packed"): "store", ("data.source", "encoded"): "files"}
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Other values by dotted key, {"train.steps": 5}; or texts, "train.steps=5", the value in TOML or a bare word."""
+
 TOML_WORDS = {  # where pydantic speaks of Python's types
     "tuple_type": 'input should be an array, such as ["a", "b"]',
     "model_type": "input should be a section with keys of its own",
+    "bool_type": "input should be true or false",
 }
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a shipped recipe by name or a TOML file by path, and apply `section.key=value` overrides.
+def load(recipe: str, overrides: Overrides = ()) -> Config:
+    """Read a shipped recipe by name or a TOML file by path, with other values for some keys.
+
+    Another model.name inherits no other key of [model], as in a recipe that extends one.
 
     Raises:
         ValueError: unknown recipe, key or type; the message names it.
     """
-    values = recipe_files.read(recipe)
-    for override in overrides:
-        _apply(values, override)
-    return validate(values, recipe)
+    return validate(recipe_files.merged(recipe_files.read(recipe), _sections(overrides)), recipe)
 
 
-def changed(recipe: Config, overrides: Sequence[str], source: str) -> Config:
-    """A recipe with other values of some keys; `source` names it in what `validate` raises."""
-    values = recipe.model_dump(mode="json")
-    for override in overrides:
-        _apply(values, override)
-    return validate(values, source)
+def changed(recipe: Config, overrides: Overrides, source: str) -> Config:
+    """A recipe with other values for some keys; `source` names it in what `validate` raises."""
+    return validate(recipe_files.merged(recipe.model_dump(mode="json"), _sections(overrides)), source)
+
+
+def check(key: str, value: Any) -> None:
+    """Check the value of one key by itself.
+
+    Raises:
+        ValueError: it is none; one sentence that begins with the key.
+    """
+    values = _sections({key: value})
+    if key.startswith("model.") and key != "model.name":
+        values["model"]["name"] = next(iter(all_keys()[key].fields))
+    try:
+        Config.model_validate(_tuples(values))
+    except ValidationError as error:
+        raise ValueError(f"{key}: {_expected(error)}") from error
 
 
 def validate(values: dict[str, Any], source: str) -> Config:
@@ -63,6 +68,21 @@ def validate(values: dict[str, Any], source: str) -> Config:
         raise ValueError(f"{source}: {_sentence(error)}") from error
 
 
+def assignment(text: str) -> tuple[str, Any]:
+    """Key and value of "train.steps=300"; a value that is no TOML is a bare word, as in "train.device=cpu".
+
+    Raises:
+        ValueError: there is no key.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"expected KEY=VALUE, for example train.steps=300; got {text!r}")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
 def dump(config: Config) -> str:
     """The resolved recipe as TOML; `load` of it gives the same run. The paper's row is the unchanged recipe's alone."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude={"paper"}))
@@ -74,25 +94,24 @@ def differences(first: Config, second: Config) -> list[str]:
     return [key for key in {**left, **right} if left.get(key) != right.get(key)]
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ValueError(f"--set takes key=value, for example train.steps=300; got {override!r}")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):  # how Python keeps bytes that it cannot read
-        raise ValueError(
-            f"--set {override}: not UTF-8, as recipes are; rename the folder or file, or name a link to it"
-        )
-    try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word: --set train.device=cpu needs no quotes
-    section = values
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise ValueError(f"--set {key}: {parent} is a value, not a section")  # noqa: TRY004 - the user's input
-    section[leaf] = value
+def _sections(overrides: Overrides) -> dict[str, Any]:
+    """The overrides as a recipe's file has them. Surrogates are how Python keeps bytes of a name that are no text."""
+    given = overrides if isinstance(overrides, Mapping) else dict(map(assignment, overrides))
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        section = values
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ValueError(f"{key}: {parent} is a value, not a section")  # noqa: TRY004 - the user's input
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+                raise ValueError(
+                    f"{key}: {text} is not UTF-8, as recipes are; rename the folder or file, or name a link to it"
+                )
+        section[leaf] = value
+    return values
 
 
 def _tuples(value: Any) -> Any:
@@ -112,30 +131,23 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    place, value = [str(part) for part in first["loc"]], first["input"]
-    example = Config()
-    if first["type"] == "architecture":
-        place, value = ["model", "name"], architecture_of(value)
-    elif place[0] == "model" and len(place) > 1:  # pydantic names the architecture as if it were a section
-        example = Config(model=MODELS[place.pop(1)]())
+    place = [str(part) for part in first["loc"]]
+    known = all_keys()
+    if place[0] == "model" and len(place) > 1:  # pydantic names the architecture as if it were a section
+        architecture = place.pop(1)
+        known = {name: key for name, key in known.items() if architecture in key.fields or key.section != "model"}
     key = ".".join(place)
     if key in RENAMED:
         return f"{key} is called {RENAMED[key]} now"
-    if new := RENAMED_VALUES.get((key, str(value))):
-        return f"{key}={value} is called {key}={new} now"
+    if new := RENAMED_VALUES.get(key, {}).get(str(first["input"])):
+        return f"{key}={first['input']} is called {key}={new} now"
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggest_key(key, example)}"
+        return f"unknown key {key}{suggest_key(key, [*Config.model_fields, *known])}"
+    return f"{'model.name' if first['type'] == 'architecture' else key}: {_expected(error)}"
+
+
+def _expected(error: ValidationError) -> str:
+    first = error.errors()[0]
+    value = architecture_of(first["input"]) if first["type"] == "architecture" else first["input"]
     expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
-    return f"{key}: {expected}, got {value!r}"
-
-
-def _suggest_key(key: str, example: Config) -> str:
-    """The nearest name of the same section, the same name in another one, or else what the section has."""
-    known = dict.fromkeys((*Config.model_fields, *(name for name, _ in _leaves(example.model_dump()))))
-    section, dot, word = key.rpartition(".")
-    siblings = [name.removeprefix(section + dot) for name in known if name.rpartition(".")[0] == section]
-    if close := difflib.get_close_matches(word, siblings, n=1):
-        return f" (did you mean {section}{dot}{close[0]}?)"
-    namesakes = [name for name in known if name.rpartition(".")[2] == word]
-    namesakes += [new for old, new in RENAMED.items() if old.rpartition(".")[2] == word]
-    return suggest(key, namesakes, cutoff=0) or f"; the keys of {section or 'a recipe'} are {', '.join(siblings)}"
+    return f"{expected}, got {value!r}"

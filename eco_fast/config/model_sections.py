@@ -31,7 +31,7 @@ class EdsrModel(ModelSection):
     """EDSR; EDSR-baseline by default."""
 
     name: Literal["edsr"] = "edsr"
-    """Architecture: edsr."""
+    """Architecture."""
     features: Positive = 64
     """Channels of the body."""
     blocks: Positive = 16
@@ -44,7 +44,7 @@ class RcanModel(ModelSection):
     """RCAN; the published one by default."""
 
     name: Literal["rcan"] = "rcan"
-    """Architecture: rcan."""
+    """Architecture."""
     features: Positive = 64
     """Channels of the body."""
     groups: Positive = 10
@@ -59,7 +59,7 @@ class SwinirModel(ModelSection):
     """SwinIR; the classical SwinIR-M by default."""
 
     name: Literal["swinir"] = "swinir"
-    """Architecture: swinir."""
+    """Architecture."""
     features: Positive = 180
     """Channels of the body."""
     depths: tuple[Positive, ...] = (6,) * 6
@@ -87,7 +87,7 @@ class RrdbModel(ModelSection):
     """RRDB, ESRGAN's generator; the published one by default."""
 
     name: Literal["rrdb"] = "rrdb"
-    """Architecture: rrdb."""
+    """Architecture."""
     features: Positive = 64
     """Channels of the body."""
     blocks: Positive = 23

@@ -38,7 +38,7 @@ def read(recipe: str) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{children[-1]}: extends {parent}: {error}") from error
         children.append(parent)
-        values = _merged({key: value for key, value in inherited.items() if key not in OWN}, values)
+        values = merged({key: value for key, value in inherited.items() if key not in OWN}, values)
     return values
 
 
@@ -80,8 +80,8 @@ def _identity(recipe: str) -> str:
     return str(Path(recipe).resolve()) if recipe.endswith(".toml") else recipe
 
 
-def _merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """One recipe's values over another's, key by key."""
+def merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """One recipe's values over another's, key by key; of another architecture's [model] nothing is left."""
     values = {**inherited, **own}
     for name in inherited.keys() & own.keys():
         before, after = inherited[name], own[name]

@@ -79,7 +79,7 @@ def without_small(source: Source, scale: int, patch: int, *, skip: bool) -> Sour
         first = source.entries[small[0]]
         raise ValueError(
             f"{first.name} is {first.width}x{first.height} pixels, smaller than an HR patch of {side}x{side} "
-            f"({len(small)} such images); remove it, lower data.patch, or --set data.on_small_image=skip"
+            f"({len(small)} such images); remove it, lower data.patch, or add --data.on_small_image skip"
         )
     if len(small) == count:
         raise ValueError(f"all {count} images are smaller than an HR patch of {side}x{side}")

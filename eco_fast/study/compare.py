@@ -150,7 +150,7 @@ class ScoredSets:
         if not data.validation:
             raise ValueError(
                 "a comparison needs validation images to select the best checkpoints: "
-                """for example --set data.validation='["Kodak24"]'"""
+                "for example --data.validation Kodak24"
             )
         self.base = base
         self.validation = read_images(data.validation, scale)

@@ -100,7 +100,7 @@ def _recipe(base: Config, name: str, overrides: Sequence[str]) -> Config:
         if key.split(".")[0] not in FREE or key in COMMON:
             raise ValueError(
                 f"variant {name!r} changes {key}, which all variants share; "
-                "change it for all of them with --set, or make two comparisons"
+                f"change it for all of them with --{key}, or make two comparisons"
             )
     return recipe if recipe.needs_centroids else recipe.model_copy(update={"teacher": base.teacher})
 

@@ -1,7 +1,7 @@
 """The training loop: one network, one objective, one run folder, on one or many devices.
 
     eco-fast train                                                   the quick start
-    eco-fast train edsr_baseline_x2_eco --set data.train='["DIV2K_train_HR"]'
+    eco-fast train edsr_baseline_x2_eco --data.train DIV2K_train_HR
     eco-fast train --run runs/quickstart --resume
     torchrun --nproc-per-node 8 -m -- eco_fast train edsr_x2_eco --run runs/edsr
 
@@ -168,6 +168,6 @@ def explain_compiler() -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if "error:" in line.lower()), lines[0] if lines else type(error).__name__)
         raise ValueError(
-            f"torch.compile failed ({reason[:300]}); --set train.compile=false trains without it, slower, to the same "
+            f"torch.compile failed ({reason[:300]}); --train.compile false trains without it, slower, to the same "
             "result up to rounding"
         ) from error

@@ -280,10 +280,10 @@ def check_scored(data: Data, objective: Objective, train: Train) -> None:
     Raises:
         ValueError: there are images to score it on, or a baseline to compare it with; names all that is to be changed.
     """
-    changes = [f"data.{key}=[]" for key in ("validation", "monitor", "test") if getattr(data, key)]
-    changes += ["train.baseline=false"] * train.baseline
+    changes = [f"--data.{key}" for key in ("validation", "monitor", "test") if getattr(data, key)]
+    changes += ["--train.baseline false"] * train.baseline
     if objective.name == "residual" and changes:
         raise ValueError(
             "objective.name=residual trains a network to make residuals, which have no PSNR; "
-            f"--set {' --set '.join(changes)}, and look at them with `eco-fast analyze noise`"
+            f"add {' '.join(changes)}, and look at them with `eco-fast analyze noise`"
         )

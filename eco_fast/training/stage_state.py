@@ -26,7 +26,7 @@ def state_of_store(data: Data, folder: Path) -> str:
     if data.source == "files":
         return f"not needed: {state_of_images(data.train)}, decoded at every step"
     if not data.train and not data.store:
-        return """data.train is missing: name your HR images, for example --set data.train='["DIV2K_HR"]'"""
+        return "data.train is missing: name your HR images, for example --data.train DIV2K_HR"
     try:
         stored = f"{len(Store(where))} images in {where}"
     except ValueError as error:

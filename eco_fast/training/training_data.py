@@ -75,7 +75,7 @@ def open_store(data: Data, folder: Path) -> Store:
     """
     where = store_folder(data, folder)
     if not data.train and not data.store:
-        raise ValueError("""data.train is empty: name your HR images, for example --set data.train='["DIV2K_HR"]'""")
+        raise ValueError("data.train is empty: name your HR images, for example --data.train DIV2K_HR")
     prepared = None
     if data.train and distributed.is_main_process():
         try:

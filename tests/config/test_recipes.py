@@ -254,7 +254,7 @@ def test_extensions_that_cannot_work(said: str, here: Path, capsys: pytest.Captu
 
 
 def test_a_missing_start_is_refused_before_any_work(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "edsr_x3_eco", "--set", 'data.train=["builtin:train"]']) == 2
+    assert cli.main(["train", "edsr_x3_eco", "--data.train", "builtin:train"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("eco-fast: runs/edsr_x2_eco/checkpoints/last.safetensors: there is no such checkpoint")
     assert not any(here.iterdir())

@@ -160,7 +160,7 @@ def test_stages_before_during_and_after_a_run(here: Path, capsys: pytest.Capture
     assert after["teacher"] == "finished, at step 2"
     assert after["train"] == after["baseline"] == "finished, at step 4"
     assert said(capsys, *run)["train"].startswith("finished, at step 4; refused: run: already holds a run; continue")
-    other = said(capsys, *run, "--resume", "--set", "train.batch_size=3")
+    other = said(capsys, *run, "--resume", "--train.batch_size", "3")
     assert other["train"].startswith("finished, at step 4; refused: run: holds a run with another train.batch_size")
     assert said(capsys, "--run", "run", "--resume") == after
     assert tree(here) == files
@@ -179,27 +179,25 @@ def test_stages_before_during_and_after_a_run(here: Path, capsys: pytest.Capture
 
 
 def test_what_is_missing_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gone = [
-        'data.train=["gone"]', 'data.validation=["gone"]', "teacher.checkpoint=gone.pt", "model.start_from=x2.pt",
-    ]  # fmt: skip
-    lines = said(capsys, "tiny.toml", *(word for one in gone for word in ("--set", one)))
+    gone = "--data.train gone --data.validation gone --teacher.checkpoint gone.pt --model.start_from x2.pt"
+    lines = said(capsys, "tiny.toml", *gone.split())
     assert lines["prepare"] == "gone: there is no such file or folder into runs/tiny/store"
     assert lines["validate"] == "gone: there is no such file or folder"
     assert lines["teacher"] == "gone.pt is missing"
     assert lines["train"] == "4 steps from x2.pt, which is missing"
     save_network(here / "x2.pt", EDSR(2, 8, 1))
-    assert said(capsys, "tiny.toml", "--set", "model.start_from=x2.pt")["train"] == "4 steps from x2.pt"
-    assert said(capsys, "tiny.toml", "--set", "data.train=[]", "--set", "data.store=s")["prepare"].startswith("s: not ")
-    files = said(capsys, "tiny.toml", "--set", "data.source=files", "--set", "data.centroids=hr")
+    assert said(capsys, "tiny.toml", "--model.start_from", "x2.pt")["train"] == "4 steps from x2.pt"
+    assert said(capsys, "tiny.toml", "--data.train", "--data.store", "s")["prepare"].startswith("s: not ")
+    files = said(capsys, "tiny.toml", "--data.source", "files", "--data.centroids", "hr")
     assert files["prepare"] == "not needed: 3 images of hr, decoded at every step"
     assert files["centroids"] == "not needed: 3 images of hr"
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for override, expected in (
-        ("train.step=3", "unknown key train.step"),
-        ("train.device=cuda:99", "cuda:99 is asked"),
-        ("objective.name=residual", "residuals, which have no PSNR"),
+    for option, expected in (
+        ("--train.step 3", "unknown option --train.step"),
+        ("--train.device cuda:99", "cuda:99 is asked"),
+        ("--objective.name residual", "residuals, which have no PSNR"),
     ):
-        assert cli.main(["train", str(here / "tiny.toml"), "--dry-run", "--set", override]) == 2
+        assert cli.main(["train", str(here / "tiny.toml"), "--dry-run", *option.split()]) == 2
         assert expected in capsys.readouterr().err

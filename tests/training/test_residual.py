@@ -136,9 +136,9 @@ def test_the_input_is_the_real_lr_at_every_step(hr: list[Pixels], sr: list[Pixel
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"data__validation": ["x"]}, "--set data.validation=[]"),
-        ({"data__monitor": ["x"]}, "--set data.monitor=[]"),
-        ({"data__test": ["x"], "train__baseline": True}, "--set data.test=[] --set train.baseline=false"),
+        ({"data__validation": ["x"]}, "add --data.validation"),
+        ({"data__monitor": ["x"]}, "add --data.monitor"),
+        ({"data__test": ["x"], "train__baseline": True}, "add --data.test --train.baseline false"),
     ],
 )
 def test_what_would_score_residuals_is_refused(

@@ -166,7 +166,7 @@ def test_a_real_signal_during_training(
     signals: tuple[signal.Signals, ...], code: int, kept: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The step that is under way is finished and kept; whoever cannot wait for it asks twice."""
-    given = [*COMMANDS["train"], "--set", "train.steps=8"]
+    given = [*COMMANDS["train"], "--train.steps", "8"]
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING.replace("COUNT", str(len(signals))), *given],
         stdout=subprocess.PIPE,

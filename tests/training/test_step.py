@@ -312,7 +312,7 @@ def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def train(*settings: str, run: str = "run", resume: bool = False) -> int:
-    given = [word for setting in settings for word in ("--set", setting)]
+    given = [f"--{setting}" for setting in settings]
     return main(["train", "tiny.toml", "--run", run, *given, *(["--resume"] if resume else [])])
 
 

@@ -179,9 +179,9 @@ def assert_same_training(run: Path, reference: Path) -> None:
 def test_parts_of_a_batch_add_up_to_it(work: Path) -> None:
     for size in (1, 3):  # 7 in 3 parts is 2, 2 and 3
         run = f"parts-of-{size}"
-        assert main(["train", "recipe.toml", "--run", run, "--set", f"train.micro_batch={size}"]) == 0
+        assert main(["train", "recipe.toml", "--run", run, "--train.micro_batch", str(size)]) == 0
         assert_same_training(work / run, work / "one")
-    assert main(["train", "recipe.toml", "--run", "seed", "--set", "seed=1"]) == 0
+    assert main(["train", "recipe.toml", "--run", "seed", "--seed", "1"]) == 0
     with pytest.raises(AssertionError):
         assert_same_training(work / "seed", work / "one")
 
@@ -190,7 +190,7 @@ def test_parts_of_a_batch_add_up_to_it(work: Path) -> None:
 def test_ranks_train_the_same_network(work: Path, world: int) -> None:
     """Seven samples over the ranks: their shares differ."""
     run = work / f"world-{world}"
-    for code, said, complaint in launch(work, world, ["--run", run.name, "--set", "train.micro_batch=2"]):
+    for code, said, complaint in launch(work, world, ["--run", run.name, "--train.micro_batch", "2"]):
         assert (code, complaint) == (0, "")
         assert ("step 50/50" in said) == bool(said)  # one of them speaks
     assert_same_training(run, work / "one")
@@ -215,7 +215,7 @@ def test_the_rank_that_stops_the_others_is_named(
 ) -> None:
     """And what two ranks have left, one goes on with: it sees the same batches."""
     run = work / fault
-    setting = ["--set", "train.timeout=8"] if fault == "stalled" else []
+    setting = ["--train.timeout", "8"] if fault == "stalled" else []
     (failed, _, complaint), (other, _, reason) = launch(work, 2, ["--run", run.name, *setting], fault)
     assert (failed, words in complaint) == (code, True), complaint
     assert other != 0
@@ -271,8 +271,16 @@ def test_sigterm_stops_all_ranks_after_the_same_step(work: Path, capsys: pytest.
 def test_ranks_share_the_centroids(work: Path) -> None:
     """Each makes its part of the images, and the store is the one that a single process makes."""
     (work / "teacher.safetensors").write_bytes((work / "one/checkpoints/last.safetensors").read_bytes())
-    keys = ("objective.name=eco", "teacher.checkpoint=teacher.safetensors", "train.steps=4", "train.log_every=4")
-    settings = [word for key in keys for word in ("--set", key)]
+    settings = [
+        "--objective.name",
+        "eco",
+        "--teacher.checkpoint",
+        "teacher.safetensors",
+        "--train.steps",
+        "4",
+        "--train.log_every",
+        "4",
+    ]
     assert main(["train", "recipe.toml", "--run", "eco-1", *settings]) == 0
     assert [code for code, _, _ in launch(work, 2, ["--run", "eco-2", *settings])] == [0, 0]
     stores = [contents(work / run / "store") for run in ("eco-1", "eco-2")]

@@ -51,7 +51,7 @@ def noise(folder: Path, sources: Sequence[str], out: Path) -> None:
     if run.objective != "residual":
         raise ValueError(
             f"{folder}: expected a network that predicts residuals, but its objective is {run.objective}; "
-            "train one with --set objective.name=residual"
+            "train one with --objective.name residual"
         )
     network, _ = run.network("last")
     rows = []

@@ -65,7 +65,7 @@ class Run:
         if not names:
             raise ValueError(
                 f"{self.checkpoints}: expected checkpoints step-NUMBER.safetensors, found none; "
-                "train the run with --set train.keep_checkpoints=N, N above 1"
+                "train the run with --train.keep_checkpoints N, N above 1"
             )
         return [0, *sorted(int(name.removeprefix("step-")) for name in names)]
 

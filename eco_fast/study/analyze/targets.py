@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from eco_fast import config as recipes
-from eco_fast.config import Config
+from eco_fast.config import Config, Overrides
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.resize import downsample_image
 from eco_fast.evaluation.metrics import LUMA, psnr
@@ -29,9 +29,7 @@ from eco_fast.utils.table_io import write_csv
 FloatImage = npt.NDArray[np.float64]
 
 
-def targets(
-    source: str, sources: Sequence[str], alphas: Sequence[float], out: Path, overrides: Sequence[str] = ()
-) -> None:
+def targets(source: str, sources: Sequence[str], alphas: Sequence[float], out: Path, overrides: Overrides = ()) -> None:
     """Write the targets of some images.
 
     Args:
@@ -39,7 +37,7 @@ def targets(
         sources: folders or files; empty: the first of the recipe's test, validation or training images.
         alphas: weights of the real pair, 0..1.
         out: folder of the results.
-        overrides: `key=value` changes of a recipe.
+        overrides: other values for keys of a recipe.
 
     Raises:
         ValueError: a bad alpha, run, recipe or image; names it.
@@ -60,7 +58,7 @@ def targets(
     print(f"images and numbers: {out}")
 
 
-def opened(source: str, sources: Sequence[str], overrides: Sequence[str]) -> tuple[Config, Iterator[Example]]:
+def opened(source: str, sources: Sequence[str], overrides: Overrides) -> tuple[Config, Iterator[Example]]:
     """The recipe, and the images with their centroids; the arguments are those of `targets`.
 
     Raises:
@@ -68,13 +66,13 @@ def opened(source: str, sources: Sequence[str], overrides: Sequence[str]) -> tup
     """
     if Path(source).is_dir():
         if overrides:
-            raise ValueError(f"{source}: is a run, whose recipe cannot be changed; --set goes with a recipe")
+            raise ValueError(f"{source}: is a run, whose recipe cannot be changed; name a recipe to change its keys")
         run = open_run(Path(source))
         return run.config, examples(run.config, run.teacher, sources, "targets", run.hr)
     config = recipes.load(source, overrides)
     if config.teacher.checkpoint == "self":
         raise ValueError(
-            f"{source}: its teacher is not trained yet; --set teacher.checkpoint=FILE, or name a run folder"
+            f"{source}: its teacher is not trained yet; add --teacher.checkpoint FILE, or name a run folder"
         )
     return config, examples(config, Path(config.teacher.checkpoint), sources, "targets")
 

@@ -166,14 +166,14 @@ def test_a_recipe_with_its_teacher_shows_the_targets_of_a_run_to_be(
 ) -> None:
     teacher = run / "teacher" / "checkpoints" / "last.safetensors"
     recipe, fur = "edsr_baseline_x2_eco", str(images / "new" / "fur.png")
-    overrides = ["--set", f"teacher.checkpoint={teacher}", "--set", "train.device=cpu"]
+    overrides = ["--teacher.checkpoint", str(teacher), "--train.device", "cpu"]
     for name, arguments in (("run", [str(run), fur]), ("recipe", [recipe, fur, *overrides])):
         assert main(["analyze", "targets", *arguments, "--out", str(tmp_path / name), "--alphas", "0"]) == 0
     assert (tmp_path / "run" / "targets.csv").read_text() == (tmp_path / "recipe" / "targets.csv").read_text()
     for arguments, message in (
         ([recipe, *overrides], "the recipe names no test or validation images; name images after it"),
-        ([recipe, fur], "edsr_baseline_x2_eco: its teacher is not trained yet; --set teacher.checkpoint=FILE"),
-        ([str(run), "--set", "scale=3"], "is a run, whose recipe cannot be changed"),
+        ([recipe, fur], "edsr_baseline_x2_eco: its teacher is not trained yet; add --teacher.checkpoint FILE"),
+        ([str(run), "--scale", "3"], "is a run, whose recipe cannot be changed"),
     ):
         assert main(["analyze", "targets", *arguments, "--out", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
