@@ -1,6 +1,8 @@
 """What several test modules share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -13,7 +15,7 @@ from torch import Tensor
 from eco_fast.cli.main import main
 from eco_fast.config import Config
 from eco_fast.data.images import Pixels
-from eco_fast.data.loader import PlainLoader
+from eco_fast.data.loader import Loader, PlainLoader
 from eco_fast.data.resize import to_tensor, upsample
 from eco_fast.data.sources import ImageEntry, ImageSource
 from eco_fast.data.store import Store
@@ -22,6 +24,8 @@ from eco_fast.evaluation.metrics import Scores, read_scores, score
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import load_network_of_scale
 
+HANGS = 1800.0
+"""Seconds after which something hangs: no test depends on how fast the machine is."""
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 """Operators that need a value of the device on the host."""
 
@@ -48,6 +52,25 @@ def fields_of(value: Any) -> Mapping[str, Any]:
     if hasattr(value, "_asdict"):
         return dict(value._asdict())
     return vars(value) if hasattr(value, "__dataclass_fields__") else {}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look again and again whether something has happened."""
+    limit = time.monotonic() + HANGS
+    while not condition():
+        assert time.monotonic() < limit, "it hangs"
+        time.sleep(0.001)
+
+
+def idle(loader: Loader[Any]) -> bool:
+    """Whether the loader's thread waits for room in its queue: until a batch is taken it reads no image."""
+    assert loader._thread is not None
+    assert loader._thread.ident is not None
+    if not loader._ready.full():  # asked first: a batch taken just now lets the thread go on from where it waits
+        return False
+    frame = sys._current_frames()[loader._thread.ident]
+    assert frame.f_back is not None
+    return (frame.f_code.co_name, frame.f_back.f_code.co_name) == ("wait", "put")
 
 
 def leaves(value: Any) -> Iterator[Any]:

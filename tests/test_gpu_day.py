@@ -12,6 +12,7 @@ from bench.gpu_day.day import Day, Section
 from bench.gpu_day.page import UNKNOWN, page
 from bench.gpu_day.plan import OPS, RECIPES, STEPS
 from bench.gpu_day.suites import read_report
+from tests.helpers import HANGS
 
 PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
 FACTS = {"date": "2030-01-01", "gpu": "NVIDIA H100 80GB HBM3", "driver": "1", "torch": "2", "commit": "c0ffee"}
@@ -83,15 +84,15 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_no_gpu")
 def test_a_section_that_raises_leaves_the_others_their_turn(tmp_path: Path) -> None:
-    day = Day(tmp_path, time.monotonic() + 100, rehearse=False)
+    day = Day(tmp_path, time.monotonic() + 10_000, rehearse=False)
 
     def fail(day: Day) -> None:
         day.add("steps", ms=1.0)
         raise RuntimeError("no such kernel")
 
-    day.run(Section("bad", 10, fail))
-    day.run(Section("good", 10, lambda day: day.check("half", 0.5, 0, 1)))
-    day.run(Section("long", 300, lambda _: pytest.fail("there is no time for it")))
+    day.run(Section("bad", 1000, fail))
+    day.run(Section("good", 1000, lambda day: day.check("half", 0.5, 0, 1)))
+    day.run(Section("long", 30_000, lambda _: pytest.fail("there is no time for it")))
     saved = json.loads((tmp_path / "gpu_day.json").read_text(encoding="utf-8"))
     assert saved["steps"] == [{"ms": 1.0}]
     assert "no such kernel" in saved["errors"]["bad"]
@@ -103,8 +104,8 @@ def test_a_section_that_raises_leaves_the_others_their_turn(tmp_path: Path) -> N
 @pytest.mark.usefixtures("_no_gpu")
 def test_a_section_is_given_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_day, "OVERTIME", 0.01)
-    day = Day(tmp_path, time.monotonic() + 100, rehearse=False)
-    day.run(Section("endless", 1, lambda _: time.sleep(60)))
+    day = Day(tmp_path, time.monotonic() + 10_000, rehearse=False)
+    day.run(Section("endless", 1, lambda _: time.sleep(HANGS)))
     assert "TimeoutError" in day.results["errors"]["endless"]
 
 

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.folders import find_images
 from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.store import Store
-from tests.helpers import assert_equal_fields, dali_loader, plain_loader, write_store
+from tests.helpers import assert_equal_fields, dali_loader, idle, plain_loader, wait_until, write_store
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install 'eco-fast[dali]'")
 
@@ -249,23 +248,19 @@ def test_leaving_ends_all_threads(
     ):
         next(one)
         assert threads() > before
-        began = time.perf_counter()
         if failure:
             raise failure
-    assert time.perf_counter() - began < 2
-    while threads() > before and time.perf_counter() - began < 2:
-        time.sleep(0.01)
-    assert threads() <= before
+    assert next(one._steps) < 1000, "it has gone on"
+    wait_until(lambda: threads() <= before)  # the system needs a moment to forget a thread that has ended
 
 
 def test_an_interrupted_program_ends(tmp_path: Path) -> None:
     program = """
         import os
         import signal
-        import time
         import numpy as np
         from eco_fast.config import Config, Data, Objective
-        from tests.helpers import dali_loader
+        from tests.helpers import dali_loader, wait_until
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts in the background ignores it
         config = Config(data=Data(patch=8), objective=Objective(name="vanilla"))
@@ -276,10 +271,8 @@ def test_an_interrupted_program_ends(tmp_path: Path) -> None:
                     if batch.step == 20:
                         print("running", flush=True)
         finally:
-            began = time.perf_counter()
-            while (more := len(os.listdir("/proc/self/task")) - before) and time.perf_counter() - began < 2:
-                time.sleep(0.01)  # the system needs a moment to forget a thread that has ended
-            print(more, "threads more", flush=True)
+            wait_until(lambda: len(os.listdir("/proc/self/task")) == before)
+            print("all threads have ended", flush=True)
     """
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'kernels'}"}
@@ -289,11 +282,9 @@ def test_an_interrupted_program_ends(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
-        began = time.perf_counter()
         process.send_signal(signal.SIGINT)
-        assert process.stdout.readline() == "0 threads more\n"
-        assert time.perf_counter() - began < 2
-        _, said = process.communicate(timeout=30)  # Python itself takes its time on a busy machine
+        assert process.stdout.readline() == "all threads have ended\n"
+        _, said = process.communicate()
     assert "KeyboardInterrupt" in said
     assert process.returncode not in (0, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT)
 
@@ -328,9 +319,8 @@ def test_a_stored_image_that_breaks_is_named(
     config = recipe(objective=Objective(name="vanilla"), steps=1000, prefetch=prefetch)
     with loader(config, store, None) as one:
         next(one)
-        while prefetch and not one._ready.full():
-            time.sleep(0.001)
-        time.sleep(0.2)  # the thread has its next batch in hand: a file cut short under its reading would be a SIGBUS
+        if prefetch:
+            wait_until(lambda: idle(one))  # a file cut short under its reading would be a SIGBUS
         if remove:
             broken.unlink()
         else:

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from contextlib import suppress
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.loader import PlainLoader
 from eco_fast.data.sampler import CropPlan, Sampler
 from eco_fast.objective import alpha_at, blend_weights_at
-from tests.helpers import assert_equal_fields, oriented, plain_loader
+from tests.helpers import HANGS, assert_equal_fields, idle, oriented, plain_loader, wait_until
 
 SURELY = 1e-3  # the stream is fixed, so a p-value above this once is above it always
 SIZES = [(60, 80), (72, 76), (64, 72)]
@@ -250,7 +249,7 @@ def test_each_batch_is_blended_by_the_schedule_at_its_step(name: str, prefetch: 
         for batch in loader:
             samples = batch.samples
             if prefetch and batch.step == 5:
-                time.sleep(0.05)  # the thread runs ahead
+                wait_until(lambda: idle(loader))  # it has run ahead
             of_input, of_target = schedule(name, batch.step, 40)
             assert loader.planner.weights(batch.step) == blend_weights_at(objective, batch.step, 40)
             assert samples.input_alpha.shape == samples.target_alpha.shape == ()
@@ -363,15 +362,8 @@ def assert_asking_again_raises(loader: PlainLoader, kind: type[Exception]) -> No
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(timeout=60)
+    asking.join(HANGS)
     assert [type(error) for error in raised] == [kind]
-
-
-def wait_until_full(loader: PlainLoader) -> None:
-    deadline = time.perf_counter() + 10
-    while not loader._ready.full():
-        assert time.perf_counter() < deadline
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 3])
@@ -381,13 +373,10 @@ def test_leaving_ends_the_thread_at_once(pictures: list[Pixels], consumed: int, 
     with suppress(KeyboardInterrupt), plain_loader(config, pictures, None) as loader:
         for _ in range(consumed):
             next(loader)
-        wait_until_full(loader)
-        assert loader._thread is not None
-        assert loader._thread.is_alive()
-        began = time.perf_counter()
+        wait_until(lambda: idle(loader))
         if fails:
             raise KeyboardInterrupt
-    assert time.perf_counter() - began < 1
+    assert next(loader._steps) == consumed + 2 + 1, "it has gone on"
     assert loader._thread is not None
     assert not loader._thread.is_alive()
 
@@ -396,10 +385,9 @@ def test_the_thread_stays_within_prefetch(pictures: list[Pixels]) -> None:
     config = recipe(Objective(name="vanilla"), prefetch=3, steps=1000)
     with plain_loader(config, pictures, None) as loader:
         next(loader)
-        wait_until_full(loader)
-        time.sleep(0.05)
+        wait_until(lambda: idle(loader))
         made = next(loader._steps)
-    assert made <= 1 + 3 + 1  # one taken, three waiting, one in the thread's hands
+    assert made == 1 + 3 + 1  # one taken, three waiting, one in the thread's hands
 
 
 def test_without_prefetch_there_is_no_thread(pictures: list[Pixels]) -> None:

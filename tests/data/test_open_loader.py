@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from eco_fast.config import Config, Data, EdsrModel, Objective, Train
 from eco_fast.data.batch import BatchPlanner
 from eco_fast.data.images import Pixels
+from eco_fast.data.loader import Loader
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.store import Store
 from eco_fast.training.checkpoints import Checkpoints
@@ -23,6 +23,7 @@ from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils import device
+from tests.helpers import idle, wait_until
 
 LACKING = pytest.mark.usefixtures("without_dali")
 
@@ -194,14 +195,20 @@ def test_an_image_that_breaks_stops_the_run_and_spares_the_checkpoint(
     tmp_path: Path, hr: Path, source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, config, folder = Checkpoints.save, recipe(hr, source=source, steps=2000), tmp_path / "run"
+    enter, entered = Loader.__enter__, []
+
+    def enter_and_tell(loader: Loader[Any]) -> Loader[Any]:
+        entered.append(loader)
+        return enter(loader)
 
     def save_and_break(made: Checkpoints, network: Any, step: int, state: dict[str, Any], *, best: bool) -> None:
         save(made, network, step, state, best=best)
         if step == 4:
             made.wait()
-            time.sleep(0.2)  # the loader's thread has its next batches in hand: it must not be reading just now
+            wait_until(lambda: idle(entered[-1]))  # a file cut short under its reading would be a SIGBUS
             os.truncate(max(folder.glob("store/packs/*")) if source == "store" else hr / "1.png", 1000)
 
+    monkeypatch.setattr(Loader, "__enter__", enter_and_tell)
     monkeypatch.setattr(Checkpoints, "save", save_and_break)
     with pytest.raises(ValueError, match=r"\.pack|1\.png"):
         run_recipe(config, folder)

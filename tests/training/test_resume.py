@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -341,6 +340,26 @@ def last_step(run: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
+KILLED_ON_THE_WAY = """
+import os, signal
+from eco_fast.cli.main import main
+from eco_fast.training import loop
+
+moment = int(os.environ.get("MOMENT", "-1"))
+
+class Step(loop.TrainStep):
+    def __call__(self, batch):
+        if batch.step == moment:
+            print(f"step {moment} begins", flush=True)  # now it is killed, soon
+        if moment >= 0 and batch.step == moment + 40:
+            signal.pause()  # but not before the end, however slow whoever kills it is
+        return super().__call__(batch)
+
+loop.TrainStep = Step
+raise SystemExit(main())
+"""
+
+
 def test_the_command_killed_at_a_random_moment_resumes_to_the_same_bits(pictures: Path, tmp_path: Path) -> None:
     """The real process, compiled, with the loader's thread, and SIGKILL."""
     save_network(tmp_path / "teacher.safetensors", EDSR(2, 4, 1))
@@ -358,22 +377,23 @@ def test_the_command_killed_at_a_random_moment_resumes_to_the_same_bits(pictures
         train__compile=True,
     )
     (tmp_path / "recipe.toml").write_text(config.dump(made))
-    command = [sys.executable, "-c", "from eco_fast.cli.main import main; raise SystemExit(main())"]
-    command += ["train", str(tmp_path / "recipe.toml")]
+    command = [sys.executable, "-c", KILLED_ON_THE_WAY, "train", str(tmp_path / "recipe.toml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    moment = int(np.random.default_rng().integers(30, 250))
+    moment = int(np.random.default_rng().integers(60, 250))  # the second checkpoint waits for the first
     runs = {name: tmp_path / name for name in ("unbroken", "broken")}
     # one after the other: what the first compiles, the others find in the compiler's cache
     subprocess.run([*command, "--run", str(runs["unbroken"])], env=environment, stdout=subprocess.DEVNULL, check=True)
     with subprocess.Popen(
-        [*command, "--run", str(runs["broken"])], env=environment, stdout=subprocess.DEVNULL
+        [*command, "--run", str(runs["broken"])],
+        env={**environment, "MOMENT": str(moment)},
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
-        try:
-            while process.poll() is None and last_step(runs["broken"]) < moment:
-                time.sleep(0.001)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL, "the run had ended before the kill"
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != f"step {moment} begins\n":
+            assert line, "the run has ended before the kill"
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     saved = torch.load(runs["broken"] / "checkpoints" / "last.state.pt", weights_only=True)["step"]
     print(f"killed after step {last_step(runs['broken'])} of 400, with a checkpoint of step {saved}")
     assert 25 <= saved < 400

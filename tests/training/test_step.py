@@ -453,9 +453,7 @@ def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
         tune_malloc("cpu")
         print(freed, megabytes_left_after(200), *(megabytes_left_after(200) for _ in range(9)))
     """
-    made = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, timeout=100
-    )
+    made = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     freed, kept, *more = map(float, made.stdout.split())
     assert freed < 20
     assert kept > 180

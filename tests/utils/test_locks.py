@@ -15,6 +15,7 @@ import pytest
 
 from eco_fast.utils import locks
 from eco_fast.utils.locks import Holder, TakenError, file_lock
+from tests.helpers import HANGS
 
 HOLD = """
 import errno, fcntl, sys
@@ -133,6 +134,7 @@ def test_a_process_on_another_machine_lives_as_long_as_it_renews_its_file(
         pass  # no sign of life for years
     planted(path, host="node7", kernel="another")
     os.utime(path)
+    monkeypatch.setattr(locks, "SILENCE", HANGS)  # on a slow machine, too, the next sign comes in time
     looks = iter(range(100))
 
     def another_beat(_: float) -> None:
@@ -160,7 +162,7 @@ def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path) -> None:
         "import os, sys, time\nfrom pathlib import Path\nfrom eco_fast.utils.locks import file_lock\n"
         "lock = file_lock(Path(sys.argv[1])); lock.__enter__()\n"
         "if child := os.fork():\n    print(child, flush=True)\n    os.kill(os.getpid(), 9)\n"
-        "os.close(1); time.sleep(600)"
+        f"os.close(1); time.sleep({HANGS})"
     )
     answer = subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=-1, text=True, check=False)
     try:
