@@ -50,7 +50,7 @@ from eco_fast.training.telemetry import Telemetry
 from eco_fast.utils.device import pick_device
 from tests.helpers import write_store
 
-ROUNDS = {"edsr_baseline_x2_eco": (7, 1), "quickstart": (13, 12)}  # rounds, and steps in each
+ROUNDS = {"edsr_baseline_x2_eco": (7, 1, 16), "quickstart": (13, 12, 8)}  # rounds, steps in each, batch
 SETTLE = 1.5  # seconds in which the DataLoader's workers fill their queue, so that they do not disturb what comes next
 
 
@@ -166,8 +166,8 @@ def seconds_apart(times: int, device: str) -> float:
 def test_step(benchmark: BenchmarkFixture, name: str, images: Path, tmp_path: Path) -> None:
     """All ways in turn."""
     device = pick_device("auto")
-    recipe = config.load(name)
-    rounds, steps = ROUNDS[name]
+    rounds, steps, batch_size = ROUNDS[name]
+    recipe = config.load(name, ["train.compile=true", f"train.batch_size={batch_size}"])
     dtype = choose_precision(recipe.train, device).dtype or torch.float32
     samples, side = (512, 8192) if device.startswith("cuda") else (16, 2048)  # enough to fill the device
     peaks = {"convolution": convolution(samples, device, dtype), "matmul": matmul(side, device, dtype)}

@@ -67,7 +67,7 @@ def main(name: str, count: int) -> None:
     print(f"saved activations {saved / 1e6:.0f} MB, together {computed / 1e6:.0f} MB; ", end="")
     print(f"measured peak {peak / 1e6:.0f} MB, {peak / computed - 1:+.1%}", flush=True)
 
-    small = config.load("quickstart", ["train.steps=100000"])
+    small = config.load("quickstart", ["train.steps=100000", "train.batch_size=8", "train.compile=true"])
     batch = a_batch(small)
     step, _ = build_step(small)
     for index in range(2000):
