@@ -27,7 +27,6 @@ import torch
 from eco_fast.data.images import Pixels
 from eco_fast.data.packs import pack_file
 from eco_fast.data.store_table import Entries
-from eco_fast.utils.files import file_stamp
 from eco_fast.utils.locks import file_lock
 
 FORMAT = 2
@@ -46,12 +45,10 @@ class Pack:
     path: Path
     size: int
     """In bytes, as the manifest has it."""
-    trusted: bool
-    """Whether it is as it was written, as its size and modification time tell; else its images are hashed."""
     memory: torch.Tensor | None = field(default=None, repr=False)
 
-    def read(self, offset: int, height: int, width: int) -> Pixels:
-        """An image, after a check that the file is still whole.
+    def read(self, offset: int, height: int, width: int, *, whole: bool) -> Pixels:
+        """An image, after a check that the file has its size; `whole`: all of its pixels are read next.
 
         Memory beyond the end of a mapped file kills the process (SIGBUS), with no word about the file. So does still
         a file that is cut short in the microseconds between this check and the reading.
@@ -64,7 +61,7 @@ class Pack:
             raise ValueError(f"{self.path}: the pack has {size} bytes, it had {self.size} when it was written")
         if self.memory is None:
             self.memory = self._map()
-        if 3 * height * width <= SMALL_BYTES:
+        if whole or 3 * height * width <= SMALL_BYTES:
             _will_need(self.memory, offset, 3 * height * width)
         pixels: Pixels = self.memory[offset : offset + 3 * height * width].numpy().reshape(height, width, 3)
         pixels.flags.writeable = False
@@ -84,11 +81,16 @@ class Pack:
 
 
 class StoredImages(Sequence[Pixels]):
-    """The images of a store, uint8 [H, W, 3] each; taking one checks that its pack is still whole."""
+    """The images of a store, uint8 [H, W, 3] each.
+
+    Taking one checks that its pack has its size, and the first time that its pixels have their hash: bits that rot on a
+    disk change no time.
+    """
 
     def __init__(self, entries: Entries, packs: Mapping[int, Pack]) -> None:
         self._entries, self._packs = entries, packs
         self._columns = [entries.column(name) for name in ("pack", "offset", "height", "width")]
+        self._hashes = entries.column("sha256")
         self._proven = np.zeros(len(entries), dtype=bool)
 
     def __len__(self) -> int:
@@ -102,17 +104,19 @@ class StoredImages(Sequence[Pixels]):
         """One image, or several.
 
         Raises:
-            ValueError: its pack has been cut short, removed or changed; names it.
+            ValueError: its pack has been cut short or removed, or its pixels are not those that were written.
         """
         if isinstance(index, slice):
             return [self[place] for place in range(len(self))[index]]
         number, offset, height, width = (int(column[index]) for column in self._columns)
-        pack = self._packs[number]
-        pixels = pack.read(offset, height, width)
-        if not pack.trusted and not self._proven[index]:
-            entry = self._entries[index]
-            if hashlib.sha256(pixels.data).hexdigest() != entry.sha256:
-                raise ValueError(f"{pack.path}: the stored {entry.name} is damaged; run the command that made it again")
+        pack, proven = self._packs[number], self._proven[index]
+        pixels = pack.read(offset, height, width, whole=not proven)
+        if not proven:
+            if hashlib.sha256(pixels.data).digest() != self._hashes[index].tobytes():
+                with contextlib.suppress(OSError):  # of another time, it is hashed by whoever writes the store next
+                    os.utime(pack.path)
+                name = self._entries[index].name
+                raise ValueError(f"{pack.path}: the stored {name} is damaged; run the command that made it again")
             self._proven[index] = True
         return pixels
 
@@ -234,14 +238,13 @@ def _will_need(memory: torch.Tensor, offset: int, size: int) -> None:
 def _open_pack(folder: Path, pack: Mapping[str, Any]) -> Pack:
     path = folder / pack_file(pack["number"])
     try:
-        stamp = file_stamp(path)
+        size = path.stat().st_size
     except OSError as error:
         raise ValueError(
             f"{path}: a pack of the store is missing ({error.strerror}); run the command that made it again"
         ) from error
-    size = int(stamp.split()[0])
     if size != pack["size"]:
         raise ValueError(
             f"{path}: a pack of the store has {size} bytes, expected {pack['size']}; run the command that made it again"
         )
-    return Pack(path, size, trusted=stamp == pack["written"])
+    return Pack(path, size)

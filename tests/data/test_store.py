@@ -278,20 +278,35 @@ def test_a_copied_store_is_hashed_once(pictures: Path, tmp_path: Path, monkeypat
     assert first >= again + len(NAMES)
 
 
-def test_damage_that_keeps_size_and_time_is_found_by_verify_alone(
-    pictures: Path, tmp_path: Path, decoded: list[str]
+@pytest.mark.parametrize("found_by", ["reading", "--verify"])
+def test_bits_that_rot_change_no_time_and_are_found_all_the_same(
+    pictures: Path, tmp_path: Path, decoded: list[str], found_by: str
 ) -> None:
-    made = prepare([str(pictures)], tmp_path / "store")
-    file = tmp_path / "store" / made.entries[1].file
-    status = file.stat()
-    flip(file, made.entries[1].offset)
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    store = tmp_path / "store"
+    entry = prepare([str(pictures)], store).entries[1]
+    status = (store / entry.file).stat()
+    flip(store / entry.file, entry.offset)
+    os.utime(store / entry.file, ns=(status.st_atime_ns, status.st_mtime_ns))
     decoded.clear()
-    prepare([str(pictures)], tmp_path / "store")
+    opened = prepare([str(pictures)], store)
     assert decoded == []
-    prepare([str(pictures)], tmp_path / "store", verify=True)
+    if found_by == "reading":
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"{entry.file}: the stored set/b\.png is damaged; run the command"):
+                opened.read(1)
+    prepare([str(pictures)], store, verify=found_by == "--verify")
     assert decoded == ["b.png"]
-    check(tmp_path / "store", pictures)
+    check(store, pictures)
+
+
+def test_an_image_is_hashed_when_it_is_read_first(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = prepare([str(pictures)], tmp_path / "store").images
+    begun = count_hashes(monkeypatch)
+    for _ in range(3):
+        assert images[2].shape[2] == 3
+    assert len(begun) == 1
 
 
 def flip(file: Path, offset: int) -> None:

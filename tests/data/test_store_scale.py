@@ -1,6 +1,7 @@
 """Stores of many images, of many processes, and with a wrong bit: counted, compared byte by byte, and refused."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -65,6 +66,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Writer(folder, {"kind": "hr"}) as writer:
         writer.plan([Wanted(name=f"set/{index}.png", size=48, origin="0" * 64) for index in range(MANY)])
         writer.rows["height"] = writer.rows["width"] = 4
+        digests = b"".join(hashlib.sha256(bytes([value] * 48)).digest() for value in range(251))
+        writer.rows["sha256"] = np.frombuffer(digests, np.uint8).reshape(251, 32)[np.arange(MANY) % 251]
         np.repeat(np.arange(MANY) % 251, 48).astype(np.uint8).tofile(folder / packs.pack_file(0))
         writer.finish()
     return folder
