@@ -119,7 +119,8 @@ def _truncated(content: bytes, rng: random.Random) -> bytes:
     return content[: rng.randrange(1, len(content))]
 
 
-DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+Damage = Callable[[bytes, random.Random], bytes]
+DAMAGES: dict[str, Damage] = {
     "zeros": _zeros,
     "noise": _noise,
     "flip a bit": _bit,

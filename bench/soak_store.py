@@ -1,6 +1,6 @@
-"""Stores under stress: `prepare` killed at random ends in the bytes of one left alone; wrong bits are found.
+"""`prepare` killed at random ends in the bytes of one left alone.
 
-python -m bench.soak_store [KILLS] [FLIPS]
+python -m bench.soak_store [KILLS]
 """
 
 import collections
@@ -19,7 +19,6 @@ from PIL import Image
 
 from eco_fast.data.folders import builtin_images
 from eco_fast.data.images import read_image
-from eco_fast.data.store import MANIFEST, Store
 
 IMAGES, SIDE = 400, 200
 
@@ -76,41 +75,7 @@ def kill(folder: Path, kills: int) -> None:
     print(f"{kills} stores of {IMAGES} images equal one left alone, byte for byte: {dict(counts)}")
 
 
-def flip(store: Path, flips: int) -> None:
-    """Turn single bits of a store over, and read all of it."""
-    opened = Store(store)
-    entries, images = list(opened.entries), [np.array(image) for image in opened.images]
-    paths = [store / MANIFEST, *store.glob("*.table"), *store.glob("packs/*")]
-    moments, counts = random.Random(1), collections.Counter[str]()  # noqa: S311 - no secret
-    for number in range(flips):
-        path = paths[number % len(paths)]
-        bit = moments.randrange(8 * path.stat().st_size)
-        turn(path, bit)
-        try:
-            again = Store(store)
-            pixels = [np.array(image) for image in again.images]
-        except ValueError as error:
-            counts[f"{path.suffix} found" if str(store) in str(error) else f"{path.suffix} not named"] += 1
-        else:
-            same = list(again.entries) == entries and all(map(np.array_equal, pixels, images))
-            counts[f"{path.suffix} harmless" if same else f"{path.suffix} NOT FOUND"] += 1
-        turn(path, bit)
-    print(f"{flips} wrong bits: {dict(counts)}")
-
-
-def turn(path: Path, bit: int) -> None:
-    """Turn one bit over."""
-    with path.open("rb+") as file:
-        file.seek(bit // 8)
-        (byte,) = file.read(1)
-        file.seek(bit // 8)
-        file.write(bytes([byte ^ 1 << bit % 8]))
-        file.flush()
-        os.fsync(file.fileno())
-
-
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         draw(Path(name) / "set")
         kill(Path(name), int(sys.argv[1]) if len(sys.argv) > 1 else 20)
-        flip(Path(name) / "whole", int(sys.argv[2]) if len(sys.argv) > 2 else 1000)
