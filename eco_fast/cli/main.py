@@ -23,6 +23,10 @@ from eco_fast.cli.study_commands import add_studies
 
 BAD_INPUT = 2
 TIMEOUT = 3600  # seconds that ranks wait for each other
+COMPLETION = (
+    'bash: put eval "$(eco-fast completion bash)" into ~/.bashrc; zsh: write it to _eco-fast in a folder of $fpath; '
+    "fish: write it to eco-fast.fish in ~/.config/fish/completions"
+)
 SOURCE_AND_OUT = (
     option("source", "SRC", "image or folder", type=Path),
     option("out", "OUT", "PNG file or folder", type=Path),
@@ -77,6 +81,19 @@ def parser() -> Parser:
     add_studies(commands)
     commands.add("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes", _recipes)
     _add_tools(commands)
+    commands.add(
+        "completion",
+        "Print the script that lets a shell complete commands, options, choices and recipes.",
+        "eco-fast completion fish > ~/.config/fish/completions/eco-fast.fish",
+        _completion,
+        option("shell", None, COMPLETION, choices=("bash", "zsh", "fish")),
+    )
+    commands.add(
+        "schema",
+        "Print the JSON schema of recipes, by which editors complete and check them.",
+        "eco-fast schema > recipe.schema.json",
+        _schema,
+    )
     return top
 
 
@@ -165,6 +182,18 @@ def _recipes(_: argparse.Namespace) -> None:
     from eco_fast.study.recipe_list import show_recipes
 
     show_recipes()
+
+
+def _completion(args: argparse.Namespace) -> None:
+    from eco_fast.cli.completion import completion_script
+
+    print(completion_script(parser(), args.shell))
+
+
+def _schema(_: argparse.Namespace) -> None:
+    from eco_fast.config.editor_schema import schema_text
+
+    print(schema_text(), end="")
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -5,6 +5,10 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
+SHARE = r"\d+(\.\d+)?%"
+INTERVAL = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^{SHARE}$"}]}
+"""What an interval can be, as JSON schema."""
+
 
 def share_of_time(interval: int | str) -> float | None:
     """The share that an interval such as "2%" stands for, 0.02; None for a number of steps."""
@@ -14,7 +18,7 @@ def share_of_time(interval: int | str) -> float | None:
 def check_interval(value: Any) -> Any:
     """Refuse what is neither a number of steps nor a share of the time, as pydantic's validators do."""
     if isinstance(value, str):
-        good = re.fullmatch(r"\d+(\.\d+)?%", value) is not None and 0 < (share_of_time(value) or 0) <= 1
+        good = re.fullmatch(SHARE, value) is not None and 0 < (share_of_time(value) or 0) <= 1
     else:
         good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not good:

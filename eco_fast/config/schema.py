@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from eco_fast.config.intervals import check_interval
+from eco_fast.config.intervals import INTERVAL, check_interval
 from eco_fast.config.model_sections import EdsrModel, Model, Positive, Section
 
 Scale = Literal[2, 3, 4, 8]
@@ -124,7 +124,7 @@ class Train(Section):
     """Decay of the weights' running average, which is then what is scored and kept for use; 0 means none."""
     log_every: Positive = 100
     """Steps between progress lines and rows of metrics.jsonl."""
-    validate_every: Annotated[int | str, BeforeValidator(check_interval)] = 1000
+    validate_every: Annotated[int | str, BeforeValidator(check_interval), WithJsonSchema(INTERVAL)] = 1000
     """Steps between validations; or a share of the run's time that they may take, such as "2%": then at those reports
     where it is not exceeded. A run validates at its end in any case."""
     checkpoint_every: Positive = 1000
