@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    {"cli"},
+    {"cli", "eco_fast"},
     {"study"},
     {"training"},
     {"evaluation"},
@@ -22,9 +22,9 @@ FLOORS = (
     {"data"},
     {"models", "objective"},
     {"config", "utils"},
-    {"kernels", "eco_fast"},
+    {"kernels"},
 )
-"""From the top down: a package imports from lower floors alone. "eco_fast" is its __init__.py, with the version."""
+"""From the top down: a package imports from lower floors alone. "eco_fast" is its __init__.py, the interface."""
 MOST_NAMES, MOST_LINES, MOST_LINES_OF_FUNCTION = 10, 300, 60
 ONE_THING = {
     "REGISTERS": "each module of fused kernels has its own",

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.kernels import NETWORKS
 from eco_fast.evaluation.metrics import score
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.inference.whole_images import largest_tile, whole_images
 from eco_fast.models import Network, build
 
@@ -47,7 +47,7 @@ def _all_ways(day: Day, name: str, network: Network, lr: Tensor) -> None:
 
         def run(tile: str = tile, precision: str = precision) -> Tensor:
             with whole_images(tf32=precision == "tf32"), torch.autocast("cuda", torch.bfloat16, precision == "bf16"):
-                return super_resolve(network, lr, tile=largest if tile == "largest" else int(tile))
+                return upscale_tiled(network, lr, tile=largest if tile == "largest" else int(tile))
 
         sr = run()
         exact = sr if exact is None else exact
@@ -65,7 +65,7 @@ def _sizes(day: Day, network: Network) -> None:
             with whole_images():
                 torch.backends.cudnn.benchmark = search
                 for image in images:
-                    super_resolve(network, image)
+                    upscale_tiled(network, image)
 
         day.add("images", what="five sizes", cudnn_benchmark=search, seconds=_seconds(run, warm=False))
 

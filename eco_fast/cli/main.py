@@ -245,7 +245,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             results = evaluate.evaluate_images(args.sr, args.hr, args.scale)
             facts = {"sr": args.sr, "hr": args.hr}
         else:
-            results = evaluate.evaluate_checkpoint(
+            results = evaluate.evaluate(
                 args.checkpoint,
                 args.data,
                 args.scale,

@@ -1,7 +1,7 @@
 """Typed recipes."""
 
 from eco_fast.config.loading import Overrides, assignment, changed, check, differences, dump, load, validate
-from eco_fast.config.model_sections import EdsrModel, Model, RcanModel, RrdbModel, SwinirModel
+from eco_fast.config.model_sections import EdsrModel, Model, OwnModel, RcanModel, RrdbModel, SwinirModel
 from eco_fast.config.schema import (
     Config,
     Data,
@@ -22,6 +22,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Overrides",
+    "OwnModel",
     "Paper",
     "RcanModel",
     "RrdbModel",

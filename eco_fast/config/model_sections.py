@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Positive = Annotated[int, Field(ge=1)]
+Value = bool | int | float | str
+OWN = "module:Class"  # what stands for any network of one's own
 
 
 class Section(BaseModel):
@@ -98,24 +100,36 @@ class RrdbModel(ModelSection):
     """Take squares of 2x2 pixels as channels, and upscale once more: BasicSR's form of x2."""
 
 
-MODELS: dict[str, type[EdsrModel | RcanModel | SwinirModel | RrdbModel]] = {
+class OwnModel(ModelSection):
+    """A network of your own: a class that extends `eco_fast.Network`, in a module that can be imported."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] = "module:Class"
+    """Where the class is: "module:Class"."""
+    arguments: dict[str, Value | tuple[Value, ...]] = {}
+    """Its keyword arguments, beside the scale: numbers, strings, booleans, and arrays of them."""
+
+
+MODELS: dict[str, type[EdsrModel | RcanModel | SwinirModel | RrdbModel | OwnModel]] = {
     "edsr": EdsrModel,
     "rcan": RcanModel,
     "swinir": SwinirModel,
     "rrdb": RrdbModel,
+    OWN: OwnModel,
 }
 
 
 def architecture_of(model: Any) -> str:
     """The name of the architecture that a [model] section, raw or typed, is for."""
-    return str(model.get("name", "edsr") if isinstance(model, dict) else getattr(model, "name", model))
+    name = str(model.get("name", "edsr") if isinstance(model, dict) else getattr(model, "name", model))
+    return OWN if ":" in name else name
 
 
 Model = Annotated[
     Annotated[EdsrModel, Tag("edsr")]
     | Annotated[RcanModel, Tag("rcan")]
     | Annotated[SwinirModel, Tag("swinir")]
-    | Annotated[RrdbModel, Tag("rrdb")],
+    | Annotated[RrdbModel, Tag("rrdb")]
+    | Annotated[OwnModel, Tag(OWN)],
     Discriminator(
         architecture_of,
         custom_error_type="architecture",

@@ -1,4 +1,4 @@
-"""`eco-fast evaluate`: PSNR and SSIM of a checkpoint over HR folders, or of images that exist."""
+"""`eco-fast evaluate`: PSNR and SSIM of a network over HR folders, or of images that exist."""
 
 import math
 import re
@@ -18,22 +18,31 @@ from eco_fast.data.output_paths import name_outputs
 from eco_fast.data.resize import read_cropped, to_pixels, to_tensor
 from eco_fast.evaluation.metrics import Scores, average, read_scores, score
 from eco_fast.evaluation.scoring import gather, image_pair, mean_score
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.inference.whole_images import largest_tile, ready, whole_images
-from eco_fast.models import load_network_of_scale
+from eco_fast.models import Network, load_network
 from eco_fast.utils import distributed
-from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import write_json
 from eco_fast.utils.table_io import Table
 
-Results = dict[str, dict[str, Scores]]
-"""Scores by set and image."""
+
+class SetScores(dict[str, Scores]):
+    """The scores of a set's images, by name."""
+
+    @property
+    def mean(self) -> Scores:
+        """Each score's mean over the images."""
+        return average(list(self.values()))
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    sets: Sequence[str],
-    scale: Scale,
+Results = dict[str, SetScores]
+"""By the set as it was named."""
+
+
+def evaluate(
+    network: Network | str | Path,
+    folders: str | Path | Sequence[str | Path],
+    scale: int | None = None,
     *,
     rounding: Rounding = "uint8",
     noise_sigma: float = 0.0,
@@ -41,25 +50,35 @@ def evaluate_checkpoint(
     tile: int | None = None,
     device: str = "auto",
 ) -> Results:
-    """Score a checkpoint on HR folders, in true float32.
+    """Score a network on HR folders, whose LR images are made on the fly, in true float32.
+
+    Under torchrun all ranks call it, and share the images.
 
     Args:
-        checkpoint: the network.
-        sets: one folder (or "builtin:..." set) each.
-        scale: must be the network's.
-        rounding: MATLAB's convention of the LR images.
+        network: or the checkpoint of one.
+        folders: a folder or "builtin:..." set, or several, each a set of its own.
+        scale: must be the network's; None: it is.
+        rounding: MATLAB's convention of the LR images: "uint8" or "im2double".
         noise_sigma: standard deviation of the noise on them, in grey levels; the scores are means over its draws.
         save_images: where to write the SR images, as SET/NAME.png, see `name_outputs`; with noise, those of the first
             draw.
         tile: LR pixels a side of a tile; None: as many as a GPU's memory takes, the network's own on a CPU.
-        device: "auto", "cpu", "cuda", ...
+        device: where a checkpoint's network goes: "auto", "cpu", "cuda", ...; a network stays where it is.
+
+    Returns:
+        By the folder's name as given, the `SetScores` of its images, which have a `mean`. PSNR is in dB.
 
     Raises:
         ValueError: a bad checkpoint, scale, folder or image; names it.
     """
-    where = pick_device(device)
-    network = ready(load_network_of_scale(checkpoint, scale).to(where))
-    found = {source: find_images([source]) for source in sets}
+    sets = [folders] if isinstance(folders, str | Path) else folders
+    named = "" if isinstance(network, Network) else f"{network}: "
+    network = ready(network if isinstance(network, Network) else load_network(network, device))
+    where = next(network.parameters()).device
+    if scale not in (None, network.scale):
+        raise ValueError(f"{named}a network for x{network.scale}, but x{scale} is asked for")
+    scale = network.scale
+    found = {str(source): find_images([str(source)]) for source in sets}
     wanted = {str(path): Path(name).with_suffix(".png") for one in found.values() for name, path in one.items()}
     files = name_outputs(wanted)
     results: Results = {}
@@ -69,12 +88,12 @@ def evaluate_checkpoint(
             scores = {}
             for name, path in track(distributed.shard(images.items()), description=f"evaluate {escape(source)}"):
                 pair = image_pair(read_cropped(path, scale), scale, rounding, noise_sigma=noise_sigma, device=where)
-                upscaled = [super_resolve(network, lr, tile=tile) for lr in pair.lr]
+                upscaled = [upscale_tiled(network, lr, tile=tile) for lr in pair.lr]
                 if save_images is not None:
                     write_png(save_images / files[str(path)], to_pixels(upscaled[0]))
                 with prefix_errors(path):
                     scores[name] = mean_score(upscaled, pair.hr, scale)
-            results[source] = gather(read_scores(scores))
+            results[source] = SetScores(gather(read_scores(scores)))
     return results
 
 
@@ -102,7 +121,7 @@ def evaluate_images(sr_folder: str, hr_folder: str, scale: Scale) -> Results:
         sr, hr = (to_tensor(read_cropped(path, scale)) for path in (sr_path, hr_path))
         with prefix_errors(sr_path):
             scores[stem] = score(sr, hr, scale)
-    return {sr_folder: read_scores(scores)}
+    return {sr_folder: SetScores(read_scores(scores))}
 
 
 def show(results: Results, noise_sigma: float = 0.0) -> None:
@@ -112,7 +131,7 @@ def show(results: Results, noise_sigma: float = 0.0) -> None:
     for source, scores in results.items():
         for name, one in scores.items():
             rows.append([source, name.partition("/")[2] or name, *_cells(one)])
-        rows.append([source, "mean", *_cells(average(list(scores.values())))])
+        rows.append([source, "mean", *_cells(scores.mean)])
     Table(title, ("set", "image", "PSNR-Y (dB)", "SSIM-Y", "PSNR-RGB (dB)", "SSIM-RGB"), rows).show()
 
 
@@ -120,7 +139,7 @@ def write_results(path: Path, results: Results, **facts: Any) -> None:
     """Write JSON: facts, and per set the mean and every image. A PSNR of null means identical images."""
     sets = {
         source: {
-            "mean": json_safe(average(list(scores.values()))),
+            "mean": json_safe(scores.mean),
             "images": {name: json_safe(one) for name, one in scores.items()},
         }
         for source, scores in results.items()

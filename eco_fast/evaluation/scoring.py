@@ -13,7 +13,7 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.noise import NOISE_DRAWS, noisy_images
 from eco_fast.data.resize import modcrop, to_tensor, upsample
 from eco_fast.evaluation.metrics import Scores, read_scores, score
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network
 from eco_fast.utils import distributed
@@ -79,7 +79,7 @@ def score_network(
     """
     with arithmetic or whole_images():
         tile = largest_tile(ready(network))
-        return _score_all(pairs, lambda lr: super_resolve(network, lr, tile=tile), network.scale, rgb=rgb)
+        return _score_all(pairs, lambda lr: upscale_tiled(network, lr, tile=tile), network.scale, rgb=rgb)
 
 
 def score_bicubic(

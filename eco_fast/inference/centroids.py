@@ -13,7 +13,7 @@ from eco_fast.data.resize import modcrop, to_pixels, to_tensor
 from eco_fast.data.store import Store, locked
 from eco_fast.data.store_writer import Wanted, Writer
 from eco_fast.inference.consistency import MAX_INCONSISTENCY, inconsistency
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network, compile_for_images
 from eco_fast.utils import distributed
@@ -74,7 +74,7 @@ def make_centroids(
             for index in track(distributed.shard(missing), "centroids"):
                 with prefix_errors(store.entries[index].name):
                     (lr,) = imresize(to_tensor(modcrop(store.images[index], scale), device)[None], scale, rounding)
-                writer.add(index, to_pixels(super_resolve(teacher, lr, tile=tile, self_ensemble=self_ensemble)))
+                writer.add(index, to_pixels(upscale_tiled(teacher, lr, tile=tile, self_ensemble=self_ensemble)))
             writer.sync()
             for added, rows in distributed.all_gather((writer.added, writer.rows[writer.added])):
                 writer.rows[added] = rows

@@ -4,7 +4,7 @@ from eco_fast_kernels import Rounding, imresize
 
 from eco_fast.data.images import Pixels
 from eco_fast.data.resize import modcrop, to_tensor
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.models import Network
 
 CENTRE_SIDE = 64  # LR pixels a side of the part that is looked at
@@ -26,5 +26,5 @@ def inconsistency(network: Network, hr: Pixels, rounding: Rounding) -> float:
     middle = modcrop(hr[top : top + side, left : left + side], network.scale)
     device = next(network.parameters()).device
     lr = imresize(to_tensor(middle, device)[None], network.scale, rounding)
-    again = imresize(super_resolve(network, lr[0])[None], network.scale, rounding)
+    again = imresize(upscale_tiled(network, lr[0])[None], network.scale, rounding)
     return (again.double() - lr.double()).abs().mean().item()

@@ -34,7 +34,7 @@ class Axis:
         return slice((self.first - self.halo_first) * scale, (self.last - self.halo_first) * scale)
 
 
-def super_resolve(network: Network, lr: Tensor, *, tile: int | None = None, self_ensemble: bool = False) -> Tensor:
+def upscale_tiled(network: Network, lr: Tensor, *, tile: int | None = None, self_ensemble: bool = False) -> Tensor:
     """Upscale uint8 [h, w, 3] to uint8 [scale*h, scale*w, 3], rounded to the nearest grey level.
 
     Nothing waits for the device.
@@ -53,7 +53,7 @@ def super_resolve(network: Network, lr: Tensor, *, tile: int | None = None, self
 def output_of(network: Network, lr: Tensor) -> Tensor:
     """What the network makes of uint8 [h, w, 3], neither rounded nor clamped: float32 [scale*h, scale*w, 3].
 
-    It is in grey levels, as images are. The arguments are those of `super_resolve`.
+    It is in grey levels, as images are. The arguments are those of `upscale_tiled`.
     """
     return _tiled(network, lr, network.tile, torch.float32, lambda images: _run(network, images) * 255)
 

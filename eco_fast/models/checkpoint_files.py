@@ -14,10 +14,12 @@ from torch import Tensor
 
 from eco_fast.models.architectures import ARCHITECTURES
 from eco_fast.models.network import Network
+from eco_fast.models.own import own_network
 from eco_fast.models.spandrel_net import Foreign, installed
 from eco_fast.models.state_dict_keys import canonical_keys
 from eco_fast.models.wrappers import plain_state
 from eco_fast.utils.content_hash import content_hash
+from eco_fast.utils.device import pick_device
 from eco_fast.utils.files import write_atomically
 
 NUMPY_MAKERS = [(name, getattr(np._core.multiarray, name)) for name in ("scalar", "_reconstruct")]  # type: ignore[attr-defined]  # noqa: SLF001
@@ -50,28 +52,46 @@ def description(network: Network, **facts: str | int) -> dict[str, str]:
     return {METADATA: json.dumps(values)}  # one key: safetensors writes several in random order
 
 
-def load_network(path: Path) -> Network:
+def load_network(checkpoint: str | Path, device: str = "auto") -> Network:
     """Load a checkpoint: our safetensors, or a .pt/.pth file with the authors' keys or BasicSR's, in any usual wrapper.
 
-    Or, where spandrel is installed, of any network that it knows.
+    Or, where spandrel is installed, of any network that it knows. No code in a file is run; what our own file may name
+    is the class of a network of one's own, see `own_network`.
+
+    Args:
+        checkpoint: the file.
+        device: "auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1".
 
     Returns:
-        The network in evaluation mode, frozen, on the CPU.
+        The network in evaluation mode, frozen: an nn.Module from float [N, 3, h, w], 0..1, to
+        [N, 3, scale*h, scale*w], about 0..1. It knows its `scale`.
 
     Raises:
-        ValueError: the file is missing, damaged or of a network that eco-fast does not know.
+        ValueError: the file is missing, damaged or of a network that eco-fast does not know; or no such device.
     """
+    where, path = pick_device(device), Path(checkpoint)
     state, metadata = read_state(path)
     facts = json.loads(metadata.get(METADATA, "{}"))
-    known = (architecture.from_state_dict(state, facts) for architecture in ARCHITECTURES)
-    network = next((one for one in known if one is not None), None)
+    network = _network_of(path, state, facts)
     if network is None:
-        return _load_foreign(path, state)
-    _check_mean_shift(path, state, network)
-    state = _without_recomputed(state, network)
-    _match(path, state, network)
-    network.load_state_dict(state, strict=False)
-    return network.eval().requires_grad_(requires_grad=False)
+        network = _load_foreign(path, state)
+    else:
+        _check_mean_shift(path, state, network)
+        state = _without_recomputed(state, network)
+        _match(path, state, network)
+        network.load_state_dict(state, strict=False)
+    return network.eval().requires_grad_(requires_grad=False).to(where)
+
+
+def _network_of(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Network | None:
+    """A network of the checkpoint's architecture and sizes, where eco-fast trains it."""
+    if ":" in facts.get("architecture", ""):
+        try:
+            return own_network(facts["architecture"], facts["scale"], facts["arguments"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    known = (architecture.from_state_dict(state, facts) for architecture in ARCHITECTURES)
+    return next((one for one in known if one is not None), None)
 
 
 def _load_foreign(path: Path, state: dict[str, Tensor]) -> Network:
@@ -88,8 +108,8 @@ def _load_foreign(path: Path, state: dict[str, Tensor]) -> Network:
 
 
 def load_network_of_scale(path: Path, scale: int) -> Network:
-    """`load_network`, refusing a network of another scale."""
-    network = load_network(path)
+    """`load_network` on the CPU, refusing a network of another scale."""
+    network = load_network(path, "cpu")
     if network.scale != scale:
         raise ValueError(f"{path}: a network for x{network.scale}, but x{scale} is asked for")
     return network
@@ -126,7 +146,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: the file is missing, damaged, of another kind, or holds a weight that is not a finite number.
     """
     content, metadata = _content(path)
-    state = canonical_keys(plain_state(path, content))
+    # A file of ours has the network's own names, which may look like a wrapper's: all below `self.net`, say.
+    state = content if METADATA in metadata else canonical_keys(plain_state(path, content))
     for key, value in state.items():
         if value.is_floating_point() and not key.endswith("mask") and not torch.isfinite(value).all():
             raise ValueError(
@@ -183,7 +204,7 @@ def _hash(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
 
 
 def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
-    own, name = _without_recomputed(network.state_dict(), network), network.architecture.upper()
+    own, name = _without_recomputed(network.state_dict(), network), _title(network)
     wrong = [f"not a complete {name} checkpoint, {key} is missing" for key in own if key not in state]
     wrong += [f"more than {name} weights, {key} is unknown" for key in state if key not in own]
     wrong += [
@@ -193,6 +214,11 @@ def _match(path: Path, state: Mapping[str, Tensor], network: Network) -> None:
     ]
     if wrong:
         raise ValueError(f"{path}: {wrong[0]}")
+
+
+def _title(network: Network) -> str:
+    """Its architecture in a sentence: EDSR, or module:Class."""
+    return network.architecture if ":" in network.architecture else network.architecture.upper()
 
 
 def _without_recomputed(state: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
@@ -206,6 +232,4 @@ def _check_mean_shift(path: Path, state: Mapping[str, Tensor], network: Network)
             continue
         weight = state.get(name)
         if weight is None or weight.shape != (3, 3, 1, 1) or not torch.equal(weight[:, :, 0, 0].float(), torch.eye(3)):
-            raise ValueError(
-                f"{path}: {name} is not {network.architecture.upper()}'s identity; the file is of another network"
-            )
+            raise ValueError(f"{path}: {name} is not {_title(network)}'s identity; the file is of another network")

@@ -15,6 +15,9 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 class Network(nn.Module, ABC):
     """A super-resolution network: float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1.
 
+    One of your own extends it with `__init__(self, scale, ...)`, `forward` and `halo`; the rest has defaults. A recipe
+    names it: `model.name = "module:Class"`, with keyword arguments in `model.arguments`.
+
     Where its configuration asks for stochastic depth, training hands it `drop_path_uniforms` as a second argument.
 
     Args:
@@ -22,10 +25,10 @@ class Network(nn.Module, ABC):
         hyperparameters: the other arguments that build it again, as JSON has them.
     """
 
-    architecture: ClassVar[str]
+    architecture: str
     """Its name in recipes and checkpoints."""
-    scale_dependent_keys: ClassVar[tuple[str, ...]]
-    """How the keys of those weights begin that depend on the scale."""
+    scale_dependent_keys: ClassVar[tuple[str, ...]] = ()
+    """How the keys of those weights begin that depend on the scale: `model.start_from` may leave them fresh."""
     recomputed_buffers: ClassVar[tuple[str, ...]] = ()
     """How the keys of those buffers end that the sizes decide: a file may lack them, or have others."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
@@ -50,14 +53,16 @@ class Network(nn.Module, ABC):
         """What an output pixel can see beyond its own place, in LR pixels, or as much of it as matters."""
 
     @classmethod
-    @abstractmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
+    def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003
         """A network of the sizes that a checkpoint's keys tell, or None if they are not of this architecture.
+
+        A network of your own needs none: its checkpoints name its class.
 
         Args:
             state: the checkpoint, with this architecture's keys.
             facts: what our own checkpoints say of themselves; empty for anybody else's.
         """
+        return None
 
 
 class RepeatedBlock(nn.Module, ABC):

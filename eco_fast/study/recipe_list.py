@@ -1,7 +1,7 @@
 """`eco-fast recipes`: the shipped recipes, with the rows of the paper that they stand for."""
 
 from eco_fast import config
-from eco_fast.config import Score
+from eco_fast.config import OwnModel, Score
 from eco_fast.config.recipe_files import recipe_names
 from eco_fast.utils.table_io import Table
 
@@ -15,6 +15,7 @@ def show_recipes() -> None:
     for name in recipe_names():
         recipe = config.load(name)
         model, optimizer, train, paper = recipe.model, recipe.optimizer, recipe.train, recipe.paper
+        assert not isinstance(model, OwnModel), "shipped recipes have shipped networks"
         cells = [
             name,
             f"{model.name}-{model.features} x{recipe.scale}",

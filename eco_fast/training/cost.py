@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from eco_fast.config import Config
 from eco_fast.data.batch import Samples
-from eco_fast.models import build
+from eco_fast.models import Network, build
 from eco_fast.objective import BlendWeights, blend_weights_at
 from eco_fast.training.precision import Precision
 from eco_fast.training.profiling import saved_bytes, training_flops
@@ -42,9 +42,8 @@ class Cost:
 
 
 def estimate(config: Config, device: str, precision: Precision) -> Cost:
-    """The cost of a recipe on each device."""
-    with torch.device("meta"):
-        network = build(config.model, config.scale)
+    """The cost of a recipe on each device; raises as `network_without_memory`."""
+    network = network_without_memory(config)
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     samples = -(-config.train.batch_size // distributed.world_size())
     at_once = max(part.stop - part.start for part in split(samples, config.train.micro_batch or samples))
@@ -58,6 +57,24 @@ def estimate(config: Config, device: str, precision: Precision) -> Cost:
         activations=activation_bytes(loss, halfway, config.model.drop_path_branches, device, at_once),
         copies=4 + (config.train.ema_decay > 0),
     )
+
+
+def network_without_memory(config: Config) -> Network:
+    """A recipe's network, in shapes alone.
+
+    Raises:
+        ValueError: it cannot be built, or does not make of a patch one that is `scale` times as large.
+    """
+    patch, scale = config.data.patch, config.scale
+    with torch.device("meta"):
+        network = build(config.model, scale)
+        wanted, made = (1, 3, scale * patch, scale * patch), network.eval()(torch.empty(1, 3, patch, patch)).shape
+    if made != wanted:
+        raise ValueError(
+            f"{config.model.name}: makes {list(made)} of an LR patch [1, 3, {patch}, {patch}] at x{scale}; expected "
+            f"{list(wanted)}"
+        )
+    return network.train()
 
 
 def activation_bytes(loss: TrainingLoss, weights: BlendWeights, branches: int, device: str, samples: int) -> int:

@@ -15,7 +15,7 @@ from eco_fast.data.output_paths import flat_stems
 from eco_fast.data.resize import to_pixels, to_tensor, upsample
 from eco_fast.evaluation.metrics import Scores, luma
 from eco_fast.evaluation.scoring import image_pair
-from eco_fast.inference.tiling import super_resolve
+from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.inference.whole_images import whole_images
 from eco_fast.models import Network
 from eco_fast.utils.files import write_atomically
@@ -83,7 +83,7 @@ def draw_samples(
         pair = image_pair(image, network.scale, rounding, noise_sigma=noise_sigma, draws=1, device=device)
         (bicubic_image,) = upsample(pair.lr[0][None], network.scale, rounding)
         with whole_images():
-            sr = super_resolve(network, pair.lr[0])
+            sr = upscale_tiled(network, pair.lr[0])
         top, left = most_detailed(to_pixels(pair.hr), network.scale)
         at_hr = (slice(top, top + CROP), slice(left, left + CROP))
         at_lr = tuple(slice(part.start // network.scale, part.stop // network.scale) for part in at_hr)

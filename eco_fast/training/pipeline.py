@@ -27,7 +27,7 @@ from eco_fast.evaluation.evaluate import mean_scores
 from eco_fast.evaluation.scoring import ImagePair, pairs_of, score_bicubic, score_network
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import weights_path
-from eco_fast.training.cost import estimate
+from eco_fast.training.cost import estimate, network_without_memory
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
 from eco_fast.training.loop import train_network
 from eco_fast.training.pinned import contents_of, contents_of_file, pin
@@ -123,6 +123,7 @@ class Pipeline:
         self.test = read_images(data.test, config.scale) or self.sets.images
         if config.teacher.checkpoint != "self" and config.needs_centroids:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
+        network_without_memory(config)
         check_start(config.model.start_from, self.folder)
         choose_loader(data, self.device)
         choose_recorder(config.train, config.optimizer, self.device)

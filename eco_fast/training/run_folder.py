@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import torch
 
-from eco_fast import __version__, config
+from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.config.resuming import ROUNDING, differing
 from eco_fast.training.checkpoints import weights_path
@@ -203,7 +203,7 @@ def environment(resolved: Config) -> dict[str, Any]:
     """Versions, machine and commit: the conditions of every number in the run."""
     device = "cuda" if torch.cuda.is_available() and resolved.train.device != "cpu" else "cpu"
     return {
-        "eco_fast": __version__,
+        "eco_fast": _version("eco-fast"),
         "commit": _commit(),
         "command": sys.argv,
         "python": platform.python_version(),

@@ -71,6 +71,7 @@ def test_its_name_tells_what_it_does(name: str) -> None:
     assert f"_x{recipe.scale}_" in name
     assert recipe.objective.name in name
     assert name.startswith({"edsr": "edsr", "rcan": "rcan", "swinir": "swinir_small"}[recipe.model.name])
+    assert not isinstance(recipe.model, config.OwnModel)
     assert ("baseline" in name) == (recipe.model.name == "edsr" and recipe.model.features == 64)
     assert ("noisy" in name) == (recipe.data.noise_sigma > 0)
     assert ("_l2_" in name) == (recipe.objective.loss == "l2")

@@ -16,7 +16,7 @@ from eco_fast.cli.main import main
 from eco_fast.config import Scale
 from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.resize import downsample_image
-from eco_fast.evaluation.evaluate import evaluate_checkpoint, evaluate_images
+from eco_fast.evaluation.evaluate import evaluate, evaluate_images
 from eco_fast.evaluation.metrics import Scores
 from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import save_network
@@ -79,7 +79,7 @@ def test_a_checkpoint_scores_what_a_computation_by_hand_gives(
     scale: Scale, rounding: Rounding, hr: Path, tmp_path: Path
 ) -> None:
     path, network = checkpoint(tmp_path, scale)
-    results = evaluate_checkpoint(path, [str(hr)], scale, rounding=rounding, device="cpu")
+    results = evaluate(path, [str(hr)], scale, rounding=rounding, device="cpu")
     images = {"HR/face.png": "face.png", "HR/grey.png": "grey.png", "HR/more/fur.png": "more/fur.png"}
     assert results.keys() == {str(hr)}
     assert results[str(hr)].keys() == images.keys()
@@ -138,9 +138,7 @@ def test_images_of_one_name_are_not_saved_over_each_other(hr: Path, photo: Pixel
     path, _ = checkpoint(tmp_path, 2)
     write_png(tmp_path / "other" / "HR" / "face.png", photo[:40, :40])
     Image.fromarray(photo[:44, :40]).save(hr / "face.bmp")
-    results = evaluate_checkpoint(
-        path, [str(hr), str(tmp_path / "other" / "HR")], 2, save_images=tmp_path / "SR", device="cpu"
-    )
+    results = evaluate(path, [str(hr), str(tmp_path / "other" / "HR")], 2, save_images=tmp_path / "SR", device="cpu")
     assert len(list((tmp_path / "SR" / "HR").iterdir())) == sum(map(len, results.values()))
 
 
@@ -240,7 +238,7 @@ def test_images_too_small_to_score_are_refused_by_name(photo: Pixels, tmp_path: 
     for size in (3, 15):  # smaller than the scale, than the window of SSIM
         write_png(tmp_path / "HR" / "tiny.png", photo[:size, :60])
         with pytest.raises(ValueError, match=r"tiny\.png: "):
-            evaluate_checkpoint(path, [str(tmp_path / "HR")], 4, device="cpu")
+            evaluate(path, [str(tmp_path / "HR")], 4, device="cpu")
 
 
 def test_published_images_score_what_matlab_says(shared_data: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from eco_fast.data.resize import downsample_image
 from eco_fast.evaluation.evaluate import evaluate_images
 from eco_fast.evaluation.metrics import average
 from eco_fast.evaluation.scoring import pairs_of, score_bicubic, score_network
-from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.upscale import super_resolve
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.pipeline import run_recipe
@@ -103,10 +103,10 @@ def test_evaluate_takes_the_mean_over_ten_draws_and_says_so(work: Path, capsys: 
     assert "noise of sigma 10, scores averaged over 10 draws" in " ".join(capsys.readouterr().out.split())
     content = json.loads((work / "noisy.json").read_text())
     assert (content["noise_sigma"], content["noise_draws"]) == (10.0, 10)
-    network = load_network(work / "net.safetensors")
+    network = load_network(work / "net.safetensors", "cpu")
     image = read_image(work / "HR" / "face.png")[:52, :58]
     lr = downsample_image(image, 2)
-    scores = [scores_of(upscale_image(network, add_noise(lr, SIGMA, draw)), image, 2).as_dict() for draw in range(10)]
+    scores = [scores_of(super_resolve(network, add_noise(lr, SIGMA, draw)), image, 2).as_dict() for draw in range(10)]
     for key in VALUES:
         mean = sum(one[key] for one in scores) / 10
         assert content["sets"]["HR"]["images"]["HR/face.png"][key] == pytest.approx(mean, rel=1e-12)
@@ -136,7 +136,9 @@ def test_saved_images_are_those_of_the_first_draw(work: Path) -> None:
     command = "evaluate net.safetensors --data HR --scale 2 --device cpu --save-images saved --noise-sigma 10"
     assert main(command.split()) == 0
     image = read_image(work / "HR" / "face.png")[:52, :58]
-    expected = upscale_image(load_network(work / "net.safetensors"), add_noise(downsample_image(image, 2), SIGMA, 0))
+    expected = super_resolve(
+        load_network(work / "net.safetensors", "cpu"), add_noise(downsample_image(image, 2), SIGMA, 0)
+    )
     assert np.array_equal(read_image(work / "saved" / "HR" / "face.png"), expected)
 
 
@@ -165,11 +167,11 @@ def test_a_noisy_recipe_validates_on_one_draw_and_ends_with_ten(work: Path, caps
     }
     run_recipe(config.validate(values, "test"), work / "run")
     assert "noise of sigma 10, scores averaged over 10 draws" in " ".join(capsys.readouterr().out.split())
-    network = load_network(work / "run" / "checkpoints" / "last.safetensors")
+    network = load_network(work / "run" / "checkpoints" / "last.safetensors", "cpu")
     images = {name: read_image(work / "HR" / name) for name in ("face.png", "more/fur.png")}
     rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     lr = downsample_image(images["face.png"][:52, :58], 2)
-    first = scores_of(upscale_image(network, add_noise(lr, SIGMA, 0)), images["face.png"][:52, :58], 2)
+    first = scores_of(super_resolve(network, add_noise(lr, SIGMA, 0)), images["face.png"][:52, :58], 2)
     assert [row["psnr_y"] for row in rows if "psnr_y" in row] == [pytest.approx(first.psnr_y, rel=1e-12)]
     summary = json.loads((work / "run" / "summary.json").read_text())
     assert (summary["noise_sigma"], summary["noise_draws"]) == (10.0, 10)

@@ -12,7 +12,7 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.resize import downsample_image, to_pixels, to_tensor
 from eco_fast.evaluation.metrics import Scores
 from eco_fast.evaluation.scoring import gather, pairs_of, score_network
-from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.upscale import super_resolve
 from eco_fast.models.edsr import EDSR
 from eco_fast.utils import distributed
 from tests.helpers import scores_of
@@ -61,7 +61,7 @@ def test_scores_are_read_back_once(network: EDSR, images: dict[str, Pixels]) -> 
     for name, image in images.items():
         hr = image[: image.shape[0] // 2 * 2, :50]
         assert scores[name].as_dict() == pytest.approx(
-            scores_of(upscale_image(network, downsample_image(hr, 2)), hr, 2).as_dict(), rel=1e-12
+            scores_of(super_resolve(network, downsample_image(hr, 2)), hr, 2).as_dict(), rel=1e-12
         )
 
 

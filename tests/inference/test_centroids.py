@@ -17,8 +17,8 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image, modcrop
 from eco_fast.data.store import MANIFEST, Store
-from eco_fast.inference.tiling import super_resolve
-from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.tiling import upscale_tiled
+from eco_fast.inference.upscale import super_resolve
 from eco_fast.models import load_network, save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.utils.files import file_stamp, sha256_of
@@ -59,9 +59,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     def count(network: EDSR, lr: Tensor, **options: Any) -> Tensor:
         sizes.append(tuple(lr.shape[:2]))
-        return super_resolve(network, lr, **options)
+        return upscale_tiled(network, lr, **options)
 
-    monkeypatch.setattr("eco_fast.inference.centroids.super_resolve", count)
+    monkeypatch.setattr("eco_fast.inference.centroids.upscale_tiled", count)
     return sizes
 
 
@@ -76,13 +76,13 @@ def test_a_centroid_is_the_teachers_output_over_the_downsampled_image(
 ) -> None:
     out = centroids_of(hr.folder, teacher, 2, rounding=rounding, device="cpu")
     centroids = open_centroids(hr, out, 2)
-    network = load_network(teacher)
+    network = load_network(teacher, "cpu")
     assert [entry.name for entry in centroids.entries] == NAMES
     for centroid, image, (height, width) in zip(centroids.images, hr.images, SIZES, strict=True):
         assert centroid.dtype == np.uint8
         assert centroid.shape == (height // 2 * 2, width // 2 * 2, 3)
         lr = downsample_image(modcrop(image, 2), 2, rounding)
-        assert np.array_equal(centroid, upscale_image(network, lr))
+        assert np.array_equal(centroid, super_resolve(network, lr))
         with torch.inference_mode():
             whole = network(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0) * 255
         assert np.abs(whole.clamp(0, 255).numpy() - centroid).max() <= 0.5 + 1e-3
@@ -127,10 +127,10 @@ def test_an_interrupted_run_is_refused_and_goes_on_where_it_was(
     def interrupted(network: EDSR, lr: Tensor, **options: Any) -> Tensor:
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return super_resolve(network, lr, **options)
+        return upscale_tiled(network, lr, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("eco_fast.inference.centroids.super_resolve", interrupted)
+        patch.setattr("eco_fast.inference.centroids.upscale_tiled", interrupted)
         with pytest.raises(KeyboardInterrupt):
             centroids_of(hr.folder, teacher, 2, device="cpu")
     (half,) = (hr.folder / "centroids").iterdir()
@@ -220,8 +220,8 @@ def test_self_ensemble_makes_centroids_of_its_own(hr: Store, teacher: Path) -> N
     plain = centroids_of(hr.folder, teacher, 2, device="cpu")
     ensemble = centroids_of(hr.folder, teacher, 2, device="cpu", self_ensemble=True)
     assert plain != ensemble
-    network = load_network(teacher)
+    network = load_network(teacher, "cpu")
     for folder, option in ((plain, False), (ensemble, True)):
         for image, centroid in zip(hr.images, open_centroids(hr, folder, 2).images, strict=True):
             lr = downsample_image(modcrop(image, 2), 2, "uint8")
-            assert np.array_equal(centroid, upscale_image(network, lr, self_ensemble=option))
+            assert np.array_equal(centroid, super_resolve(network, lr, self_ensemble=option))

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from eco_fast.data.images import Pixels
 from eco_fast.inference.tiling import output_of, quantise
-from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.upscale import super_resolve
 from eco_fast.models import Network, compile_for_images
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.rcan import RCAN
@@ -61,7 +61,7 @@ def test_tiles_are_exact_where_float32_is(scale: int, corner: tuple[int, int]) -
         expected = rounded(whole(network, lr))
         assert len(np.unique(expected)) > 100  # an image, not a flat area
         for tile in (7, 16, 1000):
-            assert np.array_equal(upscale_image(network, lr, tile=tile), expected), (size, tile)
+            assert np.array_equal(super_resolve(network, lr, tile=tile), expected), (size, tile)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -72,7 +72,7 @@ def test_tiles_stay_within_the_last_bit_of_float32(scale: int) -> None:
     lr = random_image(31, 45)
     exact = whole(network, lr)
     for tile in (7, 16, 1000):
-        sr = upscale_image(network, lr, tile=tile)
+        sr = super_resolve(network, lr, tile=tile)
         off = np.abs(sr - exact.numpy().transpose(1, 2, 0))
         assert off.max() < 0.5 + 1e-3
         assert np.count_nonzero(sr != rounded(exact)) <= sr.size // 1000
@@ -93,7 +93,7 @@ def test_an_output_that_is_no_image_is_neither_rounded_nor_clamped(monkeypatch: 
 def test_images_smaller_than_the_halo(size: tuple[int, int]) -> None:
     network = far_sighted(2, 3, (0, 0))
     lr = random_image(*size)
-    sr = upscale_image(network, lr, tile=4)
+    sr = super_resolve(network, lr, tile=4)
     assert sr.shape == (2 * size[0], 2 * size[1], 3)
     assert sr.dtype == np.uint8
     assert np.array_equal(sr, rounded(whole(network, lr)))
@@ -108,7 +108,7 @@ def test_any_view_of_an_image(order: str) -> None:
     if order == "read-only":
         lr.setflags(write=False)
     for tile in (8, 1000):
-        assert np.array_equal(upscale_image(network, lr, tile=tile), rounded(whole(network, np.array(lr))))
+        assert np.array_equal(super_resolve(network, lr, tile=tile), rounded(whole(network, np.array(lr))))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_networks_that_see_everything_stay_within_a_grey_level(network: Network,
     lr, tile = (photo[:, 90:], None) if isinstance(network, RCAN) else (photo[30:175, 40:153], 50)
     with torch.inference_mode():
         expected = network(torch.from_numpy(lr.copy()).permute(2, 0, 1)[None].float() / 255)[0] * 255
-    sr = upscale_image(network, lr, tile=tile)
+    sr = super_resolve(network, lr, tile=tile)
     off = np.abs(sr - expected.clamp(0, 255).permute(1, 2, 0).numpy())
     assert off.max() <= (0.5 + 1e-3 if tile is None else 1)
     assert (off > 0.5 + 1e-2).mean() < 1e-4
@@ -139,7 +139,7 @@ def test_tiles_of_one_shape_go_together_where_the_memory_allows() -> None:
     batches: list[tuple[int, ...]] = []
     network.register_forward_hook(lambda _module, arguments, _output: batches.append(tuple(arguments[0].shape)))
     lr = random_image(84, 84)
-    sr = upscale_image(network, lr, tile=40)  # 3 x 3 tiles of 28
+    sr = super_resolve(network, lr, tile=40)  # 3 x 3 tiles of 28
     side = 40 + 2 * network.halo
     assert sum(shape[0] for shape in batches) == 9
     assert max(shape[0] for shape in batches) > 1
@@ -158,9 +158,9 @@ def test_self_ensemble_is_the_mean_over_the_orientations() -> None:
         sr = np.rot90(whole(network, image.copy()).permute(1, 2, 0).numpy(), -turns)
         total += sr[:, ::-1] if flip else sr
     for tile in (8, None):
-        off = np.abs(upscale_image(network, lr, tile=tile, self_ensemble=True) - total / 8)
+        off = np.abs(super_resolve(network, lr, tile=tile, self_ensemble=True) - total / 8)
         assert off.max() <= 0.5 + 1e-3
-    assert (upscale_image(network, lr) != upscale_image(network, lr, self_ensemble=True)).any()
+    assert (super_resolve(network, lr) != super_resolve(network, lr, self_ensemble=True)).any()
 
 
 @pytest.mark.parametrize("network", [EDSR(2, 4, 2), RCAN(2, 4, 3, 2, 2)], ids=["whole", "by its block"])
@@ -168,11 +168,11 @@ def test_compiled_for_images_it_takes_three_graphs_and_changes_nothing(network: 
     """One for rectangles, one for squares and one for several tiles; RCAN's three groups share them."""
     network.eval().requires_grad_(requires_grad=False)
     lr = [random_image(*size) for size in ((24, 31), (24, 24), (40, 23), (19, 19))]
-    plain = [upscale_image(network, one, tile=tile) for one in lr for tile in (16, 64)]
+    plain = [super_resolve(network, one, tile=tile) for one in lr for tile in (16, 64)]
     counters.clear()
     compile_for_images(network)
     for _ in range(2):  # what has been compiled since the first time does not show in the second
-        again = [upscale_image(network, one, tile=tile) for one in lr for tile in (16, 64)]
+        again = [super_resolve(network, one, tile=tile) for one in lr for tile in (16, 64)]
         assert all(np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(again, plain, strict=True))
     assert 1 <= counters["stats"]["unique_graphs"] <= 3
 
@@ -191,7 +191,7 @@ def test_memory_is_bounded_by_the_tile() -> None:
     peaks, counts = [], []
     for size in ((16, 16), (64, 64), (50, 301), (301, 50)):
         numbers.clear()
-        upscale_image(network, random_image(*size), tile=tile)
+        super_resolve(network, random_image(*size), tile=tile)
         peaks.append(max(numbers))
         counts.append(len(numbers))
     assert max(peaks) == bound  # an inner tile has its whole halo
@@ -199,7 +199,7 @@ def test_memory_is_bounded_by_the_tile() -> None:
     assert counts[1] == 16 * counts[0]
     assert counts[2] == counts[3] == 4 * 19 * counts[0]
     numbers.clear()
-    upscale_image(network, random_image(34, 34), tile=tile)
+    super_resolve(network, random_image(34, 34), tile=tile)
     assert max(numbers) == 4 * 4 * (11 + 2 * network.halo) ** 2  # 11, 11 and 12 pixels rather than 16, 16 and 2
 
 

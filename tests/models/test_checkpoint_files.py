@@ -126,7 +126,7 @@ def test_plain_files_load(name: str, prefix: str, state: State, tmp_path: Path) 
         save_file(content, path)
     else:
         torch.save(content, path)
-    network = load_network(path)
+    network = load_network(path, "cpu")
     assert same(network.state_dict(), state)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -146,13 +146,13 @@ def test_wrapped_files_load_and_averaged_weights_come_first(state: State, tmp_pa
     ]
     for content in contents:
         torch.save(content, tmp_path / "wrapped.pth")
-        assert same(load_network(tmp_path / "wrapped.pth").state_dict(), state)
+        assert same(load_network(tmp_path / "wrapped.pth", "cpu").state_dict(), state)
 
 
 @pytest.mark.parametrize(("scale", "blocks", "features"), [(2, 1, 4), (3, 2, 5), (4, 3, 6), (8, 11, 2)])
 def test_sizes_are_recognised_from_the_keys_alone(scale: int, blocks: int, features: int, tmp_path: Path) -> None:
     torch.save(EDSR(scale, features, blocks).state_dict(), tmp_path / "edsr.pt")
-    network = load_network(tmp_path / "edsr.pt")
+    network = load_network(tmp_path / "edsr.pt", "cpu")
     assert network.scale == scale
     assert network.hyperparameters == {"features": features, "blocks": blocks, "residual_scale": 1.0}
 
@@ -162,14 +162,14 @@ def test_residual_scale_is_a_tenth_for_the_large_network(tmp_path: Path) -> None
     torch.save(state, tmp_path / "edsr_x2.pt")
     lr = torch.rand(1, 3, 6, 6)
     expected = transcription(state, lr, 2, 0.1)
-    torch.testing.assert_close(load_network(tmp_path / "edsr_x2.pt")(lr), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(load_network(tmp_path / "edsr_x2.pt", "cpu")(lr), expected, rtol=0, atol=1e-5)
 
 
 def test_saved_networks_come_back_bit_for_bit(tmp_path: Path) -> None:
     network = EDSR(3, 8, 2, residual_scale=0.35).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     path = tmp_path / "own.safetensors"
     save_network(path, network, step=7)
-    loaded = load_network(path)
+    loaded = load_network(path, "cpu")
     assert same(loaded.state_dict(), network.state_dict())
     assert (loaded.scale, loaded.hyperparameters) == (3, network.hyperparameters)
     lr = torch.rand(1, 3, 8, 8, dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_equal_networks_make_equal_files(tmp_path: Path) -> None:
 
 def test_half_precision_weights_are_widened(state: State, tmp_path: Path) -> None:
     torch.save({key: value.half() for key, value in state.items()}, tmp_path / "half.pt")
-    loaded = load_network(tmp_path / "half.pt").state_dict()
+    loaded = load_network(tmp_path / "half.pt", "cpu").state_dict()
     assert all(value.dtype == torch.float32 for value in loaded.values())
     assert torch.equal(loaded["body.1.body.2.weight"], state["body.1.body.2.weight"].half().float())
 
@@ -226,7 +226,7 @@ def test_files_of_other_networks_are_refused_by_name(
     path = tmp_path / "other.pt"
     torch.save(change(state), path)
     with pytest.raises(ValueError, match=said) as refusal:
-        load_network(path)
+        load_network(path, "cpu")
     assert str(path) in str(refusal.value)
 
 
@@ -246,7 +246,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(state: State,
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Runs(ran)))
     for name in ("code.pt", "pickle.pt"):
         with pytest.raises(ValueError, match=name):
-            load_network(tmp_path / name)
+            load_network(tmp_path / name, "cpu")
     assert not ran.exists()
 
 
@@ -257,10 +257,10 @@ def test_damaged_and_missing_files_are_refused_by_name(suffix: str, state: State
     for content in (b"", b"not a checkpoint", whole.read_bytes()[:-1000]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged"):
-            load_network(path)
+            load_network(path, "cpu")
     path.unlink()
     with pytest.raises(ValueError, match=f"damaged{suffix}: there is no such checkpoint"):
-        load_network(path)
+        load_network(path, "cpu")
 
 
 def test_a_network_of_another_scale_is_refused(state: State, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_sizes_are_recognised_from_the_keys_alone(scale: int, tmp_path: Path) ->
     )
     save_network(tmp_path / "x.safetensors", network)
     for name in ("x.pt", "x.safetensors"):
-        loaded = load_network(tmp_path / name)
+        loaded = load_network(tmp_path / name, "cpu")
         assert isinstance(loaded, RCAN)
         assert (loaded.scale, loaded.hyperparameters) == (scale, SMALL)
         lr = torch.rand(1, 3, 6, 5)
@@ -119,7 +119,7 @@ def test_files_with_basicsrs_names_load(tmp_path: Path) -> None:
     spelt = {f"{new}.{kind}": state[f"{old}.{kind}"] for old, new in names.items() for kind in ("weight", "bias")}
     torch.save({"params_ema": spelt}, tmp_path / "edsr.pth")
     for network, name in ((rcan, "rcan.pth"), (edsr, "edsr.pth")):
-        torch.testing.assert_close(load_network(tmp_path / name)(lr), network(lr), rtol=0, atol=0)
+        torch.testing.assert_close(load_network(tmp_path / name, "cpu")(lr), network(lr), rtol=0, atol=0)
 
 
 def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(tmp_path: 
     del state["body.1.body.2.body.3.conv_du.2.bias"]
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(ValueError, match=r"part\.pth: not a complete RCAN checkpoint, body\.1\.body\.2.* is missing"):
-        load_network(tmp_path / "part.pth")
+        load_network(tmp_path / "part.pth", "cpu")
 
 
 @pytest.mark.parametrize(("scale", "fresh"), [(3, ["tail.0.0"]), (4, ["tail.0.2"])])

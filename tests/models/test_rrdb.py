@@ -118,12 +118,12 @@ def test_files_load_under_all_names(scale: int, unshuffle: bool, wrapper: str, t
         assert spandrel.ModelLoader().load_from_state_dict(copy.copy(state)).architecture.id == "ESRGAN"
         prefixed = {f"module.{key}": value for key, value in state.items()} if wrapper == "module." else state
         torch.save({wrapper: state} if wrapper[-1:].isalpha() else prefixed, tmp_path / "x.pth")
-        loaded = load_network(tmp_path / "x.pth")
+        loaded = load_network(tmp_path / "x.pth", "cpu")
         assert isinstance(loaded, RRDB)
         assert (loaded.scale, loaded.hyperparameters) == (scale, {**SMALL, "unshuffle": unshuffle})
         torch.testing.assert_close(loaded(lr), network(lr), rtol=0, atol=0)
     save_network(tmp_path / "x.safetensors", network)
-    torch.testing.assert_close(load_network(tmp_path / "x.safetensors")(lr), network(lr), rtol=0, atol=0)
+    torch.testing.assert_close(load_network(tmp_path / "x.safetensors", "cpu")(lr), network(lr), rtol=0, atol=0)
 
 
 def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(tmp_path: 
     del state["body.1.rdb2.conv4.bias"]
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(ValueError, match=r"part\.pth: not a complete RRDB checkpoint, body\.1\.rdb2.* is missing"):
-        load_network(tmp_path / "part.pth")
+        load_network(tmp_path / "part.pth", "cpu")
 
 
 def test_warm_start_copies_all_but_the_new_upsampling(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.data.store import Store
-from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.upscale import super_resolve
 from eco_fast.models import load_network, load_network_of_scale, spandrel_net
 from eco_fast.models.spandrel_net import Foreign
 from tests.helpers import centroids_of
@@ -45,7 +45,7 @@ def direct(spandrel: Any, path: Path) -> Any:
 
 
 def test_it_is_spandrels_network(compact: Path, spandrel: Any) -> None:
-    network, other = load_network(compact), direct(spandrel, compact)
+    network, other = load_network(compact, "cpu"), direct(spandrel, compact)
     assert isinstance(network, Foreign)
     assert (network.scale, network.peak, network.training) == (2, 1, False)
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -74,7 +74,7 @@ def test_a_network_of_0_to_255_is_told_by_its_output(compact: Path) -> None:
     last = max(int(key.split(".")[1]) for key in state)
     state[f"body.{last}.bias"] += 2  # of 255 grey levels, or of 1
     torch.save(state, compact)
-    network = load_network(compact)
+    network = load_network(compact, "cpu")
     assert isinstance(network, Foreign)
     assert network.peak == 255
     assert spandrel_net.from_bicubic(network) < 0.05
@@ -88,7 +88,7 @@ def test_an_untrained_network_is_refused(compact: Path) -> None:
     with pytest.raises(
         ValueError, match=r"compact\.pth: cannot be used: a .*Compact.* whose output is .* from bicubic"
     ):
-        load_network(compact)
+        load_network(compact, "cpu")
 
 
 def test_networks_for_other_ends_are_refused(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_networks_for_other_ends_are_refused(tmp_path: Path) -> None:
         network = compact_network(num_feat=8, num_conv=2, **options)
         torch.save(network.state_dict(), tmp_path / f"{name}.pth")
         with pytest.raises(ValueError, match=rf"{name}\.pth: cannot be used: .*one that upscales colour"):
-            load_network(tmp_path / f"{name}.pth")
+            load_network(tmp_path / f"{name}.pth", "cpu")
 
 
 def test_another_scale_is_refused(compact: Path) -> None:
@@ -113,10 +113,10 @@ def test_it_teaches(compact: Path, tmp_path: Path, photo: Pixels) -> None:
     assert centroid.shape == (60, 84, 3)
     assert np.abs(centroid.astype(int) - photo[:60, :84]).mean() < 12  # not far from what it upscales
     assert main(["evaluate", str(compact), "--data", str(tmp_path / "hr"), "--scale", "2", "--device", "cpu"]) == 0
-    network = load_network(compact)
+    network = load_network(compact, "cpu")
     lr = photo[:50, :70]
-    whole = upscale_image(network, lr, tile=200)
-    assert np.array_equal(upscale_image(network, lr, tile=20), whole)  # its halo covers what so few convolutions see
+    whole = super_resolve(network, lr, tile=200)
+    assert np.array_equal(super_resolve(network, lr, tile=20), whole)  # its halo covers what so few convolutions see
 
 
 def test_a_teacher_that_does_not_upscale_is_warned_of(
@@ -144,4 +144,4 @@ def test_a_teacher_that_does_not_upscale_is_warned_of(
 def test_without_spandrel_it_says_what_to_install(compact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spandrel", None)  # as if it were not there
     with pytest.raises(ValueError, match=r"or forty more with pip install 'eco-fast\[teachers\]'\); its first"):
-        load_network(compact)
+        load_network(compact, "cpu")

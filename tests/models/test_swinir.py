@@ -90,11 +90,11 @@ def test_files_load(upsampler: str, wrapper: str, tmp_path: Path) -> None:
     torch.save({wrapper: bare} if wrapper else bare, tmp_path / "bare.pth")
     save_network(tmp_path / "own.safetensors", network)
     for name in ("official.pth", "bare.pth", "own.safetensors"):
-        loaded = load_network(tmp_path / name)
+        loaded = load_network(tmp_path / name, "cpu")
         assert isinstance(loaded, SwinIR)
         torch.testing.assert_close(loaded(lr), network(lr), rtol=0, atol=0)
-    assert load_network(tmp_path / "own.safetensors").hyperparameters == network.hyperparameters
-    assert load_network(tmp_path / "official.pth").hyperparameters["patch"] == 24
+    assert load_network(tmp_path / "own.safetensors", "cpu").hyperparameters == network.hyperparameters
+    assert load_network(tmp_path / "official.pth", "cpu").hyperparameters["patch"] == 24
 
 
 def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_an_incomplete_file_is_refused_by_the_name_of_what_is_missing(tmp_path: 
     with pytest.raises(
         ValueError, match=r"part\.pth: not a complete SWINIR checkpoint, layers\.1.*qkv\.bias is missing"
     ):
-        load_network(tmp_path / "part.pth")
+        load_network(tmp_path / "part.pth", "cpu")
 
 
 @pytest.mark.parametrize(

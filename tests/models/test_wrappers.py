@@ -77,7 +77,7 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
 def test_wrapped_weights_load(tmp_path: Path, kind: str) -> None:
     network = edsr()
     torch.save(WRAPPED[kind](dict(network.state_dict())), tmp_path / "net.pth")
-    loaded = load_network(tmp_path / "net.pth").state_dict()
+    loaded = load_network(tmp_path / "net.pth", "cpu").state_dict()
     assert loaded.keys() == network.state_dict().keys()
     assert all(torch.equal(loaded[key], value) for key, value in network.state_dict().items())
 
@@ -86,20 +86,20 @@ def test_prefixes_in_safetensors_load(tmp_path: Path) -> None:
     network = edsr()
     save_file(prefixed(dict(network.state_dict()), "_orig_mod."), tmp_path / "net.safetensors")
     key = "head.0.weight"
-    assert torch.equal(load_network(tmp_path / "net.safetensors").state_dict()[key], network.state_dict()[key])
+    assert torch.equal(load_network(tmp_path / "net.safetensors", "cpu").state_dict()[key], network.state_dict()[key])
 
 
 def test_several_unnamed_sets_are_not_guessed_at(tmp_path: Path) -> None:
     state = dict(edsr().state_dict())
     torch.save({"first": state, "second": others(state)}, tmp_path / "net.pth")
     with pytest.raises(ValueError, match=r"net\.pth: holds several sets of weights \(first, second\)"):
-        load_network(tmp_path / "net.pth")
+        load_network(tmp_path / "net.pth", "cpu")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("key", ["body.0.body.0.weight", "tail.1.bias"])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("use", [load_network, lambda path: warm_start(edsr(), path)])
+@pytest.mark.parametrize("use", [lambda path: load_network(path, "cpu"), lambda path: warm_start(edsr(), path)])
 def test_weights_that_are_no_numbers_are_refused(
     tmp_path: Path, value: float, key: str, suffix: str, use: Callable[[Path], Any]
 ) -> None:
@@ -116,7 +116,7 @@ def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path, name: str) -> None:
     oid = "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
     (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\n{oid}\nsize 12345\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{name}: a Git LFS pointer, .* `git lfs pull`"):
-        load_network(tmp_path / name)
+        load_network(tmp_path / name, "cpu")
 
 
 class Runs:
@@ -135,9 +135,9 @@ def test_code_is_not_run(tmp_path: Path, where: str) -> None:
     extra = np.array([trap], dtype=object) if where != "beside" else trap
     torch.save({"params": dict(edsr().state_dict()), "extra": extra}, tmp_path / "net.pth")
     with pytest.raises(ValueError, match=r"net\.pth: (holds code besides weights|damaged)"):
-        load_network(tmp_path / "net.pth")
+        load_network(tmp_path / "net.pth", "cpu")
     assert not (tmp_path / "ran").exists()
     with (tmp_path / "plain.pkl").open("wb") as file:
         pickle.dump(Namespace(scale=2), file)
     with pytest.raises(ValueError, match=r"plain\.pkl"):
-        load_network(tmp_path / "plain.pkl")
+        load_network(tmp_path / "plain.pkl", "cpu")

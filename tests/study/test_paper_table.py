@@ -14,7 +14,7 @@ import pytest
 from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
-from eco_fast.evaluation.evaluate import evaluate_checkpoint
+from eco_fast.evaluation.evaluate import evaluate
 from eco_fast.study.run_results import IDLE, PLACES, nearest
 from eco_fast.training.pipeline import run_recipe
 
@@ -88,7 +88,7 @@ def test_a_run_scores_every_set_of_its_test_images(
     for network, folder in networks.items():
         for name, source in {"Set5": "data/Set5/HR", "BSD100": "data/BSD100"}.items():
             last = Path(folder) / "checkpoints" / "last.safetensors"
-            scores = evaluate_checkpoint(last, [source], 2, device="cpu")[source].values()
+            scores = evaluate(last, [source], 2, device="cpu")[source].values()
             assert sets[name][network]["psnr_y"] == pytest.approx(statistics.fmean(one.psnr_y for one in scores))
     rows = table(Path("run"))
     assert [row["method"] for row in rows] == ["vanilla (baseline)", "eco"]

@@ -43,7 +43,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def step_of(path: Path) -> int:
     """The step whose weights a file holds."""
-    own = load_network(path).state_dict()
+    own = load_network(path, "cpu").state_dict()
     (step,) = (
         step
         for step in range(1, 20)
@@ -73,7 +73,7 @@ def test_of_flipped_bits_each_is_found_or_harmless(tmp_path: Path) -> None:
 def test_of_the_flipped_bits_of_weights_each_is_found_or_harmless(tmp_path: Path) -> None:
     saved(tmp_path, (3,), keep=1)
     path = weights_path(tmp_path, "last")
-    whole, kept = path.read_bytes(), content_hash(load_network(path).state_dict())
+    whole, kept = path.read_bytes(), content_hash(load_network(path, "cpu").state_dict())
     header = 8 + int.from_bytes(whole[:8], "little")
     places = [*range(0, 8 * header, 29), *np.random.default_rng(0).integers(8 * header, 8 * len(whole), size=60)]
     for place in places:
@@ -81,7 +81,7 @@ def test_of_the_flipped_bits_of_weights_each_is_found_or_harmless(tmp_path: Path
         flipped[place // 8] ^= 1 << (place % 8)
         path.write_bytes(flipped)
         try:
-            network = load_network(path)
+            network = load_network(path, "cpu")
         except ValueError:
             continue
         assert place < 8 * header

@@ -22,7 +22,7 @@ from eco_fast.data.resize import downsample_image
 from eco_fast.data.sampler import Sampler
 from eco_fast.data.store import Store
 from eco_fast.evaluation.benchmarks import read_images
-from eco_fast.evaluation.evaluate import evaluate_checkpoint
+from eco_fast.evaluation.evaluate import evaluate
 from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import Network, checkpoint_files, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
@@ -205,9 +205,9 @@ def test_a_run_opens_store_and_teacher_once_and_a_resumed_one_hashes_no_image_an
         opened.append("centroids" if "centroids" in str(folder) else "store")
         whole_store(store, folder)
 
-    def load(path: Path) -> Network:
+    def load(path: Path, device: str) -> Network:
         opened.append("teacher" if "teacher" in str(path) else "network")
-        return whole_load(path)
+        return whole_load(path, device)
 
     def intact(*_: Any) -> bool:
         opened.append("stored image")
@@ -233,7 +233,7 @@ def test_a_run_leaves_everything_that_its_folder_promises(finished: tuple[Config
     made, folder = finished
     for run in (folder, folder / "teacher", folder / "baseline"):
         for name in ("last", "best"):
-            assert load_network(run / "checkpoints" / f"{name}.safetensors").scale == 2
+            assert load_network(run / "checkpoints" / f"{name}.safetensors", "cpu").scale == 2
             state = torch.load(run / "checkpoints" / f"{name}.state.pt", weights_only=True)
             assert (
                 state["step"] == {"last": 6 if run.name == "teacher" else 8, "best": 5}[name]
@@ -258,7 +258,7 @@ def test_the_summary_scores_all_networks_on_the_test_images(finished: tuple[Conf
     assert list(summary["seconds"]) == ["prepare", "teacher", "centroids", "train", "baseline", "evaluate"]
     for name, run in {"teacher": folder / "teacher", "baseline": folder / "baseline", "student": folder}.items():
         source = str(pictures / "validation")
-        scores = evaluate_checkpoint(run / "checkpoints" / "last.safetensors", [source], 2, device="cpu")
+        scores = evaluate(run / "checkpoints" / "last.safetensors", [source], 2, device="cpu")
         assert summary[name] == pytest.approx(scores[source]["validation/eye.png"].as_dict(), rel=1e-12)
     assert summary["teacher"] != summary["student"] == summary["baseline"]
     assert summary["bicubic"].keys() == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
@@ -269,7 +269,7 @@ def test_teacher_student_and_twin_see_the_promised_samples(finished: tuple[Confi
     """The twin starts from the student's weights and sees its samples; the teacher has a random sequence of its own."""
     made, folder = finished
     hr = decoded(made)
-    teacher = load_network(folder / "teacher" / "checkpoints" / "last.safetensors")
+    teacher = load_network(folder / "teacher" / "checkpoints" / "last.safetensors", "cpu")
     sr = centroids(made, teacher)
     vanilla = made.objective.model_copy(update={"name": "vanilla"})
     runs = {
@@ -304,7 +304,7 @@ def test_a_given_teacher_is_used_instead_of_training_one(pictures: Path, tmp_pat
     assert Store(folder).attributes["teacher_sha256"] == sha256_of(path)
     assert "self_ensemble" not in Store(folder).attributes
     source = str(pictures / "validation")
-    scores = evaluate_checkpoint(path, [source], 2, device="cpu")[source]["validation/eye.png"]
+    scores = evaluate(path, [source], 2, device="cpu")[source]["validation/eye.png"]
     assert summary["teacher"] == pytest.approx(scores.as_dict(), rel=1e-12)
 
 
@@ -332,7 +332,7 @@ def test_the_teachers_score_is_said_before_the_training(
     source = str(pictures / "validation")
     made = recipe(pictures, teacher__checkpoint=str(path), train__steps=2, data__validation=(source,))
     run_recipe(made, tmp_path / "run")
-    scores = evaluate_checkpoint(path, [source], 2, device="cpu")[source]["validation/eye.png"]
+    scores = evaluate(path, [source], 2, device="cpu")[source]["validation/eye.png"]
     said = capsys.readouterr().out
     assert f"teacher: {scores.psnr_y:.3f} dB on the validation images" in said
     assert f"warning: passed the teacher's {scores.psnr_y:.3f} dB" in said, "an untrained network teaches nothing"
@@ -412,7 +412,7 @@ def test_a_run_starts_from_the_weights_of_another_scale(scale: Scale, pictures: 
     assert warm_start(expected, tmp_path / "x2.safetensors") == [
         f"tail.0.{scale // 4 * 2}.{kind}" for kind in ("bias", "weight")
     ]
-    trained = load_network(tmp_path / "run" / "checkpoints" / "last.safetensors").state_dict()
+    trained = load_network(tmp_path / "run" / "checkpoints" / "last.safetensors", "cpu").state_dict()
     assert all(torch.equal(value, trained[key]) for key, value in expected.state_dict().items())
     assert row["loss"] == pytest.approx(loss_by_hand(made, expected, decoded(made), decoded(made), 0), rel=1e-6)
 

@@ -81,6 +81,7 @@ def test_every_recipe_runs_dry_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     recipe, lines = config.load(name), said(capsys, name)
+    assert not isinstance(recipe.model, config.OwnModel)
     key = (recipe.model.name, recipe.model.features, recipe.scale)
     if name != "quickstart":
         assert f" {PARAMETERS[key]:,} parameters" in lines["network"]

@@ -62,7 +62,7 @@ COMMANDS = {
 }
 WORK = {
     "prepare": "eco_fast.data.decode.read_image",
-    "centroids": "eco_fast.inference.centroids.super_resolve",
+    "centroids": "eco_fast.inference.centroids.upscale_tiled",
     "train": "eco_fast.training.step.network_input",
 }
 

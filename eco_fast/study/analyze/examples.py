@@ -12,7 +12,7 @@ from eco_fast.data.images import Pixels
 from eco_fast.data.output_paths import flat_stems
 from eco_fast.data.resize import downsample_image, modcrop, read_cropped
 from eco_fast.data.store import Store
-from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.upscale import super_resolve
 from eco_fast.inference.whole_images import whole_images
 from eco_fast.models import load_network_of_scale
 from eco_fast.utils.device import pick_device
@@ -60,7 +60,7 @@ def examples(
         hr = read_cropped(image, scale) if isinstance(image, Path) else modcrop(image, scale)
         lr = downsample_image(hr, scale, config.data.rounding)
         with whole_images():
-            sr = upscale_image(network, lr, self_ensemble=config.teacher.self_ensemble)
+            sr = super_resolve(network, lr, self_ensemble=config.teacher.self_ensemble)
         yield Example(stems[name], hr, lr, sr)
 
 

@@ -16,7 +16,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
 from eco_fast.data.resize import downsample_image, to_tensor
 from eco_fast.evaluation.metrics import luma, psnr
-from eco_fast.inference.upscale import upscale_image
+from eco_fast.inference.upscale import super_resolve
 from eco_fast.models import load_network
 from eco_fast.study.analyze.inherent_noise import noise_of, numbers
 from eco_fast.training.pipeline import run_recipe
@@ -52,9 +52,9 @@ def test_maps_are_what_teacher_and_network_make(run: Path, images: Path, tmp_pat
         noise, regressed = maps["noise"], maps["regressed"]
     hr = read_image(images / "new" / "fur.png")[:100, :120]
     lr = downsample_image(hr, 2, "uint8")
-    sr = upscale_image(load_network(run / "teacher" / "checkpoints" / "last.safetensors"), lr)
+    sr = super_resolve(load_network(run / "teacher" / "checkpoints" / "last.safetensors", "cpu"), lr)
     assert np.array_equal(noise, hr.astype(int) - sr.astype(int))
-    network = load_network(run / "checkpoints" / "last.safetensors")
+    network = load_network(run / "checkpoints" / "last.safetensors", "cpu")
     made = network(torch.from_numpy(lr / np.float32(255)).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(regressed, made * 255 - 127.5, rtol=0, atol=1e-3)
     (row,) = csv.DictReader((tmp_path / "noise.csv").read_text().splitlines())
@@ -72,7 +72,9 @@ def test_a_run_that_names_a_store_alone_shows_its_images(run: Path, images: Path
     (tmp_path / "run" / "config.toml").write_text(config.dump(recipe))
     assert main(["analyze", "noise", str(tmp_path / "run"), "--out", str(tmp_path)]) == 0
     hr = read_image(images / "train" / "eyes.png")[:110, :118]
-    sr = upscale_image(load_network(run / "teacher" / "checkpoints" / "last.safetensors"), downsample_image(hr, 2))
+    sr = super_resolve(
+        load_network(run / "teacher" / "checkpoints" / "last.safetensors", "cpu"), downsample_image(hr, 2)
+    )
     with np.load(tmp_path / "noise_train_eyes.npz") as maps:
         assert np.array_equal(maps["noise"], hr.astype(int) - sr.astype(int))
 
@@ -145,7 +147,7 @@ def test_targets_are_equation_14(run: Path, images: Path, tmp_path: Path) -> Non
     rows = list(csv.DictReader((tmp_path / "targets.csv").read_text().splitlines()))
     hr = read_image(images / "new" / "fur.png")[:100, :120]
     lr = downsample_image(hr, 2, "uint8")
-    sr = upscale_image(load_network(run / "teacher" / "checkpoints" / "last.safetensors"), lr)
+    sr = super_resolve(load_network(run / "teacher" / "checkpoints" / "last.safetensors", "cpu"), lr)
     blended = 0.3 * hr.astype(float) + 0.7 * sr.astype(float)
     crop = read_image(tmp_path / "new_fur-target-0.3.png")
     places = itertools.product(range(0, 100 - 95, 2), range(0, 120 - 95, 2))
