@@ -22,10 +22,7 @@ from eco_fast.data.resize import downsample_image
 from eco_fast.data.store import Store
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
-from tests.cli.command_line import commands
 from tests.helpers import complaint
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize(
@@ -106,22 +103,6 @@ print([name for name in {heavy} if name in sys.modules])
 )
 def test_a_line_that_is_none_is_refused_in_a_sentence(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert complaint(capsys, *line.split()).startswith(said)
-
-
-def test_the_readmes_commands_parse() -> None:
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
-    lines = [line.partition("eco-fast ") for line in blocks.replace("\\\n", " ").splitlines()]
-    given = [shlex.split(arguments, comments=True) for _, found, arguments in lines if found]
-    assert len(given) >= 4
-    for arguments in given:
-        parsed = cli.parser().parse_args(arguments)
-        if parsed.command == "train":
-            config.load(parsed.recipe or "quickstart", parsed.overrides)
-
-
-def test_the_readme_names_every_command() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert [name for name in commands() if f"eco-fast {name}" not in text] == []
 
 
 def test_all_commands_in_a_row(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

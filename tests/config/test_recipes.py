@@ -18,7 +18,6 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from tests.helpers import plain_loader
 
-README = Path(__file__).parents[2] / "README.md"
 SETS = ("set5", "set14", "b100", "urban100", "manga109")
 ARMS = ("ECO", "vanilla")
 TABLE_1 = {f"Table 1, {network} x{scale}, {arm}" for network in ("EDSR", "RCAN") for scale in (2, 3, 4) for arm in ARMS}
@@ -100,15 +99,6 @@ def test_the_arms_of_a_row_differ_in_their_objective_alone(name: str) -> None:
     eco, vanilla = config.load(name), config.load(name.replace("_eco", "_vanilla"))
     allowed = {"description", "objective.name"} | ({"model.start_from"} if eco.scale in (3, 4) else set())
     assert set(config.differences(eco, vanilla)) == allowed
-
-
-def test_the_readme_maps_rows_to_recipes() -> None:
-    text = README.read_text(encoding="utf-8")
-    table = text.partition("## Recipes of the paper")[2].partition("\n## ")[0]
-    missing = [name for name in recipe_names() if f"`{name}`" not in table]
-    assert missing == []
-    known = set(recipe_names())
-    assert [word for word in re.findall(r"`((?:edsr|rcan|swinir)_\w+)`", text) if word not in known] == []
 
 
 def test_the_command_lists_every_recipe_with_its_scores(capsys: pytest.CaptureFixture[str]) -> None:
