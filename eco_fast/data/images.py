@@ -4,10 +4,11 @@ An image in this program is uint8 [H, W, 3] RGB, 0..255. Greyscale is replicated
 pixels are composited on white, EXIF orientation is applied; colour profiles are not.
 """
 
+import ctypes
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +38,8 @@ UPRIGHT = {
 
 Image.MAX_IMAGE_PIXELS = None  # the user's own images: a large one is no attack
 warnings.filterwarnings("ignore", module="PIL")  # of odd metadata, which says nothing about pixels
+with suppress(OSError, AttributeError):  # a Pillow without TIFF
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]  # it raises all the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +225,10 @@ def _failures_name(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: damaged image ({error})") from error
     except MemoryError as error:
         raise ValueError(f"{path}: too large for the memory that is left") from error
+    except struct.error as error:
+        raise ValueError(f"{path}: damaged image (it ends too early)") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError) as error:
+        raise ValueError(f"{path}: damaged image (its parts do not fit together)") from error
     except Exception as error:  # Pillow raises a dozen types on a damaged file
         raise ValueError(f"{path}: damaged image ({str(error) or type(error).__name__})") from error
 

@@ -1,6 +1,8 @@
 """Damage that decoders keep quiet about is found, wherever a format lets it be found."""
 
+import contextlib
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -135,6 +137,28 @@ def test_damaged_files_are_refused_or_read_as_another_decoder_reads_them(
         path = tmp_path / one.name
         assert complaint(capsys, "downsample", str(path), str(tmp_path / "LR"), "--scale", "2").startswith(f"{path}: ")
     assert not (tmp_path / "LR").exists()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "JPEG2000", "JPEG"])
+def test_what_ends_too_early_is_told_in_words(kind: str, small: Pixels, tmp_path: Path) -> None:
+    """Wherever it ends: no word of Python's own is in the sentence, such as struct's "unpack requires a buffer"."""
+    path, whole = tmp_path / "a.img", encoded(small, kind)
+    for end in (*range(9, 80), *range(80, len(whole) - 1, len(whole) // 40)):
+        path.write_bytes(whole[:end])
+        for said in refusals(path):
+            assert not re.search(r"unpack|out of range|KeyError|b'|NoneType|Error$", said), (end, said)
+
+
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_lzw", "jpeg", "packbits"])
+def test_libtiff_prints_nothing_of_its_own(
+    compression: str, small: Pixels, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, path = encoded(small, "TIFF", compression=compression), tmp_path / "a.tif"
+    for share in (0.2, 0.5, 0.8):
+        path.write_bytes(hole(whole, share, b"\x5a\xff" * 40))
+        with contextlib.suppress(ValueError):
+            read_image(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_refused_image_leaves_no_store(photo: Pixels, tmp_path: Path) -> None:
