@@ -5,6 +5,7 @@ Finished work is never repeated: the same command continues where it was stopped
 share the work, one run at a time each.
 
 DIR/store/                      the decoded images and centroids, unless data.store names a folder
+DIR/pinned.json                 the images that all of them train on; see `training/pinned.py`
 DIR/teachers/steps=N/           the run folder of a teacher that is trained here
 DIR/runs/VARIANT/seed=S/        a run folder; its scores.json is written last
 DIR/table.* curves.* ...        see `comparison_report.py`
@@ -31,8 +32,9 @@ from eco_fast.study.comparison_report import show_comparison, write_comparison
 from eco_fast.study.variants import Variant, make_variants, seeds_of
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.loop import train_network
+from eco_fast.training.pinned import contents_of, pin, pin_names
 from eco_fast.training.pipeline import check_start
-from eco_fast.training.run_folder import CHECKPOINTS, RunFolder, check_folder
+from eco_fast.training.run_folder import CHECKPOINTS, PINNED, RunFolder, begun, check_folder
 from eco_fast.training.signals import stops_cleanly
 from eco_fast.training.state import initial_network
 from eco_fast.training.training_data import (
@@ -46,7 +48,7 @@ from eco_fast.training.training_data import (
 from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
-from eco_fast.utils.files import sha256_of, write_json
+from eco_fast.utils.files import name_damaged, sha256_of, write_json
 from eco_fast.utils.lasting import lasting_output
 from eco_fast.utils.locks import TakenError, file_lock
 
@@ -79,6 +81,7 @@ def _compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str
     print(f"{folder}: {len(variants)} variants of {seeds} seeds on {device_name(device)}", flush=True)
     with ExitStack() as lock:
         distributed.on_rank0(lambda: _lock(lock, folder / "locks" / "material", wait=True))
+        distributed.on_rank0(lambda: begin_anew(folder, runs))
         material = prepare_material(base, variants, given, folder, sets)
     failed: dict[str, ValueError] = {}
     for run in runs:
@@ -124,6 +127,12 @@ def planned(variant: Variant, seed: int, folder: Path) -> PlannedRun:
         teacher = recipe.teacher.model_copy(update={"checkpoint": str(checkpoint)})
         recipe = recipe.model_copy(update={"teacher": teacher})
     return PlannedRun(variant, seed, folder / "runs" / variant.name / f"seed={seed}", recipe)
+
+
+def begin_anew(folder: Path, runs: Sequence[PlannedRun]) -> None:
+    """Forget the images of a comparison that has trained nothing."""
+    if not any(map(begun, [*(run.folder for run in runs), *folder.glob("teachers/*")])):
+        (folder / PINNED).unlink(missing_ok=True)
 
 
 def teacher_folder(teacher: Teacher, folder: Path) -> Path:
@@ -176,7 +185,8 @@ class ScoredSets:
         if not kept.is_file():
             scores = self.score(network)
             distributed.on_rank0(lambda: write_json(kept, scores))
-        result: StoredScores = json.loads(kept.read_text(encoding="utf-8"))
+        with name_damaged(kept):
+            result: StoredScores = json.loads(kept.read_text(encoding="utf-8"))
         return result
 
 
@@ -201,9 +211,12 @@ def prepare_material(
     """Make images, teachers and centroids, unless they exist; teachers that are not `given` are trained.
 
     Raises:
-        ValueError: bad images or teachers.
+        ValueError: bad images or teachers; or other images than before.
     """
+    if base.data.train:
+        pin_names(folder, base.data.train)
     images = open_images(base.data, base.scale, folder, needs_centroids=True)
+    pin(folder, "training images", contents_of(images.hr))
     material = Material(images, {}, {})
     for variant in variants:
         teacher = variant.recipe.teacher

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -106,7 +106,15 @@ class Checkpoints:
         save_weights(weights_path(self.folder, name), weights, metadata)
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
+class FoundState(NamedTuple):
+    """A whole training state, and which file holds it."""
+
+    name: str
+    """last, best or step-NUMBER."""
+    state: dict[str, Any]
+
+
+def load_state(folder: Path) -> FoundState | None:
     """The newest whole training state, on the CPU, or None where no checkpoint has been written yet.
 
     That is "last"; where it is missing or damaged, the newest of the others, which is said. `settle` follows.
@@ -127,7 +135,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         name = max(found, key=lambda one: int(found[one]["step"]))
         if name != "last":
             print(f"warning: {wrong['last']}; goes on from {state_path(folder, name).name}", flush=True)
-        return found[name]
+        return FoundState(name, found[name])
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.state.pt")):
         raise ValueError(
             f"{wrong['last']}, and {folder} holds no other whole training state to go on from, but weights that a new "
@@ -155,18 +163,19 @@ def read_whole_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def settle(folder: Path, state: dict[str, Any], network: Network) -> None:
+def settle(folder: Path, found: FoundState, network: Network) -> None:
     """Finish the saving of a state that a run goes on from, where a kill came in between; the first rank's task.
 
     Files that are newer, as where a newer state is damaged, are renamed first: they may be all that is left.
 
     Args:
         folder: where they are.
-        state: as `load_state` gave it.
+        found: as `load_state` gave it.
         network: what its weights files hold.
     """
-    step: int = state["step"]
-    if any(step < _step_of(path) for path in (state_path(folder, "last"), weights_path(folder, "last"))):
+    state, step = found.state, int(found.state["step"])
+    others = [weights_path(folder, "last"), *[state_path(folder, "last")] * (found.name != "last")]
+    if any(step < _step_of(path) for path in others):
         _set_aside_newer(folder, step)
     for name in state["names"]:
         if not state_path(folder, name).is_file():

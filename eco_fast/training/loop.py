@@ -22,7 +22,7 @@ from eco_fast.training.checkpoints import Checkpoints, load_state, settle
 from eco_fast.training.memory import explain_oom, room_beside
 from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_sets
-from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.run_folder import RunFolder, check_checkpoint
 from eco_fast.training.signals import StoppedBySignal, StopSignal
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
@@ -46,8 +46,8 @@ def train_network(
 ) -> Network:
     """Train to the end of the run's recipe, from the last checkpoint if there is one.
 
-    `sr` are the centroids, where the objective needs them; `label` precedes every line; `profile` writes a trace of a
-    few steps into the run folder.
+    `hr` are the images, pinned by the caller; `sr` the centroids, where the objective needs them; `label` precedes
+    every line; `profile` writes a trace of a few steps into the run folder.
 
     Returns:
         The trained network (the running average of its weights, where the recipe keeps one), in evaluation mode.
@@ -58,7 +58,7 @@ def train_network(
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
     device = pick_device(train.device)
-    state = take_up(run, hr, sr, sets, label)
+    state = take_up(run, sr, sets, label)
     if state.start == steps:
         return state.result.eval()
 
@@ -96,7 +96,7 @@ def train_network(
     return state.result.eval()
 
 
-def take_up(run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets, label: str) -> TrainingState:
+def take_up(run: RunFolder, sr: ImageSource | None, sets: ValidationSets, label: str) -> TrainingState:
     """What the training goes on from, with the run folder as it was then.
 
     Arguments are `train_network`'s.
@@ -105,18 +105,20 @@ def take_up(run: RunFolder, hr: ImageSource, sr: ImageSource | None, sets: Valid
         ValueError: there is no whole state, or what the run depends on has changed since it began; names it.
     """
     config = run.config
-    saved = load_state(run.checkpoints)
+    found = load_state(run.checkpoints)
+    saved = None if found is None else found.state
+    if saved is not None:
+        check_checkpoint(saved["config"], config, run.checkpoints)
     if saved is None or saved["step"] < config.train.steps:
-        pin(run, "training images", contents_of(hr))
         if sr is not None:
-            pin(run, "centroids", contents_of(sr))
-        pin_sets(run, sets.images, sets.monitored)
+            pin(run.folder, "centroids", contents_of(sr))
+        pin_sets(run.folder, sets.images, sets.monitored)
     if saved is None and config.model.start_from:
-        pin(run, "weights to start from", contents_of_file(Path(config.model.start_from)))
+        pin(run.folder, "weights to start from", contents_of_file(Path(config.model.start_from)))
     state = TrainingState(config, pick_device(config.train.device), saved, label)
     run.rewind(state.start)
-    if saved is not None:
-        distributed.on_rank0(lambda: settle(run.checkpoints, saved, state.result))
+    if found is not None:
+        distributed.on_rank0(lambda: settle(run.checkpoints, found, state.result))
     return state
 
 

@@ -9,37 +9,44 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from eco_fast.data.folders import find_images
 from eco_fast.data.images import Pixels
 from eco_fast.data.sources import ImageSource
 from eco_fast.evaluation.benchmarks import BenchmarkSets
-from eco_fast.training.run_folder import PINNED, RunFolder
+from eco_fast.training.run_folder import PINNED
 from eco_fast.utils import distributed
-from eco_fast.utils.files import file_stamp, sha256_of, write_json
+from eco_fast.utils.files import file_stamp, name_damaged, sha256_of, write_json
 
 Contents = Sequence[tuple[str, str]]
 """Names, and what is under them: sizes and SHA-256; in the order in which they are used."""
 
 
-def pin(run: RunFolder, kind: str, contents: Contents) -> None:
+def pin(folder: Path, kind: str, contents: Contents) -> None:
     """Note what a run depends on, or compare it with what it was at the start.
 
     Args:
-        run: entered.
+        folder: the run's; this process's alone.
         kind: what the contents are, in the plural.
         contents: all of them.
 
     Raises:
         ValueError: they have changed; names the first difference.
     """
-    distributed.on_rank0(lambda: _pin(run.folder / PINNED, kind, contents))
+    distributed.on_rank0(lambda: _pin(folder / PINNED, kind, contents))
 
 
-def pin_sets(run: RunFolder, images: Mapping[str, Pixels], monitored: BenchmarkSets) -> None:
+def pin_sets(folder: Path, images: Mapping[str, Pixels], monitored: BenchmarkSets) -> None:
     """`pin` what is scored during the training; a set that is monitored or no longer monitored changes no other."""
-    pin(run, "validation images", _scored(images))
+    pin(folder, "validation images", _scored(images))
     for name, monitor in monitored.items():
-        pin(run, f"monitored images of {name}", _scored(monitor))
+        pin(folder, f"monitored images of {name}", _scored(monitor))
+
+
+def pin_names(folder: Path, sources: Sequence[str]) -> None:
+    """`pin` which training images there are, before they change a store."""
+    pin(folder, "names of the training images", [(name, "") for name in find_images(sources)])
 
 
 def contents_of_file(path: Path) -> Contents:
@@ -76,10 +83,13 @@ def _scored(images: Mapping[str, Pixels]) -> Contents:
 
 
 def _pin(path: Path, kind: str, contents: Contents) -> None:
-    pinned = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    pinned: dict[str, Any] = {}
+    with name_damaged(path):
+        pinned |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        before = [(str(name), str(what)) for name, what in pinned.get(kind, ())]
     if kind not in pinned:
         write_json(path, {**pinned, kind: contents})
-    elif change := _first_change([(name, what) for name, what in pinned[kind]], contents):
+    elif change := _first_change(before, contents):
         raise ValueError(
             f"{path.parent}: the {kind} have changed since the run began: {change}; "
             "restore them, or begin a new run with --run"

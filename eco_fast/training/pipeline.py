@@ -17,7 +17,6 @@ from typing import Any
 
 from eco_fast.config import Config, Data, Objective, Train
 from eco_fast.config.derived import self_teacher, vanilla
-from eco_fast.data.folders import find_images
 from eco_fast.data.images import Pixels
 from eco_fast.data.noise import noise_metadata
 from eco_fast.data.open_loader import choose_loader
@@ -30,7 +29,7 @@ from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.cost import estimate, network_without_memory
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
 from eco_fast.training.loop import train_network
-from eco_fast.training.pinned import contents_of, contents_of_file, pin
+from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_names
 from eco_fast.training.precision import choose_precision
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder
 from eco_fast.training.signals import stops_cleanly
@@ -130,17 +129,15 @@ class Pipeline:
         run = self.claimed.enter_context(RunFolder(self.folder, config, resume=self.resume))
         self.runs = {"student": run}
         if self.teacher is not None:
-            pin(run, "weights of the teacher", contents_of_file(self.teacher.checkpoint))
+            pin(self.folder, "weights of the teacher", contents_of_file(self.teacher.checkpoint))
 
     def _prepare(self) -> None:
-        config, run = self.config, self.runs["student"]
-        left = (steps_done(self.folder) or 0) < config.train.steps
-        if left and config.data.train:  # before they change a store
-            pin(run, "names of the training images", [(name, "") for name in find_images(config.data.train)])
+        config = self.config
+        if config.data.train:
+            pin_names(self.folder, config.data.train)
         self.images = open_images(config.data, config.scale, self.folder, needs_centroids=config.needs_centroids)
         self.centroids = self.images.centroid_files
-        if left:
-            pin(run, "training images", contents_of(self.images.hr))  # the teacher's are the same
+        pin(self.folder, "training images", contents_of(self.images.hr))  # of all trainings
 
     def _state_of_teacher(self) -> str:
         named, own = Path(self.config.teacher.checkpoint), self.folder / "teacher"

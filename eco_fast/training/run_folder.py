@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from eco_fast.config.resuming import ROUNDING, differing
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name
-from eco_fast.utils.files import name_file_in_errors, unused, write_json, write_text
+from eco_fast.utils.files import name_damaged, name_file_in_errors, unused, write_json, write_text
 from eco_fast.utils.lasting import patiently
 from eco_fast.utils.locks import Lock, file_lock
 
@@ -78,9 +79,10 @@ class RunFolder:
                 (folder / PINNED).unlink(missing_ok=True)
             write_text(folder / RECIPE, config.dump(resolved))
             conditions = folder / "environment.json"  # one entry per start: a resumed run may have moved
-            starts = json.loads(conditions.read_text(encoding="utf-8")) if conditions.is_file() else []
             now = environment(resolved)
-            changes += other_bits(starts[-1], now) if starts else []
+            with name_damaged(conditions):
+                starts = json.loads(conditions.read_text(encoding="utf-8")) if conditions.exists() else []
+                changes += other_bits(starts[-1], now) if starts else []
             write_json(conditions, [*starts, {**now, "changed": changes}])
             for change in changes:
                 print(f"{folder}: {change}", flush=True)
@@ -141,10 +143,12 @@ class RunFolder:
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
     metrics = folder / METRICS
-    if not metrics.is_file():
+    if not metrics.exists():
         return []
-    whole, _, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    with name_damaged(metrics):
+        whole, _, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return [{**row, "step": int(row["step"])} for row in rows]
 
 
 def begun(folder: Path) -> bool:
@@ -186,6 +190,25 @@ def check_folder(folder: Path, resolved: Config, *, resume: bool, same_course: b
     if files and not saved.exists():
         raise ValueError(f"{folder}: not empty and not a run; choose another folder with --run")
     return []
+
+
+def check_checkpoint(written: str, resolved: Config, folder: Path) -> None:
+    """Refuse to go on from the checkpoint of another run.
+
+    Args:
+        written: the recipe that its state holds, as TOML.
+        resolved: the recipe that goes on.
+        folder: where it is.
+
+    Raises:
+        ValueError: it is another recipe's; names the first key that differs.
+    """
+    refused, _ = differing(config.validate(tomllib.loads(written), str(folder)), resolved)
+    if refused:
+        raise ValueError(
+            f"{folder}: its newest state is of a run with another {refused[0]} than {folder.parent / RECIPE} says; "
+            "restore the one or the other"
+        )
 
 
 def other_bits(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

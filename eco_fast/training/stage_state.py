@@ -65,5 +65,5 @@ def state_of_training(config: Config, folder: Path, *, resume: bool) -> str:
 
 def steps_done(folder: Path) -> int | None:
     """Steps that a training has behind it, or None where it has not begun."""
-    state = load_state(folder / CHECKPOINTS)
-    return None if state is None else int(state["step"])
+    found = load_state(folder / CHECKPOINTS)
+    return None if found is None else int(found.state["step"])

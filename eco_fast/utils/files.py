@@ -51,6 +51,19 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         raise OSError(cause.errno, reason, str(path)) from error
 
 
+@contextmanager
+def name_damaged(path: Path) -> Iterator[None]:
+    """Let what a damaged file makes fail in a block that reads it name the file.
+
+    Raises:
+        ValueError: it is not as it was written.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged; restore it, or move it away") from error
+
+
 def unused(path: Path) -> Path:
     """The path, or the first with a number before its name, where nothing lies yet."""
     numbered = (path.with_name(f"{number}.{path.name}") for number in itertools.count(1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -83,6 +84,47 @@ def test_every_run_is_scored_on_every_set_and_has_its_curves(finished: Path) -> 
         assert scores["last"]["fur"]["psnr_y"] == validations[-1]["psnr_y/fur"]
         assert scores["best"]["eye"]["psnr_y"] == max(row["psnr_y"] for row in validations), "the first set chooses"
     assert (finished / "teachers" / "steps=9" / "checkpoints" / "last.safetensors").is_file()
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another": (lambda folder: write_png(folder / "eyes.png", np.full((53, 59, 3), 9, np.uint8)), "is another"),
+    "new": (
+        lambda folder: shutil.copy(folder / "eyes.png", folder / "ears.png"),
+        r"ears\.png is new \(1 then, 2 now\)",
+    ),
+    "renamed": (lambda folder: (folder / "eyes.png").rename(folder / "ears.png"), r"ears\.png is new"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_comparison_does_not_go_on_with_other_images(
+    change: str, base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any training they may still change; and afterwards they are refused before the store is touched."""
+    alter, words = CHANGES[change]
+    shutil.copytree(Path(base.data.train[0]), tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy("set/eyes.png", "set/more.png")
+    made = base.model_copy(update={"data": base.data.model_copy(update={"train": ("set",)})})
+    with monkeypatch.context() as patch:
+        patch.setattr("eco_fast.study.compare.open_images", stop)
+        with pytest.raises(Stopped):
+            compare(made, [("vanilla",)], [], 1, HERE)
+    Path("set/more.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("eco_fast.study.compare.carry_out", stop)
+        with pytest.raises(Stopped):
+            compare(made, [("eco",)], [], 1, HERE)  # its teacher is trained
+    manifest = (HERE / "store" / "manifest.json").read_bytes()
+    alter(Path("set"))
+    with pytest.raises(ValueError, match=f"the (names of the )?training images have changed since .*{words}"):
+        compare(made, [("eco",)], [], 1, HERE)
+    if change != "another":
+        assert (HERE / "store" / "manifest.json").read_bytes() == manifest
+
+
+def stop(*_: object, **__: object) -> None:
+    raise Stopped
 
 
 def test_variants_of_a_seed_share_initial_weights_and_samples(finished: Path) -> None:

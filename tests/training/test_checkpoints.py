@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from eco_fast.models.edsr import EDSR
 from eco_fast.training.checkpoints import (
     HASH,
     Checkpoints,
+    FoundState,
     load_state,
     read_whole_state,
     settle,
@@ -110,18 +112,18 @@ def test_the_newest_whole_state_goes_on_and_what_is_newer_is_kept(
         last.write_bytes({"empty": b"", "cut": bytes(whole[:-300]), "flipped": bytes(whole)}[harm])
     damaged = last.read_bytes() if last.exists() else None
 
-    state = load_state(tmp_path)
-    assert state is not None
-    assert state["step"] == 6
+    found = load_state(tmp_path)
+    assert found is not None
+    assert (found.name, found.state["step"]) == ("step-00000006", 6)
     assert f"goes on from {state_path(tmp_path, 'step-00000006').name}" in capsys.readouterr().out
-    settle(tmp_path, state, network_at(6))
+    settle(tmp_path, found, network_at(6))
     kept = content(tmp_path)
     assert kept["set-aside.last.safetensors.kept"] == weights
     assert kept.get("set-aside.last.state.pt.kept") == damaged
     assert step_of(weights_path(tmp_path, "last")) == 6
     assert step_of(weights_path(tmp_path, "best")) == 3
     assert read_whole_state(last)["step"] == 6
-    settle(tmp_path, state, network_at(6))
+    settle(tmp_path, found, network_at(6))
     assert content(tmp_path) == kept
 
 
@@ -150,16 +152,34 @@ def test_an_interrupted_saving_is_finished(tmp_path: Path) -> None:
         broken.mkdir()
         for name in names[:count]:
             shutil.copy(tmp_path / "whole" / name, broken)
-        state = load_state(broken)
-        assert state is not None
-        settle(broken, state, network_at(3))
+        found = load_state(broken)
+        assert found is not None
+        settle(broken, found, network_at(3))
         made = content(broken)
         assert sorted(made) == sorted(names)
         for name in names:
             if name.endswith(".pt"):
-                assert content_hash(read_whole_state(broken / name)) == content_hash(state)
+                assert content_hash(read_whole_state(broken / name)) == content_hash(found.state)
             else:
                 assert made[name] == whole[name]
+
+
+@pytest.mark.parametrize(("name", "hashed"), [("last", 0), ("step-00000006", 1), ("best", 1)])
+def test_the_state_that_goes_on_is_hashed_once(
+    name: str, hashed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where it is not "last" does anything need to know what "last" is."""
+    saved(tmp_path, (6,), keep=2, best=6)
+    state = read_whole_state(state_path(tmp_path, name))
+    read: list[Path] = []
+
+    def count(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return state
+
+    monkeypatch.setattr("eco_fast.training.checkpoints.read_whole_state", count)
+    settle(tmp_path, FoundState(name, state), network_at(6))
+    assert len(read) == hashed
 
 
 def test_files_that_a_person_has_put_there_are_left_alone(tmp_path: Path) -> None:

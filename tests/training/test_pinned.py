@@ -142,20 +142,20 @@ def test_files_are_compared_by_what_is_in_them() -> None:
     """Also where size and name stay, and where another set is monitored."""
     with RunFolder(Path("run"), recipe(), resume=False) as run:
         Image.new("RGB", (40, 40)).save("hr/2.bmp")
-        pin(run, "training images", contents_of(EncodedImages(find_images(["hr"]))))
+        pin(run.folder, "training images", contents_of(EncodedImages(find_images(["hr"]))))
         content = bytearray(Path("hr/2.bmp").read_bytes())
         content[-20] ^= 1
         Path("hr/2.bmp").write_bytes(content)
         with pytest.raises(ValueError, match=r"hr/2\.bmp is another"):
-            pin(run, "training images", contents_of(EncodedImages(find_images(["hr"]))))
+            pin(run.folder, "training images", contents_of(EncodedImages(find_images(["hr"]))))
         images = {"a/0.png": np.zeros((4, 6, 3), np.uint8)}
-        pin_sets(run, images, {"Set5": images})
-        pin_sets(run, images, {"Set14": images})
+        pin_sets(run.folder, images, {"Set5": images})
+        pin_sets(run.folder, images, {"Set14": images})
         with pytest.raises(ValueError, match=r"images of Set5 have changed since the run began: a/0\.png"):
-            pin_sets(run, images, {"Set5": {"a/0.png": np.zeros((6, 4, 3), np.uint8)}})
-        pin(run, "weights", contents_of_file(Path("start.safetensors")))
+            pin_sets(run.folder, images, {"Set5": {"a/0.png": np.zeros((6, 4, 3), np.uint8)}})
+        pin(run.folder, "weights", contents_of_file(Path("start.safetensors")))
         with pytest.raises(ValueError, match="restore them, or begin a new run with --run"):
-            pin(run, "weights", contents_of_file(Path("teacher.safetensors")))
+            pin(run.folder, "weights", contents_of_file(Path("teacher.safetensors")))
 
 
 def test_every_key_decides_the_result_or_may_differ() -> None:
