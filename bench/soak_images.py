@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.damages import INSIDE
 from eco_fast.data.folders import builtin_images
 from eco_fast.data.images import Pixels, read_image
 
@@ -66,70 +67,20 @@ def damaged_files(count: int, seed: int) -> Iterator[Damaged]:
         kind = list(KINDS)[index % len(KINDS)]
         damage = list(DAMAGES)[index // len(KINDS) % len(DAMAGES)]
         content = DAMAGES[damage](whole[kind], rng)
-        if damage == "flip a bit, mend checksums" and kind == "png":
+        if damage == MENDED and kind == "png":
             content = _mended(content)
         original = np.array(Image.open(io.BytesIO(whole[kind])))
         yield Damaged(f"{index}.{kind}", damage, content, original)
+
+
+MENDED = "flip a bit, mend checksums"
+DAMAGES = {**INSIDE, MENDED: INSIDE["flip a bit"]}
 
 
 def _encoded(pixels: Pixels, kind: str, options: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def _place(content: bytes, rng: random.Random, size: int) -> int:
-    return rng.randrange(2, max(len(content) - size, 3))
-
-
-def _zeros(content: bytes, rng: random.Random) -> bytes:
-    size = rng.choice((1, 16, 512))
-    start = _place(content, rng, size)
-    return content[:start] + bytes(size) + content[start + size :]
-
-
-def _noise(content: bytes, rng: random.Random) -> bytes:
-    size = rng.choice((2, 64, 512))
-    start = _place(content, rng, size)
-    return content[:start] + rng.randbytes(size) + content[start + size :]
-
-
-def _bit(content: bytes, rng: random.Random) -> bytes:
-    flipped = bytearray(content)
-    flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return bytes(flipped)
-
-
-def _header_bit(content: bytes, rng: random.Random) -> bytes:
-    return _bit(content[:100], rng) + content[100:]
-
-
-def _removed(content: bytes, rng: random.Random) -> bytes:
-    size = rng.choice((1, 30, 512))
-    start = _place(content, rng, size)
-    return content[:start] + content[start + size :]
-
-
-def _repeated(content: bytes, rng: random.Random) -> bytes:
-    start = _place(content, rng, 128)
-    return content[: start + 128] + content[start:]
-
-
-def _truncated(content: bytes, rng: random.Random) -> bytes:
-    return content[: rng.randrange(1, len(content))]
-
-
-Damage = Callable[[bytes, random.Random], bytes]
-DAMAGES: dict[str, Damage] = {
-    "zeros": _zeros,
-    "noise": _noise,
-    "flip a bit": _bit,
-    "flip a bit, mend checksums": _bit,
-    "flip a bit of the header": _header_bit,
-    "remove": _removed,
-    "repeat": _repeated,
-    "truncate": _truncated,
-}
 
 
 def _mended(content: bytes) -> bytes:

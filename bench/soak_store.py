@@ -4,7 +4,6 @@ python -m bench.soak_store [KILLS]
 """
 
 import collections
-import os
 import random
 import re
 import signal

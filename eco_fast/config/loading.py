@@ -18,6 +18,7 @@ from eco_fast.config.schema import Config
 Overrides = Mapping[str, Any] | Sequence[str]
 """Other values by dotted key, {"train.steps": 5}; or texts, "train.steps=5", the value in TOML or a bare word."""
 
+LONGEST = 500  # characters
 TOML_WORDS = {  # where pydantic speaks of Python's types
     "tuple_type": 'input should be an array, such as ["a", "b"]',
     "model_type": "input should be a section with keys of its own",
@@ -65,7 +66,9 @@ def validate(values: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(_tuples(values))
     except ValidationError as error:
-        raise ValueError(f"{source}: {_sentence(error)}") from error
+        raise ValueError(f"{source}: {_shown(_sentence(error))}") from error
+    except RecursionError as error:
+        raise ValueError(f"{source}: sections within sections without end; a recipe has one level of them") from error
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -151,3 +154,9 @@ def _expected(error: ValidationError) -> str:
     value = architecture_of(first["input"]) if first["type"] == "architecture" else first["input"]
     expected = TOML_WORDS.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
     return f"{expected}, got {value!r}"
+
+
+def _shown(sentence: str) -> str:
+    """A sentence with somebody's keys and values in it: on one line, and not without end."""
+    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in sentence)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

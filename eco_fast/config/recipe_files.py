@@ -66,7 +66,7 @@ def _parse(recipe: str) -> dict[str, Any]:
         raise ValueError(f"{recipe}: is in UTF-16; save it as UTF-8")
     try:
         return tomllib.loads(content.decode("utf-8-sig"))  # with the byte-order mark that Windows' editors write
-    except ValueError as error:  # of either step
+    except (ValueError, RecursionError) as error:  # of either step
         raise ValueError(f"{recipe}: not valid TOML: {error}") from error
 
 

@@ -183,12 +183,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         ValueError: it is none, damaged, or of another format.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, digest = manifest["format"], digest_of(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not the manifest of a store") from error
     if version != FORMAT:
         raise ValueError(

@@ -222,7 +222,7 @@ class Writer:
 
     def _tidy(self, named: set[Path]) -> None:
         found = [*self.folder.glob("packs/*.pack"), *self.folder.glob("images-*.table"), *journals(self.folder)]
-        left_over = [file for file in found if file not in named]
+        left_over = [file for file in found if file not in named and file.is_file()]
         for file in left_over:
             file.unlink()
         if left_over:

@@ -17,6 +17,7 @@ from eco_fast.config import Config
 from eco_fast.study.confidence import interval
 from eco_fast.study.variants import Variant, baseline_of
 from eco_fast.training.run_folder import read_rows
+from eco_fast.utils.files import name_damaged
 
 Scored = dict[str, dict[str, float]]
 """By set and measure, the mean score over the images."""
@@ -192,11 +193,13 @@ def collect(runs: Sequence[PlannedRun], sets: Sequence[str], teachers: Mapping[s
 
 
 def _outcome(run: PlannedRun, sets: Sequence[str]) -> Outcome:
-    scores = json.loads(run.scores.read_text(encoding="utf-8"))
+    with name_damaged(run.scores):
+        scores = json.loads(run.scores.read_text(encoding="utf-8"))
+        last, best = (_numbers(scores[which]) for which in ("last", "best"))
     keys = {name: f"psnr_y/{name}" for name in sets} | {sets[0]: "psnr_y"}
     rows = read_rows(run.folder)
     curves = {name: {row["step"]: _number(row[key]) for row in rows if key in row} for name, key in keys.items()}
-    return Outcome({name: one for name, one in curves.items() if one}, *(_numbers(scores[w]) for w in ("last", "best")))
+    return Outcome({name: one for name, one in curves.items() if one}, last, best)
 
 
 def _numbers(scores: StoredScores) -> Scored:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from eco_fast.utils import distributed
-from eco_fast.utils.files import write_json
+from eco_fast.utils.files import name_damaged, write_json
 
 
 class StageClock:
@@ -15,7 +15,10 @@ class StageClock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.seconds: dict[str, float] = {}
+        with name_damaged(path):
+            kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            self.seconds |= {stage: float(seconds) for stage, seconds in kept.items()}
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

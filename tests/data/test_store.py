@@ -357,6 +357,16 @@ def test_a_changed_pixel_is_found_when_it_is_read_and_repaired(
     check(store, pictures)
 
 
+def test_a_folder_in_the_place_of_a_pack_is_left_alone(pictures: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "store" / prepare([str(pictures)], tmp_path / "store").entries[0].file
+    pack.unlink()
+    pack.mkdir()
+    with pytest.raises(ValueError, match=rf"{pack}: a pack of the store"):
+        Store(tmp_path / "store")
+    check(prepare([str(pictures)], tmp_path / "store").folder, pictures)
+    assert pack.is_dir()
+
+
 def test_an_image_that_left_the_sources_is_refused(pictures: Path, tmp_path: Path) -> None:
     prepare([str(pictures)], tmp_path / "store")
     before = contents(tmp_path / "store")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from eco_fast.config import EdsrModel
 from eco_fast.models import (
@@ -261,6 +262,29 @@ def test_damaged_and_missing_files_are_refused_by_name(suffix: str, state: State
     path.unlink()
     with pytest.raises(ValueError, match=f"damaged{suffix}: there is no such checkpoint"):
         load_network(path, "cpu")
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_the_checksums_of_torchs_files_count_where_they_are_written(sums: bool, state: State, tmp_path: Path) -> None:
+    """torch.load reads wrong bits as weights: nothing in the file tells but the checksums of a zip's parts."""
+    path, key = tmp_path / "a.pt", "head.0.weight"
+    before = get_crc32_options()
+    try:
+        set_crc32_options(sums)
+        torch.save(state, path)
+    finally:
+        set_crc32_options(before)
+    assert torch.equal(load_network(path).state_dict()[key], state[key])
+    content = bytearray(path.read_bytes())
+    at = content.index(state[key].numpy().tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)[key], state[key])
+    if sums:
+        with pytest.raises(ValueError, match=r"a\.pt: damaged, or not a checkpoint"):
+            load_network(path)
+    else:
+        load_network(path)
 
 
 def test_a_network_of_another_scale_is_refused(state: State, tmp_path: Path) -> None:
