@@ -27,6 +27,7 @@ NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 BEAT = 10.0  # seconds between two signs of life
 SILENCE = 120.0  # seconds without one after which a process on another machine is taken for dead
 POLL = 0.2  # seconds between two looks at what is waited for
+LOOKS = 50  # at a lock whose holder has not yet written who it is
 
 
 class TakenError(ValueError):
@@ -206,10 +207,10 @@ def _claimed(claim: Path, mine: Holder) -> Path:
 
 
 def _refusal(path: Path) -> TakenError:
-    holder = _read(path)
-    if holder is None:
+    looks = 0
+    while (holder := _read(path)) is None and looks < LOOKS:
         time.sleep(POLL)  # it is about to write who it is
-        holder = _read(path)
+        looks += 1
     return TakenError(f"{path.parent}: in use by {holder or 'another process'}; wait for its end, or stop it")
 
 

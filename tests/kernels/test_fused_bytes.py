@@ -14,6 +14,8 @@ from torch import Tensor
 
 from bench import compulsory, counting, traffic
 
+pytestmark = pytest.mark.slow
+
 Measured = dict[str, traffic.PerValue]
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"

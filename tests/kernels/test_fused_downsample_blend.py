@@ -15,7 +15,7 @@ from torch import Tensor
 from eco_fast.data.images import read_image
 from eco_fast.data.loader import cut_crop
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory")]
 
 EVERY_SCALE = pytest.mark.parametrize("scale", sorted(STENCILS))
 EVERY_ROUNDING = pytest.mark.parametrize("rounding", ROUNDINGS)

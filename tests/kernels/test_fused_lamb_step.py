@@ -12,7 +12,7 @@ from eco_fast_kernels.fused import lamb_step as fused
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory")]
 
 Place = Callable[[Tensor], Tensor]
 GROUPS = ("parameters", "exp_avg", "exp_avg_sq", "average")

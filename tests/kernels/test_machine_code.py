@@ -13,6 +13,8 @@ from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
 from eco_fast_kernels.fused import cut_crops, decide_step
 from eco_fast_kernels.reference import LOSS_KINDS
 
+pytestmark = pytest.mark.slow
+
 KERNELS = Path(__file__).parents[2] / "kernels"
 # One process compiles every kind of kernel and the largest variants for the oldest generation; the other, for all later
 # generations, what steps are made of.

@@ -12,6 +12,8 @@ from eco_fast.training.optim import lamb
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "model.features=8",
     "model.blocks=1",

@@ -137,6 +137,7 @@ def test_warm_start_copies_all_but_the_upsampler(scale: int, fresh: list[str], t
     assert kept == sorted(f"{layer}.{kind}" for layer in fresh for kind in ("bias", "weight"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
 def test_compiled_without_breaks_it_is_as_exact_as_eager(
     whole: bool, compiled_is_as_exact_as_eager: Callable[..., None]
@@ -151,6 +152,7 @@ def test_compiled_without_breaks_it_is_as_exact_as_eager(
     compiled_is_as_exact_as_eager(network, lr, compile_it=compile_whole if whole else compile_blocks)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_leave_images_of_other_sizes_alone() -> None:
     network = RCAN(2, **SMALL)
     plain = copy.deepcopy(network).eval()

@@ -144,6 +144,7 @@ def test_scales_that_do_not_exist() -> None:
         RRDB(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
 def test_compiled_without_breaks_it_is_as_exact_as_eager(
     whole: bool, compiled_is_as_exact_as_eager: Callable[..., None]

@@ -133,6 +133,7 @@ def test_sizes_that_do_not_fit_together(sizes: dict[str, Any], expected: str) ->
         SwinIR(**{"scale": 2, **TINY, **sizes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drops", [False, True], ids=["whole", "stochastic depth"])
 def test_compiled_blocks_without_breaks_are_as_exact_as_eager(
     drops: bool, compiled_is_as_exact_as_eager: Callable[..., None]
@@ -145,6 +146,7 @@ def test_compiled_blocks_without_breaks_are_as_exact_as_eager(
     )
 
 
+@pytest.mark.slow
 def test_compiled_whole_without_breaks() -> None:
     network, lr = rough(SwinIR(2, **{**TINY, "depths": (2,), "heads": (2,)})), torch.rand(1, 3, 24, 24)
     torch.compiler.reset()

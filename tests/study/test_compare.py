@@ -24,6 +24,8 @@ from eco_fast.training.state import TrainingState
 from eco_fast.utils.files import write_json
 from eco_fast.utils.locks import file_lock
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = [("vanilla",), ("eco",)]
 HERE = Path("c")
 """Runs name their stores and teachers as seen from where they run."""

@@ -18,6 +18,7 @@ def test_a_machine_without_a_driver_has_version_0() -> None:
     assert (cuda_of_driver() > 0) == torch.cuda.is_available()
 
 
+@pytest.mark.slow
 def test_an_old_driver_is_asked_for_its_version_and_named(tmp_path: Path) -> None:
     dali, compiler = pytest.importorskip("nvidia.dali"), cpp_compiler()
     if compiler is None:

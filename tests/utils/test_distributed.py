@@ -21,6 +21,8 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 STEPS = 50
 RECIPE = f"""
 [data]

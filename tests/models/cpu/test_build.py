@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from eco_fast.models.cpu import build, linear, window_attention
 
+pytestmark = pytest.mark.slow
+
 FORK: Any = multiprocessing.get_context("fork")
 COMPILER = """#!/bin/sh
 case "$*" in *-shared*) echo compiled >> {log};; esac

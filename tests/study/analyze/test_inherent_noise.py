@@ -21,6 +21,8 @@ from eco_fast.models import load_network
 from eco_fast.study.analyze.inherent_noise import noise_of, numbers
 from eco_fast.training.pipeline import run_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,6 +23,8 @@ from eco_fast.study.analyze.runs import open_run, recipe_at
 from eco_fast.training.run_folder import RECIPE, read_rows
 from eco_fast.training.state import TrainingState
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[np.float64]
 LENGTHS = [0.1, 0.4, 0.7]
 

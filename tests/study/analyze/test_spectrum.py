@@ -17,6 +17,8 @@ from eco_fast.study.analyze.spectrum_report import NAMES, radial_profile
 from eco_fast.training.run_folder import read_rows
 from eco_fast.training.step import network_input
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[np.float64]
 PATCH, BATCH = 8, 3
 
