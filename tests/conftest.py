@@ -2,6 +2,7 @@
 
 import copy
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -116,6 +117,18 @@ def kept_runs(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
         with RunFolder(folder / f"{objective}-{seed}", recipe, resume=False) as run:
             train_network(run, store, open_centroids(store, made, 2), ValidationSets())
     return folder
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Makes the system refuse to let any file grow beyond so many bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class FailsLater:

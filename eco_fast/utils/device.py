@@ -15,6 +15,7 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT_BYTES = 1 << 30  # what lies free beyond so much at the heap's end still goes back to the system
+GRAPH_BYTES = 1 << 17  # of what DALI writes: more than the source of a graph
 MAPPED_BYTES = 32 << 20  # so do blocks of this size, as by default: holes among them would cost half the memory again
 
 
@@ -122,6 +123,14 @@ def why_not_dali(device: str) -> str | None:
         return (
             f"the GPU's driver is for CUDA {driver}, this DALI for CUDA {built}; update the driver (r580 or newer for "
             "CUDA 13), or pip uninstall nvidia-dali-cuda130 and pip install 'eco-fast[dali-cuda12]'"
+        )
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(bytes(GRAPH_BYTES))
+    except OSError as error:
+        return (
+            f"DALI writes its graphs into the temporary folder, which cannot be written ({error.strerror or error}); "
+            "make room there, or name another one in $TMPDIR"
         )
     return None
 

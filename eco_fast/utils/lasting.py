@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -41,8 +41,11 @@ def patiently(path: Path, work: Callable[[], T]) -> T:
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Let the block go on in silence where its terminal, its pipe or the disk under its log is lost."""
-    out, err = _Lasting(sys.stdout, "stdout"), _Lasting(sys.stderr, "stderr")
-    with redirect_stdout(out), redirect_stderr(err):
+    with ExitStack() as stack:
+        if sys.stdout is not None:  # None: closed before the start, as by >&-
+            stack.enter_context(redirect_stdout(_Lasting(sys.stdout, "stdout")))
+        if sys.stderr is not None:
+            stack.enter_context(redirect_stderr(_Lasting(sys.stderr, "stderr")))
         yield
 
 

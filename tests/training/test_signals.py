@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,6 @@ def last_call(monkeypatch: pytest.MonkeyPatch, name: str, count: int, error: Bas
         return real(*arguments, **options)
 
     monkeypatch.setattr(name, limited)
-
-
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Makes the system refuse to let any file grow beyond so many bytes, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def half_written() -> list[Path]:
@@ -329,6 +317,20 @@ def test_a_pipe_that_nobody_reads_any_more_ends_no_run() -> None:
     assert (process.returncode, said) == (0, "eco-fast: stdout is lost (Broken pipe); the run goes on\n")
     assert [row["step"] for row in rows(Path("run"))] == [1, 2, 3, 4]
     assert Path("run/summary.json").is_file()
+
+
+def test_a_run_needs_no_home_no_language_no_temporary_folder_and_no_output() -> None:
+    Path("file").touch()
+    surroundings = {key: value for key, value in os.environ.items() if key not in ("HOME", "LANG", "USER", "LOGNAME")}
+    surroundings |= {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TMPDIR": "file/tmp"}
+    surroundings |= {"MPLCONFIGDIR": "file/matplotlib", "XDG_CACHE_HOME": "file/cache"}
+    command = [sys.executable, "-m", "eco_fast", *COMMANDS["train"]]
+    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>said', "sh", *command], env=surroundings, check=False)
+    said = Path("said").read_text(encoding="utf-8")
+    assert done.returncode == 0, said
+    assert "Traceback" not in said
+    assert [row["step"] for row in rows(Path("run"))] == [1, 2, 3, 4]
+    assert Path("run/curves.png").is_file()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from eco_fast.utils.device import cpp_compiler, cuda_of_driver, pick_device, why_not_build
+from eco_fast.config import Data
+from eco_fast.data.open_loader import choose_loader
+from eco_fast.utils.device import cpp_compiler, cuda_of_driver, pick_device, why_not_build, why_not_dali
 
 DRIVER = 'extern "C" int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }'
 ASK = "from eco_fast.utils.device import cuda_of_driver, why_not_dali; print(cuda_of_driver(), why_not_dali('cuda:0'))"
@@ -67,6 +71,27 @@ def test_a_compiler_that_fails_is_found_out_before_it_is_needed(script: str, rea
     compiler.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     compiler.chmod(0o755)
     assert reason in (why_not_build(str(compiler)) or "")
+
+
+@pytest.mark.parametrize("wrong", ["missing", "a file", "full"])
+def test_where_dali_cannot_write_its_graphs_it_is_not_taken(
+    wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file_size_limit: Callable[[int], None]
+) -> None:
+    """It would fail in the first batch, with a traceback of its own."""
+    pytest.importorskip("nvidia.dali")
+    assert why_not_dali("cpu") is None
+    folder = tmp_path / "tmp"
+    if wrong == "a file":
+        folder.touch()
+    elif wrong == "full":
+        folder.mkdir()
+        file_size_limit(1 << 16)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    said = why_not_dali("cpu") or ""
+    assert said.startswith("DALI writes its graphs into the temporary folder, which cannot be written (")
+    assert choose_loader(Data(), "cpu") == ("plain", f"for {said}")
+    with pytest.raises(ValueError, match=r"data\.loader=dali cannot work here: .*name another one in \$TMPDIR"):
+        choose_loader(Data(loader="dali"), "cpu")
 
 
 def test_where_what_is_compiled_cannot_be_kept_nothing_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
