@@ -30,12 +30,11 @@ from eco_fast.models.edsr import EDSR
 from eco_fast.training.loop import train_network
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.validation import ValidationSets
+from tests.data.matlab_sets import IN_REPOSITORY
 from tests.helpers import centroids_of
 
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # processes that tests start run the same code
 torch.set_num_threads(1)  # networks and images this small only lose by a second thread
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 collect_ignore_glob = [] if find_spec("triton") else ["kernels/test_fused_*.py", "kernels/test_machine_code.py"]
 
@@ -81,9 +80,19 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Benchmark images that may not be redistributed: tests that need them are skipped where they are absent."""
-    if not SHARED.is_dir():
-        pytest.skip("needs the benchmark images (Set5, Set14, ...) in ../shared/data")
-    return SHARED
+    folder = Path(os.environ.get("ECO_FAST_DATA", "nowhere"))
+    if not folder.is_dir():
+        pytest.skip("needs the benchmark images (benchmark/Set5, ...) in the folder that $ECO_FAST_DATA names")
+    return folder
+
+
+@pytest.fixture(params=["in repository", "Set5", "Set14"])
+def matlab_set(request: pytest.FixtureRequest) -> Path:
+    """A folder of HR images and of what MATLAB makes of them, for `matlab_files`."""
+    if request.param == "in repository":
+        return IN_REPOSITORY
+    shared: Path = request.getfixturevalue("shared_data")
+    return shared / "benchmark" / str(request.param)
 
 
 @pytest.fixture(scope="session")

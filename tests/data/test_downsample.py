@@ -10,6 +10,7 @@ from PIL import Image
 
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, read_image, write_png
+from tests.data.matlab_sets import matlab_files
 
 Lines = list[list[Fraction]]
 
@@ -71,15 +72,13 @@ def test_a_file_equals_exact_fractions_of_the_cropped_image(
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_a_benchmark_folder_equals_matlabs_files(scale: int, shared_data: Path, tmp_path: Path) -> None:
-    benchmark = shared_data / "benchmark" / "Set5"
-    assert main(["downsample", str(benchmark / "HR"), str(tmp_path), "--scale", str(scale)]) == 0
-    names = [file.stem for file in sorted((benchmark / "HR").glob("*.png"))]
-    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}.png" for name in names]
-    assert len(names) == 5
-    for name in names:
-        matlab = np.array(Image.open(benchmark / "LR_bicubic" / f"X{scale}" / f"{name}x{scale}.png"))
-        assert np.array_equal(np.array(Image.open(tmp_path / f"{name}.png")), matlab), name
+@pytest.mark.parametrize("matlab_set", ["in repository", "Set5"], indirect=True)
+def test_a_benchmark_folder_equals_matlabs_files(scale: int, matlab_set: Path, tmp_path: Path) -> None:
+    assert main(["downsample", str(matlab_set / "HR"), str(tmp_path), "--scale", str(scale)]) == 0
+    pairs = matlab_files(matlab_set, scale)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [hr.name for hr, _ in pairs]
+    for hr, lr in pairs:
+        assert np.array_equal(np.array(Image.open(tmp_path / hr.name)), np.array(Image.open(lr))), hr.name
 
 
 def test_a_folder_keeps_its_layout_and_its_images(

@@ -1,6 +1,5 @@
 """The downsampling and blending kernel against its plain-torch definition and MATLAB's files, to the bit."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from eco_fast.data.images import read_image
 from eco_fast.data.loader import cut_crop
+from tests.data.matlab_sets import IN_REPOSITORY, matlab_files, rounding_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory")]
 
@@ -284,11 +284,10 @@ def test_aligned_crops_are_read_where_they_lie(device: str, monkeypatch: pytest.
 
 @EVERY_SCALE
 @pytest.mark.parametrize("where", ["interior", "first corner", "last corner"])
-def test_regions_of_real_images_equal_matlabs_files(device: str, shared_data: Path, scale: int, where: str) -> None:
-    rounding: Rounding = "im2double" if scale == 8 else "uint8"
-    folder = shared_data / "benchmark" / "Set5"
-    image = read_image(folder / "HR" / "butterfly.png")
-    matlab = torch.from_numpy(read_image(folder / "LR_bicubic" / f"X{scale}" / f"butterflyx{scale}.png"))
+def test_regions_of_real_images_equal_matlabs_files(device: str, scale: int, where: str) -> None:
+    rounding = rounding_of(scale)
+    hr, lr = matlab_files(IN_REPOSITORY, scale)[0]
+    image, matlab = read_image(hr), torch.from_numpy(read_image(lr))
     patch = 3
     last = tuple(size - patch for size in matlab.shape[:2])
     top, left = {"interior": (last[0] // 2, last[1] // 3), "first corner": (0, 0), "last corner": last}[where]
