@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 SECTIONS = ("", "data", "train", "objective", "optimizer", "teacher", "model")
 """In the order of the help. What [paper] says is a file's alone: no run depends on it."""
-ABOUT = (
-    "Every key is an option, spelt as in the file. A list takes any number of values, also none. "
-    "The defaults are those of a recipe that says nothing; --help after a RECIPE shows the recipe's own values."
-)
+ABOUT = {
+    "": "Every key is an option, spelt as in the file. A list takes any number of values, also none. "
+    "The defaults are those of a recipe that says nothing; --help after a RECIPE shows the recipe's own values.",
+    "model": "Each architecture has keys of its own.",
+}
+"""What the help says of sections whose class does not say it."""
 WORDS = {int: "INT", float: "FLOAT", str: "TEXT"}
-EXAMPLE_OF_KEY = "every key is an option, for example --train.steps 300"
 
 
 def add_keys(parser: Parser) -> None:
@@ -39,8 +40,7 @@ def _add_keys(parser: Parser) -> None:
 
     known = {name: key for name, key in all_keys().items() if key.section in SECTIONS}
     for section in SECTIONS:
-        kind = getattr(Config(), section).__class__ if section else None
-        about = "Each architecture has keys of its own." if section == "model" else kind.__doc__ if kind else ABOUT
+        about = ABOUT.get(section) or type(getattr(Config(), section)).__doc__
         group = parser.add_argument_group(section or "keys of the recipe", about)
         for name, key in known.items():
             if key.section == section:
@@ -61,13 +61,15 @@ def _add_keys(parser: Parser) -> None:
 
 def _instead_of_set(text: str) -> str:
     from eco_fast import config
+    from eco_fast.config.keys import RENAMED, all_keys
 
-    try:
-        key, value = config.assignment(text)
-    except ValueError:
-        return f"is gone: {EXAMPLE_OF_KEY}"
+    old = text.partition("=")[0]
+    new = RENAMED.get(old, old)
+    if new not in all_keys():
+        return "is gone: every key is an option, for example --train.steps 300"
+    _, value = config.assignment(text)
     words = [_word(one) for one in (value if isinstance(value, list) else [value])]
-    return f"is gone: say {shlex.join([f'--{key}', *words])}"
+    return f"is gone: say {shlex.join([f'--{new}', *words])}"
 
 
 class _KeyAction(argparse.Action):

@@ -68,17 +68,19 @@ def test_arguments_arrive(line: str, expected: dict[str, Any]) -> None:
     assert {key: parsed[key] for key in expected} == expected
 
 
-def test_help_answers_at_once() -> None:
-    heavy = ("torch", "numpy", "PIL", "pydantic", "rich", "eco_fast_kernels")
+@pytest.mark.parametrize(("arguments", "needs"), [("--help", []), ("train --help", ["pydantic"])])
+def test_help_answers_at_once(arguments: str, needs: list[str]) -> None:
+    heavy = ("torch", "numpy", "PIL", "pydantic", "shtab", "rich", "eco_fast_kernels")
     script = f"""
-import sys
+import contextlib, io, sys
 from eco_fast.cli import main
-main.parser().format_help()
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main.main({arguments.split()})
 print([name for name in {heavy} if name in sys.modules])
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     answer = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert answer.stdout == "[]\n"
+    assert answer.stdout == f"{needs}\n"
 
 
 @pytest.mark.parametrize(
