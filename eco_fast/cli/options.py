@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import textwrap
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **{"formatter_class": Help, **settings})
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # -1e-3 too, as from Python 3.14 on
         self.waiting: Callable[[Parser], None] | None = None
         self.gone: dict[str, str | Callable[[str], str]] = {}
         self.nearest: Callable[[str], str | None] = self.nearest_option

@@ -187,6 +187,7 @@ def test_the_quick_start_needs_nothing_but_what_is_built_in() -> None:
         ("--optimizer.learning_rate .5", 0.5),
         ("--optimizer.learning_rate 1", 1.0),
         ("--objective.alpha_shift -2.5", -2.5),
+        ("--objective.alpha_shift -2e-1", -0.2),
         ("--train.device cpu", "cpu"),
         ("--train.device cuda:1", "cuda:1"),
         ("--train.validate_every 2%", "2%"),
