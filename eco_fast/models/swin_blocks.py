@@ -57,7 +57,7 @@ class Mlp(nn.Module):
         return linear(self.fc2, functional.gelu(linear(self.fc1, x)))
 
 
-class SwinBlock(RepeatedBlock):
+class SwinBlock(nn.Module):
     """Attention in windows and an MLP, each normalised first and added to its input.
 
     Args:
@@ -80,7 +80,7 @@ class SwinBlock(RepeatedBlock):
         self.mlp = Mlp(features, int(features * mlp_ratio))
         self.register_buffer("attn_mask", shift_mask(patch, patch, window, shift) if shift else None)
 
-    def forward_block(self, x: Tensor, mask: Tensor | None, factors: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, factors: Tensor | None) -> Tensor:
         """[N, h, w, C] to the same shape.
 
         Args:
@@ -109,7 +109,7 @@ class SwinGroup(nn.Module):
         return x
 
 
-class Layer(nn.Module):
+class Layer(RepeatedBlock):
     """x + conv(group(x)): the residual Swin transformer block."""
 
     def __init__(self, features: int, depth: int, heads: int, window: int, mlp_ratio: float, patch: int) -> None:
@@ -117,7 +117,7 @@ class Layer(nn.Module):
         self.residual_group = SwinGroup(features, depth, heads, window, mlp_ratio, patch)
         self.conv = conv3x3(features, features)
 
-    def forward(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
+    def forward_block(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
         """[N, h, w, C] to the same shape."""
         y: Tensor = self.conv(self.residual_group(x, mask, factors).permute(0, 3, 1, 2))
         return x + y.permute(0, 2, 3, 1)

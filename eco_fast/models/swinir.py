@@ -45,7 +45,7 @@ class SwinIR(Network):
     architecture = "swinir"
     scale_dependent_keys = ("upsample.", "conv_last.")
     recomputed_buffers = ("attn_mask", "relative_position_index")
-    repeated_block = SwinBlock
+    repeated_block = Layer
     compiled_on = ("cuda",)  # a CPU spends its time in convolutions and attention, which the compiler leaves alone
 
     mean: Tensor

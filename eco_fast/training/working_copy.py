@@ -54,6 +54,6 @@ class WorkingCopy:
 
     @torch.no_grad()
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The 16-bit ones of gradients that are laid out as the weights are, in one piece like theirs; zeros for the others."""
+        """The 16-bit ones of gradients that are laid out like the weights, in one piece; zeros for the others."""
         torch._foreach_copy_(self._places, [one for one in gradients if one.dtype == self._gradients.dtype])
         return self._gradients

@@ -138,11 +138,11 @@ def test_sizes_that_do_not_fit_together(sizes: dict[str, Any], expected: str) ->
 def test_compiled_blocks_without_breaks_are_as_exact_as_eager(
     drops: bool, compiled_is_as_exact_as_eager: Callable[..., None]
 ) -> None:
-    """Loss and gradients, against float64; a graph for blocks on the grid and one for shifted ones."""
+    """Loss and gradients, against float64; a graph for each kind of layer."""
     network, lr = rough(SwinIR(2, **TINY)), torch.rand(2, 3, 24, 24)
     draws = torch.rand(2, 8) if drops else None
     compiled_is_as_exact_as_eager(  # the heads of the two layers differ too
-        network, lr, draws, compile_it=compile_blocks, graphs=4, slack=1e-5
+        network, lr, draws, compile_it=compile_blocks, graphs=2, slack=1e-5
     )
 
 
