@@ -28,7 +28,9 @@ class EncodedEntry:
 
 
 class EncodedImages:
-    """Image files, by the names that `find_images` gives them, each checked to the last byte; an `ImageSource`.
+    """Image files, by the names that `find_images` gives them; an `ImageSource`.
+
+    The first rank checks each of them to the last byte, for all ranks.
 
     Raises:
         ValueError: a file is no image, or one that decoders do not agree about; names it.
@@ -37,9 +39,7 @@ class EncodedImages:
     encoded = True
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        with ThreadPoolExecutor() as pool:  # decoders do not hold Python's lock
-            checked = pool.map(_inspect, files, files.values())
-            self.entries = list(track(checked, "check images", len(files), disable=not distributed.is_main_process()))
+        self.entries = distributed.on_rank0(lambda: _inspect_all(files))
 
     def select(self, names: Sequence[str]) -> Self:
         """The same images with these alone, in this order."""
@@ -98,6 +98,11 @@ def match_centroids(hr: EncodedImages, centroids: EncodedImages, scale: int) -> 
 def _key(entry: EncodedEntry) -> PurePosixPath:
     _, _, path = entry.name.partition("/")
     return PurePosixPath(path).with_suffix("")
+
+
+def _inspect_all(files: Mapping[str, Path]) -> list[EncodedEntry]:
+    with ThreadPoolExecutor() as pool:  # decoders do not hold Python's lock
+        return list(track(pool.map(_inspect, files, files.values()), "check images", len(files)))
 
 
 def _inspect(name: str, path: Path) -> EncodedEntry:

@@ -15,7 +15,7 @@ from PIL import Image
 from eco_fast.cli.main import main
 from eco_fast.data.encoded import EncodedImages, match_centroids
 from eco_fast.data.folders import find_images
-from eco_fast.data.images import Pixels, image_size, read_image, read_whole, simple_size
+from eco_fast.data.images import Pixels, image_size, read_image, read_whole, simple_size, write_png
 from tests.data.image_bytes import chunk, encoded, refusals, with_chunks
 
 AVIF_OF_8_PIXELS_A_SIDE = {  # by bits a channel; made with imagecodecs
@@ -141,6 +141,16 @@ def test_what_dali_decodes_otherwise_is_refused_where_it_decodes(name: str, smal
     assert read_image(tmp_path / name).shape == small.shape
     with pytest.raises(ValueError, match=r"use data\.source=store, which decodes it once"):
         EncodedImages({"a": tmp_path / name})
+
+
+def test_one_rank_checks_the_files_for_all(small: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are told what it has found, and open no file."""
+    write_png(tmp_path / "hr/a.png", small)
+    files = find_images([tmp_path / "hr"])
+    found = EncodedImages(files).entries
+    monkeypatch.setattr("eco_fast.utils.distributed.on_rank0", lambda _: found)
+    (tmp_path / "hr/a.png").unlink()
+    assert EncodedImages(files).entries == found
 
 
 def test_two_images_of_one_stem_cannot_share_a_centroid(small: Pixels, tmp_path: Path) -> None:

@@ -82,9 +82,26 @@ def replaced(path: str) -> None:
     write_png(Path(path), pixels)
 
 
+def turned(path: str) -> None:
+    """The same compressed data, upside down by its EXIF orientation."""
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[0x0112] = 3
+        image.save(path, exif=exif)
+
+
 CHANGES: dict[str, tuple[Callable[[], object], str]] = {
     "an image is replaced": (lambda: replaced("hr/1.png"), "the training images have changed .*: hr/1.png is another"),
     "an image is new": (lambda: shutil.copy("hr/1.png", "hr/00.png"), r"hr/00.png is new \(3 then, 4 now\)"),
+    "an image is renamed": (lambda: Path("hr/1.png").rename("hr/9.png"), r"hr/9.png is new \(3 then, 3 now\)"),
+    "the validation has one image more": (
+        lambda: write_png(Path("validation/nose.png"), np.zeros((28, 30, 3), np.uint8)),
+        r"the validation images have changed since .*: validation/nose.png is new \(1 then, 2 now\)",
+    ),
+    "an image is turned, without a pixel in its data being another": (
+        lambda: turned("hr/2.png"),
+        "the training images have changed since the run began: hr/2.png is another",
+    ),
     "two images are exchanged": (
         lambda: [
             Path(old).rename(new) for old, new in (("hr/0.png", "x"), ("hr/2.png", "hr/0.png"), ("x", "hr/2.png"))
