@@ -30,9 +30,11 @@ def completion_script(parser: Parser, shell: str) -> str:
     function = "_eco_fast_recipes"
     recipes = {"bash": function, "zsh": function, "fish": f"{names} (__fish_complete_suffix .toml)"}
     for action in _arguments(parser):
+        if words := getattr(action, "words", ()):
+            action.choices = words  # also where another word may be given
         if "RECIPE" in str(action.metavar):
             vars(action)["complete"] = recipes
-        elif action.metavar in PATHS:
+        elif action.metavar in PATHS and not action.choices:
             vars(action)["complete"] = PATHS[str(action.metavar)]
     return shtab.complete(parser, shell, preamble=RECIPES[shell].replace("NAMES", names))
 

@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         waiting: adds options when they are needed first.
         gone: what to say of an option that is there no longer; may be a function of the word that follows it.
         nearest: an option that an unknown one may have meant.
+        adopt: adds an option that is not known before it is given, and says whether it did.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -43,6 +44,7 @@ class Parser(argparse.ArgumentParser):
         self.waiting: Callable[[Parser], None] | None = None
         self.gone: dict[str, str | Callable[[str], str]] = {}
         self.nearest: Callable[[str], str | None] = self.nearest_option
+        self.adopt: Callable[[str], bool] = lambda _: False
 
     def fill(self) -> None:
         """Add the options that wait."""
@@ -63,7 +65,7 @@ class Parser(argparse.ArgumentParser):
             name, _, value = word.partition("=")
             if word == "--":
                 break
-            if word.startswith("--") and name not in self._option_string_actions:
+            if word.startswith("--") and name not in self._option_string_actions and not self.adopt(name):
                 raise ValueError(self.unknown(name, value or following))
         return super().parse_known_args(args, namespace)
 

@@ -24,7 +24,7 @@ ABOUT = {
     "model": "Each architecture has keys of its own.",
 }
 """What the help says of sections whose class does not say it."""
-WORDS = {int: "INT", float: "FLOAT", str: "TEXT"}
+WORDS = {int: "INT", float: "FLOAT", str: "TEXT", dict: "VALUE"}
 
 
 def add_keys(parser: Parser) -> None:
@@ -36,7 +36,7 @@ def add_keys(parser: Parser) -> None:
 
 def _add_keys(parser: Parser) -> None:
     from eco_fast.config import Config
-    from eco_fast.config.keys import RENAMED, RENAMED_VALUES, all_keys, nearest_key
+    from eco_fast.config.keys import RENAMED, RENAMED_VALUES, all_keys, key_of, nearest_key
 
     known = {name: key for name, key in all_keys().items() if key.section in SECTIONS}
     for section in SECTIONS:
@@ -44,7 +44,8 @@ def _add_keys(parser: Parser) -> None:
         group = parser.add_argument_group(section or "keys of the recipe", about)
         for name, key in known.items():
             if key.section == section:
-                group.add_argument(f"--{name}", action=_KeyAction, key=key, renamed=RENAMED_VALUES.get(name, {}))
+                renamed = RENAMED_VALUES.get(name, {})
+                group.add_argument(f"--{name}{'.KEY' * key.open}", action=_KeyAction, key=key, renamed=renamed)
     parser.gone["--set"] = _instead_of_set
     for old, new in RENAMED.items():
         parser.gone[f"--{old}"] = f"is called --{new} now"
@@ -56,7 +57,14 @@ def _add_keys(parser: Parser) -> None:
         key = nearest_key(name.removeprefix("--"), list(known))
         return near_key(name) or (f"--{key}" if key else None)
 
-    parser.nearest = nearest
+    def adopt(name: str) -> bool:
+        key = key_of(name.removeprefix("--"))
+        if key and key.open and name != f"--{key.name}":
+            parser.add_argument(name, action=_KeyAction, key=key, renamed={})
+            return True
+        return False
+
+    parser.nearest, parser.adopt = nearest, adopt
 
 
 def _instead_of_set(text: str) -> str:
@@ -80,21 +88,22 @@ class _KeyAction(argparse.Action):
         words = get_args(annotations[0]) if get_origin(annotations[0]) is tuple else None
         self.key, self.renamed, self.is_list = key, renamed, words is not None
         self.kinds = list(dict.fromkeys(kind for annotation in annotations for kind in _kinds(annotation)))
-        types = [WORDS[kind] for kind in self.kinds if kind in WORDS]
+        types = [WORDS[kind] for kind in self.kinds if isinstance(kind, type)]
+        self.words = [_word(kind) for kind in self.kinds if not isinstance(kind, type)]
         super().__init__(
             option_strings,
             dest,
             nargs=None if words is None else "*" if Ellipsis in words else len(words),
             default=argparse.SUPPRESS,
-            choices=None if types else [_word(kind) for kind in self.kinds],
-            metavar="|".join(types) or None,
+            choices=None if types else self.words,
+            metavar="|".join([*self.words, *types]) if types else None,
             help=_help_of(key),
         )
 
     def __call__(self, _: object, namespace: argparse.Namespace, values: Any, __: str | None = None) -> None:
         from eco_fast import config
 
-        name = self.key.name
+        name = self.option_strings[0].removeprefix("--")
         if self.is_list and name in namespace.overrides:
             raise ValueError(f"--{name}: given twice; put all its values behind one --{name}")
         value = [self.read(word) for word in values] if self.is_list else self.read(values)
@@ -106,7 +115,11 @@ class _KeyAction(argparse.Action):
 
     def read(self, word: str) -> Any:
         """The value that a word stands for; a word that is none of the key's stays a text, which the check refuses."""
+        from eco_fast import config
+
         for kind in self.kinds:
+            if kind is dict:
+                return config.assignment(f"{self.key.name}={word}")[1]
             if kind in (int, float):
                 with contextlib.suppress(ValueError):
                     return kind(word)
@@ -116,7 +129,7 @@ class _KeyAction(argparse.Action):
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """What a value can be: int, float, str, or a value itself."""
+    """What a value can be: int, float, str, a value itself, or a dict of anything."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if annotation is bool:
         yield from (True, False)
@@ -128,7 +141,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
         for one in inner:
             yield from () if one is Ellipsis else _kinds(one)
     else:
-        yield annotation
+        yield origin or annotation
 
 
 class _Help(argparse.Action):
@@ -151,7 +164,7 @@ def _help_of(key: "Key", recipe: dict[str, Any] | None = None) -> str:
     """Docstring and default; of a key of [model] those of each architecture that has it, or of the recipe's own."""
     from eco_fast.config.model_sections import MODELS
 
-    texts = {name: " ".join((field.description or "").split()) for name, field in key.fields.items()}
+    texts: dict[str, str] = {name: " ".join((field.description or "").split()) for name, field in key.fields.items()}
     defaults = {name: field.default for name, field in key.fields.items()}
     if key.name == "model.name":
         defaults = {"": "edsr"}
@@ -163,7 +176,8 @@ def _help_of(key: "Key", recipe: dict[str, Any] | None = None) -> str:
     if "" in texts or (len(texts) == len(MODELS) and len(set(texts.values())) == 1):
         said = next(iter(texts.values()))
     else:
-        said = " ".join(f"{name}: {text}" for name, text in texts.items())
+        of_text = {text: [name for name in texts if texts[name] == text] for text in texts.values()}
+        said = " ".join(f"{', '.join(names)}: {text}" for text, names in of_text.items())
     shown = {name: _shown(value) for name, value in defaults.items()}
     if len(set(shown.values())) == 1:
         default = next(iter(shown.values()))
@@ -174,11 +188,13 @@ def _help_of(key: "Key", recipe: dict[str, Any] | None = None) -> str:
 
 def _shown(value: Any) -> str:
     """A default as the help shows it."""
-    return _word(value) or ("none" if isinstance(value, tuple) else '""')
+    return _word(value) or ("none" if isinstance(value, tuple | dict) else '""')
 
 
 def _word(value: Any) -> str:
     """A value as one types it."""
     if isinstance(value, list | tuple):
         return " ".join(map(_word, value))
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_word(one)}" for key, one in value.items())
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -35,9 +36,21 @@ class Key:
     fields: Mapping[str, FieldInfo]
 
     @property
+    def open(self) -> bool:
+        """Whether it is a table of anybody's keys, as `model.arguments`."""
+        return get_origin(next(iter(self.fields.values())).annotation) is dict
+
+    @property
     def section(self) -> str:
         """Its section; empty at the top."""
         return self.name.rpartition(".")[0]
+
+
+def key_of(name: str) -> Key | None:
+    """The key of this name, or the open one that it is in."""
+    keys = all_keys()
+    above = keys.get(name.rpartition(".")[0])
+    return keys.get(name) or (above if above and above.open else None)
 
 
 @cache

@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from eco_fast.config import recipe_files
-from eco_fast.config.keys import RENAMED, RENAMED_VALUES, all_keys, suggest_key
+from eco_fast.config.keys import RENAMED, RENAMED_VALUES, all_keys, key_of, suggest_key
 from eco_fast.config.model_sections import architecture_of
 from eco_fast.config.schema import Config
 
@@ -49,8 +49,8 @@ def check(key: str, value: Any) -> None:
         ValueError: it is none; one sentence that begins with the key.
     """
     values = _sections({key: value})
-    if key.startswith("model.") and key != "model.name":
-        values["model"]["name"] = next(iter(all_keys()[key].fields))
+    if key.startswith("model.") and key != "model.name" and (known := key_of(key)):
+        values["model"]["name"] = next(iter(known.fields))
     try:
         Config.model_validate(_tuples(values))
     except ValidationError as error:

@@ -86,7 +86,7 @@ def merged(inherited: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     for name in inherited.keys() & own.keys():
         before, after = inherited[name], own[name]
         if isinstance(before, dict) and isinstance(after, dict) and not (name == "model" and _differ(before, after)):
-            values[name] = {**before, **after}
+            values[name] = merged(before, after)
     return values
 
 

@@ -253,6 +253,18 @@ def test_another_architecture_inherits_no_key_of_the_network() -> None:
     )
 
 
+def test_arguments_of_a_network_of_ones_own_are_options(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[model]\nname = "a:B"\narguments = { width = 3, sizes = [1, 2] }\n', encoding="utf-8")
+    line = "train R --model.arguments.sizes [3,4] --model.arguments.bias=false --model.arguments.kind wide"
+    overrides = cli.parser().parse_args(line.split()).overrides
+    arguments = {"width": 3, "sizes": (3, 4), "bias": False, "kind": "wide"}
+    assert config.load(str(recipe), overrides).model == config.OwnModel(name="a:B", arguments=arguments)
+    other = cli.parser().parse_args("train R --model.name c:D --model.arguments.rate 0.5".split()).overrides
+    assert config.load(str(recipe), other).model == config.OwnModel(name="c:D", arguments={"rate": 0.5})
+    assert config.load("edsr_x2_eco", other).model == config.OwnModel(name="c:D", arguments={"rate": 0.5})
+
+
 def test_a_later_override_wins_over_an_earlier_one_and_over_the_file() -> None:
     recipe = config.load("quickstart", ["train.batch_size=5", "train.batch_size=7", "model.blocks=2"])
     assert isinstance(recipe.model, config.EdsrModel)
