@@ -258,9 +258,9 @@ def test_arguments_of_a_network_of_ones_own_are_options(tmp_path: Path) -> None:
     recipe.write_text('[model]\nname = "a:B"\narguments = { width = 3, sizes = [1, 2] }\n', encoding="utf-8")
     line = "train R --model.arguments.sizes [3,4] --model.arguments.bias=false --model.arguments.kind wide"
     overrides = cli.parser().parse_args(line.split()).overrides
-    arguments = {"width": 3, "sizes": (3, 4), "bias": False, "kind": "wide"}
+    arguments: dict[str, Any] = {"width": 3, "sizes": (3, 4), "bias": False, "kind": "wide"}
     assert config.load(str(recipe), overrides).model == config.OwnModel(name="a:B", arguments=arguments)
-    other = cli.parser().parse_args("train R --model.name c:D --model.arguments.rate 0.5".split()).overrides
+    other = cli.parser().parse_args(["train", "R", "--model.name", "c:D", "--model.arguments.rate", "0.5"]).overrides
     assert config.load(str(recipe), other).model == config.OwnModel(name="c:D", arguments={"rate": 0.5})
     assert config.load("edsr_x2_eco", other).model == config.OwnModel(name="c:D", arguments={"rate": 0.5})
 
