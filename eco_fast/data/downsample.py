@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from eco_fast_kernels import Rounding, imresize
-from rich.progress import track
 
 from eco_fast.config import Scale
 from eco_fast.data.images import Pixels, prefix_errors, read_whole, write_whole
 from eco_fast.data.noise import NOISE_DRAWS, noisy_images
 from eco_fast.data.output_paths import output_paths
 from eco_fast.data.resize import downsample_image, modcrop, to_pixels, to_tensor
+from eco_fast.utils.progress import track
 
 
 def downsample(

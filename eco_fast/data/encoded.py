@@ -9,10 +9,10 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
 
 from eco_fast.data.images import simple_size
 from eco_fast.utils import distributed
+from eco_fast.utils.progress import track
 
 
 @dataclass(frozen=True, kw_only=True)

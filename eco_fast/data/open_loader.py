@@ -32,10 +32,9 @@ def open_loader(
     Raises:
         ValueError: see `choose_loader`; or the images are to be on the device, and do not fit.
     """
-    name, reason = choose_loader(config.data, device)
+    name, _ = choose_loader(config.data, device)
     rank, world_size = distributed.rank(), distributed.world_size()
     if not device.startswith("cuda"):
-        print(f"{label} loader: {name}, {reason}", flush=True)
         if name == "plain":
             return PlainLoader(config, hr, sr, start, rank=rank, world_size=world_size)
         from eco_fast.data.dali_loader import DaliLoader  # noqa: PLC0415 - DALI is optional
@@ -44,7 +43,6 @@ def open_loader(
     planner = BatchPlanner(config, sizes_of(hr), rank, world_size)
     sources = sources_read(planner, hr, sr, start)
     if name == "dali":
-        print(f"{label} loader: {name}, {reason}", flush=True)
         from eco_fast.data.dali_device_loader import DaliDeviceLoader  # noqa: PLC0415 - DALI is optional
 
         return DaliDeviceLoader(planner, sources, start, device=device)

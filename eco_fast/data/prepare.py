@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.progress import track
-
 from eco_fast.data.decode import Stored, Task, decode, pixel_bytes, still_intact
 from eco_fast.data.folders import find_images
 from eco_fast.data.store import Store, locked
 from eco_fast.data.store_writer import Wanted, Writer
 from eco_fast.utils.files import file_stamp, require_space, sha256_of
+from eco_fast.utils.progress import track
 from eco_fast.utils.workers import Answer, Item, cores, in_parallel
 
 WORKER_BYTES = 64_000_000  # of pixels, which take about a second: less is not worth a process

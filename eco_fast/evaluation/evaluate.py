@@ -8,7 +8,6 @@ from typing import Any
 
 from eco_fast_kernels import Rounding
 from rich.markup import escape
-from rich.progress import track
 
 from eco_fast.config import Scale
 from eco_fast.data.folders import find_images
@@ -23,6 +22,7 @@ from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network, load_network
 from eco_fast.utils import distributed
 from eco_fast.utils.files import write_json
+from eco_fast.utils.progress import track
 from eco_fast.utils.table_io import Table
 
 

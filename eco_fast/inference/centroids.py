@@ -4,7 +4,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from eco_fast_kernels import Rounding, imresize
-from rich.progress import track
 
 from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
 from eco_fast.data.decode import Stored, still_intact
@@ -19,6 +18,7 @@ from eco_fast.models import Network, compile_for_images
 from eco_fast.utils import distributed
 from eco_fast.utils.device import why_not_compile
 from eco_fast.utils.files import file_stamp, require_space
+from eco_fast.utils.progress import track
 
 
 def make_centroids(

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
-from rich.progress import track
 from torch import Tensor
 
 from eco_fast.data.images import Pixels, WholeImage, read_whole, write_whole
@@ -13,6 +12,7 @@ from eco_fast.data.resize import to_pixels, to_tensor, upsample
 from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.models import Network, load_network
+from eco_fast.utils.progress import track
 
 
 def upscale(checkpoint: Path, source: Path, out: Path, *, tile: int | None = None, device: str = "auto") -> list[Path]:

@@ -40,7 +40,8 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
             rows.append([name, "inf" if psnr is None else f"{psnr:.3f}", f"{ssim:.4f}"])
     if rows:
         Table(title, ("", "PSNR-Y (dB)", "SSIM-Y"), rows).show()
-    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["seconds"].items())
+    whole = sum(summary["seconds"].values()) or 1.0
+    stages = ", ".join(f"{name} {one:.0f} s ({one / whole:.0%})" for name, one in summary["seconds"].items())
     print(f"time: {stages}")
     images = f"images: {folder / 'samples'}, " if summary["images"] else ""
     print(f"{images}curves: {folder / 'curves.png'}, weights: {folder / 'checkpoints'}")

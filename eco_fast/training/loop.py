@@ -123,19 +123,11 @@ def take_up(run: RunFolder, sr: ImageSource | None, sets: ValidationSets, label:
 
 
 def describe(step: TrainStep, state: TrainingState, label: str, why_no_graph: str | None) -> None:
-    """Say what a step is made of, before the first one."""
-    config, world = state.config, distributed.world_size()
-    train, parts = config.train, len(step.micro_batches)
-    weights = sum(parameter.numel() for parameter in state.network.parameters())
-    copies = 4 + (state.averaged is not None)  # weights, gradients and two moments; the average
-    print(
-        f"{label} batch {train.batch_size}: {world} process{'es' if world > 1 else ''}, "
-        f"{step.micro_batches[-1].stop} patches each, in {parts} part{'s' if parts > 1 else ''}; "
-        f"{train.batch_size * train.steps:,} patches in all; "
-        f"learning rate {config.optimizer.learning_rate:.2e}, {config.optimizer.name}, {state.precision.name}; "
-        f"{weights * 4 * copies / 1e6:.0f} MB of weights, gradients and optimizer",
-        flush=True,
-    )
+    """Say of a step what the recipe does not: how its batch is split, and what it does without."""
+    train, world, parts = state.config.train, distributed.world_size(), len(step.micro_batches)
+    if world > 1 or parts > 1:
+        each = f"{step.micro_batches[-1].stop} patches each, in {parts} part{'s' if parts > 1 else ''}"
+        print(f"{label} batch {train.batch_size}: {world} process{'es' if world > 1 else ''}, {each}", flush=True)
     if why_no_graph is not None:
         print(f"{label} steps are not recorded as a CUDA graph: {why_no_graph}", flush=True)
     if train.compile and (reason := why_not_compile(step.device)):

@@ -124,12 +124,15 @@ class Pipeline:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
         network_without_memory(config)
         check_start(config.model.start_from, self.folder)
-        choose_loader(data, self.device)
+        loader, reason = choose_loader(data, self.device)
         choose_recorder(config.train, config.optimizer, self.device)
         run = self.claimed.enter_context(RunFolder(self.folder, config, resume=self.resume))
         self.runs = {"student": run}
         if self.teacher is not None:
             pin(self.folder, "weights of the teacher", contents_of_file(self.teacher.checkpoint))
+        precision = choose_precision(config.train, self.device).name
+        print(f"{self.folder} on {device_name(self.device)}, in {precision}", flush=True)
+        print(f"loader: {loader}, {reason}", flush=True)
 
     def _prepare(self) -> None:
         config = self.config
@@ -165,7 +168,8 @@ class Pipeline:
         self.networks["teacher"] = self.teacher.network
         if self.sets.images:
             psnr = self._score_as_trained(self.teacher.network)
-            print(f"teacher: {psnr:.3f} dB on the validation images", flush=True)
+            if self.config.teacher.checkpoint != "self":  # of which the last validation has said it
+                print(f"teacher: {psnr:.3f} dB on the validation images", flush=True)
             self.sets = replace(self.sets, teacher_psnr=psnr)
         self.teacher.network.to("cpu")  # the device's memory is the student's now
 
@@ -222,7 +226,6 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
     pipeline = Pipeline(config, folder, resume=resume, profile=profile)
     with lasting_output(), stops_cleanly(), pipeline.claimed:
         pipeline.begin()
-        print(f"{folder} on {device_name(pipeline.device)}", flush=True)
         clock = StageClock(folder / "stages.json")
         for stage in pipeline.stages:
             if stage.run is not None:

@@ -121,14 +121,15 @@ def file_stamp(path: Path) -> str:
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
-    """Say how much will be written to `folder` (bytes) and refuse if it cannot fit.
+    """Refuse to write so many bytes to `folder` if they cannot fit; say so of much, a hundredth of what is free.
 
     Raises:
         ValueError: too little space, or a file is in the folder's place.
     """
     make_folder(folder)
     free = shutil.disk_usage(folder).free
-    print(f"{purpose}: {size_in_words(needed)} needed, {size_in_words(free)} free in {folder}", flush=True)
+    if needed > free / 100:
+        print(f"{purpose}: {size_in_words(needed)} needed, {size_in_words(free)} free in {folder}", flush=True)
     if needed > free:
         raise ValueError(
             f"{folder}: {purpose} needs {size_in_words(needed)}, but only {size_in_words(free)} are free; "

@@ -58,7 +58,7 @@ def recipe(hr: Path, objective: Objective | None = None, *, steps: int = 6, **da
 def test_auto_takes_the_plain_loader_and_says_why(tmp_path: Path, hr: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_recipe(recipe(hr), tmp_path / "run")
     said = capsys.readouterr().out
-    assert "student loader: plain, for DALI is not installed (pip install 'eco-fast[dali]')\n" in said
+    assert "loader: plain, for DALI is not installed (pip install 'eco-fast[dali]')\n" in said
 
 
 @LACKING
@@ -130,9 +130,7 @@ def test_a_run_is_the_same_with_either_loader(
     for name, data in ways.items():
         run_recipe(recipe(hr, noise_sigma=noise, **data), tmp_path / name)
         weights[name] = (tmp_path / name / "checkpoints" / "last.safetensors").read_bytes()
-        assert (
-            f"student loader: {'plain, as data.loader says' if name == 'plain' else 'dali'}" in capsys.readouterr().out
-        )
+        assert f"loader: {'plain, as data.loader says' if name == 'plain' else 'dali'}" in capsys.readouterr().out
     assert len(set(weights.values())) == 1
     assert not (tmp_path / "encoded" / "store").exists()
 

@@ -95,7 +95,7 @@ def test_the_table_names_every_network_and_an_infinite_score(capsys: pytest.Capt
     assert rows["student"][3:6:2] == ["31.235", "0.9124"]
     assert rows["bicubic"][3:6:2] == ["inf", "0.9124"]
     assert "teacher" not in rows
-    assert "time: prepare 1 s, train 61 s" in said
+    assert "time: prepare 1 s (2%), train 61 s (98%)" in said
     assert "images: runs/mine/samples, curves: runs/mine/curves.png" in said
     show_summary({"scale": 2, "images": [], "seconds": {}}, Path("runs/mine"))
     said = capsys.readouterr().out

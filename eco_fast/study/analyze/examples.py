@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import track
-
 from eco_fast.config import Config, Data
 from eco_fast.data.folders import find_images
 from eco_fast.data.images import Pixels
@@ -16,6 +14,7 @@ from eco_fast.inference.upscale import super_resolve
 from eco_fast.inference.whole_images import whole_images
 from eco_fast.models import load_network_of_scale
 from eco_fast.utils.device import pick_device
+from eco_fast.utils.progress import track
 
 DEFAULT_COUNT = 4  # images, where none are named
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from eco_fast.config import Config
@@ -34,6 +33,7 @@ from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
 from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.precision import set_precision
 from eco_fast.training.step import TrainingLoss, split
+from eco_fast.utils.progress import track
 
 SAME = (
     *("scale", "model.", "data.patch", "data.rounding", "data.noise_sigma", "objective.loss", "optimizer."),

@@ -25,7 +25,6 @@ import numpy.typing as npt
 import torch
 from eco_fast_kernels import blended_loss, margin_of
 from eco_fast_kernels.reference import blend_lr
-from rich.progress import track
 from torch import Tensor, nn
 
 from eco_fast.config import Config
@@ -34,6 +33,7 @@ from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
 from eco_fast.study.analyze.spectrum_report import NAMES, Spectra, write_spectra
 from eco_fast.training.precision import set_precision
 from eco_fast.training.step import network_input
+from eco_fast.utils.progress import track
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Maps inputs [N, 3, h, w] and targets [N, 3, H, W], both 0..1, to the sum of the patches' mean losses, []."""
