@@ -1,5 +1,6 @@
 """What a run ends with: a table, curves, and images side by side."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,8 @@ def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
         Table(title, ("", "PSNR-Y (dB)", "SSIM-Y"), rows).show()
     whole = sum(summary["seconds"].values()) or 1.0
     stages = ", ".join(f"{name} {one:.0f} s ({one / whole:.0%})" for name, one in summary["seconds"].items())
-    print(f"time: {stages}")
-    images = f"images: {folder / 'samples'}, " if summary["images"] else ""
-    print(f"{images}curves: {folder / 'curves.png'}, weights: {folder / 'checkpoints'}")
+    print(textwrap.fill(f"time: {stages}", 79, subsequent_indent=6 * " "))
+    print(f"in {folder}: {'samples/, ' if summary['images'] else ''}curves.png, checkpoints/")
 
 
 def draw_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -90,15 +90,15 @@ def draw_samples(
         at_lr = tuple(slice(part.start // network.scale, part.stop // network.scale) for part in at_hr)
         panels = {
             "LR": pair.lr[0][at_lr],
-            f"bicubic\n{bicubic[name].psnr_y:.2f} dB": bicubic_image[at_hr],
-            f"SR\n{scores[name].psnr_y:.2f} dB": sr[at_hr],
+            f"bicubic, {bicubic[name].psnr_y:.2f} dB": bicubic_image[at_hr],
+            f"SR, {scores[name].psnr_y:.2f} dB": sr[at_hr],
             "HR": pair.hr[at_hr],
         }
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         for axes, (label, pixels) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             axes.imshow(to_pixels(pixels), interpolation="nearest")
             axes.set_title(label)
-            axes.axis("off")
+            axes.set(xticks=[], yticks=[])  # rather than axis("off"): the layout makes no room for such a panel's title
         save_figure(figure, folder / f"{stems[name]}.png")
 
 

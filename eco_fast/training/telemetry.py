@@ -85,8 +85,8 @@ class Telemetry:
         if kind is None and self._timed:
             speed = self._timed * self.run.config.train.batch_size / self._seconds
             self.say(
-                f"{self._done - self._begin} steps: {duration_in_words(self._seconds)} after the first "
-                f"({self._first:.0f} s), {speed:.0f} patches/s{_of_peak(self._share_of_peak(speed), 'peak')}, "
+                f"{self._done - self._begin} steps in {duration_in_words(self._first + self._seconds)}, "
+                f"{speed:.0f} patches/s{_of_peak(self._share_of_peak(speed), 'peak')}, "
                 f"{peak_memory(self.device):.1f} GB"
             )
         if self._board is not None:
@@ -123,7 +123,7 @@ class Telemetry:
         self._line.report(
             f"{self.label} step {step}/{train.steps}  loss {said}  alpha {alpha:.3f}  "
             f"learning rate {learning_rate:.2e}  {self._speed:.1f} patches/s  "
-            f"{self._speed * self._flops / 1e12:.2f} TFLOP/s{_of_peak(share, 'measured peak')}  "
+            f"{self._speed * self._flops / 1e12:.2f} TFLOP/s{_of_peak(share, 'the measured peak')}  "
             f"waiting for data {self._waiting:.1%}  memory {memory:.1f} GB  left {self._left()}"
         )
         conditions = {"patches_per_second": self._speed, "share_of_peak": share}
@@ -223,4 +223,4 @@ class Telemetry:
 
 
 def _of_peak(share: float | None, peak: str) -> str:
-    return "" if share is None else f", {share:.0%} of the {peak}"
+    return "" if share is None else f", {share:.0%} of {peak}"

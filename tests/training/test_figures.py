@@ -48,6 +48,8 @@ def test_samples_are_drawn_of_images_of_any_size(
     image = decoded(tmp_path / "set_sub_cat.png")
     assert image.shape == (432, 1440, 3)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 200
+    assert (image[:4] == 255).all()  # the captions are whole
+    assert (image[:200] < 128).any()
 
 
 def test_few_samples_are_drawn_of_many_images(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +98,7 @@ def test_the_table_names_every_network_and_an_infinite_score(capsys: pytest.Capt
     assert rows["bicubic"][3:6:2] == ["inf", "0.9124"]
     assert "teacher" not in rows
     assert "time: prepare 1 s (2%), train 61 s (98%)" in said
-    assert "images: runs/mine/samples, curves: runs/mine/curves.png" in said
+    assert "in runs/mine: samples/, curves.png, checkpoints/\n" in said
     show_summary({"scale": 2, "images": [], "seconds": {}}, Path("runs/mine"))
     said = capsys.readouterr().out
     assert "PSNR" not in said
