@@ -73,13 +73,13 @@ def _compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str
     sets = ScoredSets(base)
     device = pick_device(base.train.device)
     check_start(base.model.start_from, folder)
-    loader, reason = choose_loader(base.data, device)
+    loader, why = choose_loader(base.data, device)
     for run in runs:
         check_folder(run.folder, run.recipe, resume=True, same_course=True)
     named = {variant.recipe.teacher.checkpoint for variant in variants if variant.recipe.needs_centroids} - {"self"}
     given = {name: load_teacher(Path(name), base.scale) for name in sorted(named)}  # refuse a bad one before any work
     print(f"{folder}: {len(variants)} variants of {seeds} seeds on {device_name(device)}", flush=True)
-    print(f"loader: {loader}, {reason}", flush=True)
+    print(f"loader: {loader}, {why}", flush=True)
     with ExitStack() as lock:
         distributed.on_rank0(lambda: _lock(lock, folder / "locks" / "material", wait=True))
         distributed.on_rank0(lambda: begin_anew(folder, runs))

@@ -7,8 +7,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.evaluation.metrics import Scores
@@ -57,11 +55,11 @@ def train(
     Raises:
         ValueError: an unknown key, bad images, a taken folder and the like: one sentence that names what is wrong.
     """
-    texts = [f"{key}={_toml(value)}" for key, value in (changes or {}).items()]
+    values = {key: _plain(value) for key, value in (changes or {}).items()}
     if isinstance(recipe, Config):
-        resolved = config.changed(recipe, texts, "recipe")
+        resolved = config.changed(recipe, values, "recipe")
     else:
-        resolved = config.load(fspath(recipe), texts)
+        resolved = config.load(fspath(recipe), values)
     folder = Path(folder)
     with distributed.process_group(resolved.train.timeout):
         summary = run_recipe(resolved, folder, resume=resume or distributed.restarted(), profile=profile)
@@ -74,10 +72,8 @@ def _scores(means: Mapping[str, float | None]) -> Scores:
     return Scores(**{name: math.inf if value is None else value for name, value in means.items()})
 
 
-def _toml(value: Any) -> str:
-    plain = [_path(one) for one in value] if isinstance(value, list | tuple) else _path(value)
-    return tomli_w.dumps({"v": plain}).removeprefix("v = ")
-
-
-def _path(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """A path, or several, as recipes have them."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
     return fspath(value) if isinstance(value, PathLike) else value
