@@ -36,7 +36,7 @@ def main(steps: int | str = 100, device: str = "cpu") -> list[float]:
     network = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE)
     )
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
     for step in range(steps):
