@@ -83,6 +83,15 @@ def test_an_array_and_a_tensor_are_the_same_image(network: EDSR, photo: Pixels) 
     assert np.abs(sr - exact.clip(0, 255)).max() <= 0.5 + 1e-3
 
 
+def test_it_is_made_in_true_float32(network: EDSR, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    super_resolve(network, photo[:20, :24])
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("view", ["flipped", "read-only"])
 def test_any_array_of_the_right_shape_will_do(network: EDSR, photo: Pixels, view: str) -> None:
     image = photo[:20, :24].copy()

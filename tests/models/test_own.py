@@ -20,6 +20,7 @@ from eco_fast.training.pipeline import run_recipe
 from tests.helpers import complaint
 
 SOURCE = """
+from collections import OrderedDict
 import torch
 from torch import nn
 from eco_fast import Network
@@ -31,8 +32,9 @@ class Tiny(Network):
         super().__init__(scale)
         widths = (3, *[features] * (len(sizes) - 1), 3 * scale**2)
         pairs = zip(widths[:-1], widths[1:], sizes, strict=True)
+        convolutions = [nn.Conv2d(i, o, k, padding=k // 2, bias=bias) for i, o, k in pairs]
         # all weights are below `net`, which other people's files have as a wrapper
-        self.net = nn.Sequential(*(nn.Conv2d(i, o, k, padding=k // 2, bias=bias) for i, o, k in pairs))
+        self.net = nn.Sequential(OrderedDict((f"conv{n}", one) for n, one in enumerate(convolutions)))
         self.shuffle = nn.PixelShuffle(scale)
 
     def forward(self, lr: torch.Tensor) -> torch.Tensor:
@@ -203,7 +205,9 @@ def test_a_section_that_is_wrong_is_one_sentence(model: dict[str, object], compl
 def test_a_checkpoint_of_other_weights_is_refused(network: Network, tmp_path: Path) -> None:
     network.hyperparameters = {"arguments": {**network.hyperparameters["arguments"], "features": 6}}
     save_network(tmp_path / "net.safetensors", network)
-    with pytest.raises(ValueError, match=r"net\.safetensors: not a proper my_networks:Tiny checkpoint, net\.0\.weight"):
+    with pytest.raises(
+        ValueError, match=r"net\.safetensors: not a proper my_networks:Tiny checkpoint, net\.conv0\.weight"
+    ):
         load_network(tmp_path / "net.safetensors", "cpu")
 
 
@@ -212,11 +216,11 @@ def test_it_starts_from_another_scale_if_it_names_the_weights_that_depend_on_it(
 ) -> None:
     save_network(tmp_path / "x3.safetensors", network)
     x2 = build(config.validate({"model": MODEL}, "test").model, 2)
-    with pytest.raises(ValueError, match=r"net\.2\.weight does not match"):
+    with pytest.raises(ValueError, match=r"net\.conv2\.weight does not match"):
         warm_start(x2, tmp_path / "x3.safetensors")
-    monkeypatch.setattr(type(x2), "scale_dependent_keys", ("net.2.",))
-    assert warm_start(x2, tmp_path / "x3.safetensors") == ["net.2.weight"]
-    assert torch.equal(x2.state_dict()["net.1.weight"], network.state_dict()["net.1.weight"])
+    monkeypatch.setattr(type(x2), "scale_dependent_keys", ("net.conv2.",))
+    assert warm_start(x2, tmp_path / "x3.safetensors") == ["net.conv2.weight"]
+    assert torch.equal(x2.state_dict()["net.conv1.weight"], network.state_dict()["net.conv1.weight"])
 
 
 @pytest.mark.usefixtures("module")
