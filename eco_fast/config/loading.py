@@ -113,7 +113,7 @@ def _sections(overrides: Overrides) -> dict[str, Any]:
                 raise ValueError(
                     f"{key}: {text} is not UTF-8, as recipes are; rename the folder or file, or name a link to it"
                 )
-        section[leaf] = value
+        section[leaf] = dict(value) if isinstance(value, dict) else value
     return values
 
 
