@@ -1,10 +1,10 @@
 .PHONY: test quick lint bench docs
 
-test:    # everything; five minutes on two cores
+test:    # everything
 	pytest -n 2 --dist loadfile
 
-quick:   # what a change breaks first
-	pytest -q tests/test_import_graph.py tests/config tests/cli tests/evaluation tests/models/test_rcan.py
+quick:   # without what is marked slow
+	pytest -n 2 --dist loadfile -m "not slow"
 
 lint:
 	ruff check .

@@ -46,6 +46,8 @@ TINY = {
 }
 FEW_IMAGES = ["--data.train", "DIV2K_train_HR", "--data.validation", "Set5/HR", "--data.test", "Set5/HR"]
 """For the quick start."""
+FEW_RUNS = ["--seeds", "1", "--variant", "vanilla", "--variant", "eco"]
+"""For comparisons."""
 
 
 class Block(NamedTuple):
@@ -130,7 +132,7 @@ def follow(arguments: list[str]) -> None:
         keys = TINY if arguments[-1].endswith(".toml") else {**TINY, **TINY_EDSR}
         more += [word for key, value in keys.items() for word in (f"--{key}", str(value).lower())]
         more += FEW_IMAGES if arguments == ["train"] else []
-        more += ["--seeds", "1"] if arguments[0] == "compare" else []
+        more += FEW_RUNS if arguments[0] == "compare" else []
     assert cli.main([*arguments, *more]) == 0, shlex.join(arguments)
 
 
@@ -179,6 +181,7 @@ def test_the_readme_is_read_in_one_go() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 130
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     """Strictly: every link and anchor, and every name whose docstring a page shows."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
