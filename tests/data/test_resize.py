@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from eco_fast_kernels import ROUNDINGS, Rounding, downsample, margin_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eco_fast.config import Config, Data, Objective, Scale, Train
@@ -91,7 +91,6 @@ def test_photo_equals_the_definition(photo: Pixels, scale: int, rounding: Roundi
     np.testing.assert_array_equal(downsample_image(photo, scale, rounding), definition(photo, scale, rounding))
 
 
-@settings(deadline=None)
 @given(
     scale=st.sampled_from(SCALES),
     rounding=st.sampled_from(ROUNDINGS),
@@ -106,7 +105,6 @@ def test_any_size_equals_the_definition(scale: int, rounding: Rounding, height: 
     np.testing.assert_array_equal(made, definition(image, scale, rounding))
 
 
-@settings(deadline=None)
 @given(data=st.data(), scale=st.sampled_from(SCALES), rounding=st.sampled_from(ROUNDINGS), seed=st.integers(0, 2**32))
 def test_window_equals_crop_of_whole_image(data: st.DataObject, scale: int, rounding: Rounding, seed: int) -> None:
     height, width = (data.draw(st.integers(scale, 9 * scale), label=side) for side in ("height", "width"))
@@ -226,7 +224,6 @@ def test_bicubic_baseline_of_set5(shared_data: Path, scale: int, expected: float
     assert round(float(np.mean(scores)), 3) == expected
 
 
-@settings(deadline=None)
 @given(
     scale=st.sampled_from(SCALES),
     rounding=st.sampled_from(ROUNDINGS),
