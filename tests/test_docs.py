@@ -96,6 +96,7 @@ def reader(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
+@pytest.mark.slow
 @EVERY_PAGE
 def test_blocks(page: Path, reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for block in blocks_of(page):

@@ -151,6 +151,7 @@ def test_another_scale_is_refused_by_name(network: EDSR, photos: Path, tmp_path:
         evaluate(tmp_path / "net.safetensors", photos / "HR", 3, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_training_is_the_commands(changes: dict[str, Any], tmp_path: Path) -> None:
     result = train("quickstart", tmp_path / "ours", changes)
     saved = tmp_path / "ours" / "config.toml"

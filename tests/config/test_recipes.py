@@ -116,6 +116,7 @@ def test_the_command_lists_every_recipe_with_its_scores(capsys: pytest.CaptureFi
 FEWER_BLOCKS = {"edsr": ["model.blocks=4"], "rcan": ["model.groups=2", "model.blocks=2"], "swinir": []}
 
 
+@pytest.mark.slow
 @EVERY_RECIPE
 def test_it_trains_two_steps(name: str, photo: Pixels) -> None:
     """At batch 2 on small windows, of fewer blocks: the losses are finite, and the weights move."""
@@ -158,6 +159,7 @@ def test_it_starts_from_x2_of_the_same_arm(name: str) -> None:
     assert first.model == recipe.model.model_copy(update={"start_from": ""})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edsr_x3_eco", "edsr_x4_eco", "rcan_x3_eco", "rcan_x4_eco"])
 def test_a_warm_start_copies_what_the_authors_copy(name: str, tmp_path: Path) -> None:
     recipe = config.load(name)

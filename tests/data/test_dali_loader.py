@@ -62,6 +62,7 @@ def files(
     return write_files(folder / "hr", pictures), write_files(folder / "sr", centroids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["store", "files"])
 @pytest.mark.parametrize("batch", [5, 16])
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -254,6 +255,7 @@ def test_leaving_ends_all_threads(
     wait_until(lambda: threads() <= before)  # the system needs a moment to forget a thread that has ended
 
 
+@pytest.mark.slow
 def test_an_interrupted_program_ends(tmp_path: Path) -> None:
     program = """
         import os

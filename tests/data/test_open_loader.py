@@ -115,6 +115,7 @@ def test_a_gpu_cuts_its_crops_itself(hr: Path) -> None:
         choose_loader(recipe(hr, residence="device").data, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dali")
 @pytest.mark.parametrize("noise", [0.0, 10.0])
 def test_a_run_is_the_same_with_either_loader(

@@ -119,6 +119,7 @@ def test_images_lie_in_packs_of_bounded_size(tmp_path: Path) -> None:
 # --- many processes ---
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_packs", "eager_workers")
 def test_any_number_of_processes_makes_the_same_store(tmp_path: Path) -> None:
     draw(tmp_path / "set", 12)
@@ -131,6 +132,7 @@ def test_any_number_of_processes_makes_the_same_store(tmp_path: Path) -> None:
         assert np.array_equal(pixels, read_image(tmp_path / entry.name))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager_workers")
 def test_a_damaged_image_is_named_by_whichever_process_has_it(tmp_path: Path) -> None:
     draw(tmp_path / "set", 6)

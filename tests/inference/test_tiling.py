@@ -111,6 +111,7 @@ def test_any_view_of_an_image(order: str) -> None:
         assert np.array_equal(super_resolve(network, lr, tile=tile), rounded(whole(network, np.array(lr))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [
@@ -163,6 +164,7 @@ def test_self_ensemble_is_the_mean_over_the_orientations() -> None:
     assert (super_resolve(network, lr) != super_resolve(network, lr, self_ensemble=True)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [EDSR(2, 4, 2), RCAN(2, 4, 3, 2, 2)], ids=["whole", "by its block"])
 def test_compiled_for_images_it_takes_three_graphs_and_changes_nothing(network: Network) -> None:
     """One for rectangles, one for squares and one for several tiles; RCAN's three groups share them."""

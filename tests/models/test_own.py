@@ -86,6 +86,7 @@ def test_a_checkpoint_brings_it_back(network: Network, tmp_path: Path, photo: Pi
     assert np.array_equal(super_resolve(loaded, lr, tile=8), super_resolve(network, lr))  # its halo is right
 
 
+@pytest.mark.slow
 def test_it_is_trained_resumed_and_used_by_new_processes(
     module: Path, tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

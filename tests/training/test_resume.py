@@ -360,6 +360,7 @@ raise SystemExit(main())
 """
 
 
+@pytest.mark.slow
 def test_the_command_killed_at_a_random_moment_resumes_to_the_same_bits(pictures: Path, tmp_path: Path) -> None:
     """The real process, compiled, with the loader's thread, and SIGKILL."""
     save_network(tmp_path / "teacher.safetensors", EDSR(2, 4, 1))

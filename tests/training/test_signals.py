@@ -145,6 +145,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signals", "code", "kept"),
     [((signal.SIGINT,), 130, 6), ((signal.SIGUSR2,), 140, 6), ((signal.SIGINT, signal.SIGINT), 130, 4)],
@@ -300,6 +301,7 @@ def test_between_the_trainings_a_signal_ends_the_run_as_ctrl_c_does() -> None:
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
+@pytest.mark.slow
 def test_a_pipe_that_nobody_reads_any_more_ends_no_run() -> None:
     """The reader closes after the first line; the rest of the run, and the process's end, must not mind."""
     with subprocess.Popen(

@@ -431,6 +431,7 @@ def test_the_stopwatch_shares_out_its_window(monkeypatch: pytest.MonkeyPatch) ->
     assert watch.shares() is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
 def test_a_cpu_keeps_the_memory_that_a_step_frees() -> None:
     """In a process of its own: it cannot be taken back."""

@@ -263,6 +263,7 @@ def test_the_host_reads_nothing(backend: str) -> None:
 # --- state ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", BACKENDS)
 @pytest.mark.parametrize("after", BACKENDS)
 def test_the_state_of_one_backend_loads_into_another(before: str, after: str) -> None:
@@ -303,6 +304,7 @@ def load(run: Run, other: Run) -> None:
         assert all(torch.equal(*pair) for pair in zip(run.moments(name), other.moments(name), strict=True))
 
 
+@pytest.mark.slow
 @EVERY_BACKEND
 def test_same_gradients_same_bits(backend: str) -> None:
     tensors = some_tensors()
