@@ -173,6 +173,7 @@ def train(made: Config, store: Store, folder: Path, validation: dict[str, Pixels
         train_network(run, store, None, ValidationSets(validation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "stride", "improvements"), [("adam", 1, 1), ("lamb", 5, 2)])
 def test_a_run_stopped_before_any_event_resumes_to_the_same_bits(
     optimizer: str,
@@ -272,6 +273,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_recipe_resumes(pictures: Path, events: Events, tmp_path: Path) -> None:
     made = recipe(
         pictures,
