@@ -129,6 +129,17 @@ def test_a_run_does_not_go_on_with_something_else(change: str, stopped: Path) ->
     assert {name: (stopped / name).read_bytes() for name in before} == before
 
 
+@pytest.mark.parametrize("key", ["seed=1", "objective.loss=l2"])
+def test_a_recipe_that_is_not_its_checkpoints_does_not_go_on(key: str, stopped: Path) -> None:
+    """As a hand or a disk may change the recipe in the run's folder."""
+    other = recipe(key)
+    (stopped / "config.toml").write_text(config.dump(other), encoding="utf-8")
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=f"checkpoints: its newest state is of a run with another {key[:4]}"):
+        run_recipe(other, stopped, resume=True)
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
 def test_moved_data_and_other_ways_to_the_same_result_go_on_to_the_same_weights(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
