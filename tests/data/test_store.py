@@ -1,5 +1,6 @@
 """The store of decoded images: what `prepare` writes, when it decodes again, and what it survives."""
 
+import errno
 import hashlib
 import json
 import os
@@ -278,10 +279,11 @@ def test_a_copied_store_is_hashed_once(pictures: Path, tmp_path: Path, monkeypat
     assert first >= again + len(NAMES)
 
 
-@pytest.mark.parametrize("found_by", ["reading", "--verify"])
+@pytest.mark.parametrize("found_by", ["reading", "reading alone", "--verify"])
 def test_bits_that_rot_change_no_time_and_are_found_all_the_same(
-    pictures: Path, tmp_path: Path, decoded: list[str], found_by: str
+    pictures: Path, tmp_path: Path, decoded: list[str], found_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Who reads a store leaves a sign for who writes it, or, where that cannot be, says what to do."""
     store = tmp_path / "store"
     entry = prepare([str(pictures)], store).entries[1]
     status = (store / entry.file).stat()
@@ -290,13 +292,21 @@ def test_bits_that_rot_change_no_time_and_are_found_all_the_same(
     decoded.clear()
     opened = prepare([str(pictures)], store)
     assert decoded == []
-    if found_by == "reading":
-        for _ in range(2):
-            with pytest.raises(ValueError, match=rf"{entry.file}: the stored set/b\.png is damaged; run the command"):
-                opened.read(1)
-    prepare([str(pictures)], store, verify=found_by == "--verify")
+    if found_by == "reading alone":
+        monkeypatch.setattr(os, "utime", refuse)
+    for _ in range(0 if found_by == "--verify" else 2):
+        with pytest.raises(
+            ValueError, match=rf"{entry.file}: the stored set/b\.png is damaged; run the command"
+        ) as said:
+            opened.read(1)
+        assert str(said.value).endswith("again" if found_by == "reading" else "again, with --verify")
+    prepare([str(pictures)], store, verify=found_by != "reading")
     assert decoded == ["b.png"]
     check(store, pictures)
+
+
+def refuse(path: Path) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
 
 
 def test_an_image_is_hashed_when_it_is_read_first(
