@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,17 @@ def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> Non
     Path("tiny.toml").write_text(TINY, encoding="utf-8")
     torch.manual_seed(0)
     save_network(Path("teacher.safetensors"), EDSR(2, features=8, blocks=1))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_ignored() -> Iterator[None]:
+    """Tests that run in the background, or by nohup, were started to ignore signals; so would be what they start."""
+    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def last_call(monkeypatch: pytest.MonkeyPatch, name: str, count: int, error: BaseException) -> None:
