@@ -76,7 +76,7 @@ def test_two_variants_of_one_name_or_of_one_run_are_refused(base: Config) -> Non
     with pytest.raises(ValueError, match="two variants are called 'eco'"):
         make_variants(base, [("eco",), ("eco", "train.batch_size=2")], [])
     with pytest.raises(ValueError, match="variants 'eco' and 'same' are the same run"):
-        make_variants(base, [("eco",), ("same", "train.batch_size=8")], [])
+        make_variants(base, [("eco",), ("same", f"train.batch_size={base.train.batch_size}")], [])
 
 
 def test_no_seeds_are_refused(base: Config) -> None:

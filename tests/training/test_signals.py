@@ -167,20 +167,20 @@ def test_a_real_signal_during_training(
 ) -> None:
     """The step that is under way is finished and kept; whoever cannot wait for it asks twice."""
     given = [*COMMANDS["train"], "--train.steps", "8"]
-    process = subprocess.Popen(
+    left = list(signals)
+    with subprocess.Popen(
         [sys.executable, "-c", WAITING.replace("COUNT", str(len(signals))), *given],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    left = list(signals)
-    for line in process.stdout:
-        if line.startswith("waits for a signal"):
-            process.send_signal(left.pop(0))
-    assert left == []
-    _, said = process.communicate()
-    assert (process.returncode, said) == (code, "\neco-fast: interrupted; go on with --resume\n")
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("waits for a signal"):
+                process.send_signal(left.pop(0))
+        said = process.stderr.read()
+    assert (left, process.returncode, said) == ([], code, "\neco-fast: interrupted; go on with --resume\n")
     assert half_written() == []
     assert main([*given, "--resume"]) == 0
     assert f"student continues at step {kept} of 8" in capsys.readouterr().out
