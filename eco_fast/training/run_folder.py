@@ -178,6 +178,8 @@ def check_folder(folder: Path, resolved: Config, *, resume: bool, same_course: b
             raise ValueError(
                 f"{folder}: already holds a run; continue it with --resume, or choose another folder with --run"
             )
+        if saved.is_file() and not saved.stat().st_size:  # a recipe of defaults, if it were one
+            raise ValueError(f"{saved}: damaged, it is empty; restore it (the newest state of the run holds a copy)")
         refused, changes = differing(config.load(str(saved)), resolved, same_course=same_course)
         if refused:
             raise ValueError(

@@ -140,6 +140,13 @@ def test_a_recipe_that_is_not_its_checkpoints_does_not_go_on(key: str, stopped: 
     assert (stopped / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_whose_recipe_is_lost_does_not_go_on_as_another(stopped: Path) -> None:
+    (stopped / "config.toml").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^run/config\.toml: damaged, it is empty; restore it"):
+        run_recipe(recipe(), stopped, resume=True)
+    assert (stopped / "config.toml").read_bytes() == b""
+
+
 def test_moved_data_and_other_ways_to_the_same_result_go_on_to_the_same_weights(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
