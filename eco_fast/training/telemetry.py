@@ -172,7 +172,7 @@ class Telemetry:
         """The line of a terminal; the thread that draws it reads what the last report has left."""
         parts = [f"{self.label} {self._done}/{self.run.config.train.steps}"]
         if not self._speed:
-            return [*parts, "compiling" if self._done == self._begin else "measuring"]
+            return [*parts, "first step" if self._done == self._begin else "measuring"]
         parts += [f"{self._left()} left", f"loss {self._loss:.3g}" if self._loss is not None else "no step accepted"]
         parts += [f"{self._psnr:.2f} dB"] if self._psnr is not None else []
         return [*parts, f"{self._speed:.0f} patches/s", f"waiting {self._waiting:.0%}"]

@@ -140,7 +140,6 @@ import os, signal, sys
 from eco_fast.cli.main import main
 from eco_fast.training import loop
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background ignores it
 awake, wake = os.pipe()  # a signal writes a byte
 os.set_blocking(wake, False)
 signal.set_wakeup_fd(wake)
