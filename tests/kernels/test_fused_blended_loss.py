@@ -7,7 +7,7 @@ from eco_fast_kernels.fused import blended_loss as fused
 from eco_fast_kernels.reference import CHARBONNIER_EPSILON, LOSS_KINDS, LossKind
 from torch import Tensor
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory")]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 EVERY_KIND = pytest.mark.parametrize("kind", LOSS_KINDS)
 EVERY_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

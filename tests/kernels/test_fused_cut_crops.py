@@ -23,7 +23,7 @@ from eco_fast.data import loader
 from eco_fast.data.images import Pixels
 from eco_fast.data.sampler import CropPlan
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory")]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 EVERY_SCALE = pytest.mark.parametrize("scale", sorted(STENCILS))
 ORIENTATIONS = tuple(range(8))

@@ -197,7 +197,7 @@ def test_runs_that_cannot_be_used_are_refused_in_a_sentence(
     (stateless / "checkpoints" / "step-00000002.state.pt").unlink()
     refused = {
         "expected a run folder": [tmp_path],
-        "train.keep_checkpoints=N": [none_kept],
+        "--train.keep_checkpoints N": [none_kept],
         "the training state beside the weights is missing": [stateless],
         "its scale is not that of": [run, changed(other, tmp_path / "x4", scale=4)],
         "its model.features is not that of": [run, changed(other, tmp_path / "wide", model__features=16)],
