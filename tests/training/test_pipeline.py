@@ -76,7 +76,8 @@ def cost(name: str, *overrides: str, precision: str = "fp32") -> Cost:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("rcan") else name for name in recipe_names()]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(("rcan", "swinir"))) for name in recipe_names()],
 )
 def test_every_recipe_runs_dry_and_leaves_nothing_behind(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -220,6 +220,7 @@ def test_a_run_stopped_again_and_again_arrives_at_the_same_bits(
     assert_equal_runs(tmp_path / "broken", tmp_path / "unbroken", ("last",))
 
 
+@pytest.mark.slow
 def test_stochastic_depth_goes_on_where_it_was_and_does_not_mind_how_a_batch_is_split(
     pictures: Path, store: Store, events: Events, tmp_path: Path
 ) -> None:

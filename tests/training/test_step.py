@@ -356,6 +356,7 @@ def test_the_averaged_weights_are_what_is_kept(capsys: pytest.CaptureFixture[str
     assert " steps in " not in capsys.readouterr().out  # there is nothing left to do
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize("settings", [("train.precision=fp16", "train.ema_decay=0.5"), ("train.micro_batch=1",)])
 def test_every_state_survives_a_resume(settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,6 +384,7 @@ def test_every_state_survives_a_resume(settings: tuple[str, ...], monkeypatch: p
         assert scales[0]["good_steps"] == scales[1]["good_steps"] <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 def test_a_trace_can_be_had(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "tiny.toml", "--run", "run", "--profile"]) == 0
