@@ -1,7 +1,7 @@
 # eco-fast on an NVIDIA GPU. Not built here: nobody has run this file yet, on a GPU or without one.
 #
 #   docker build -t eco-fast .
-#   docker run --gpus all --ipc host -v "$PWD:/work" eco-fast train edsr_baseline_x2_eco --data.train DIV2K_train_HR
+#   docker run --gpus all --ipc host -v "$PWD:/images" eco-fast train edsr_baseline_x2_eco --data.train DIV2K_train_HR
 #
 # torch's wheels bring their CUDA libraries; of the system it takes the driver, a C++ compiler and Python's headers.
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
@@ -15,5 +15,5 @@ ENV PATH=/opt/eco-fast/bin:$PATH
 COPY . /src
 RUN pip install --no-cache-dir "/src[dali]" && rm -rf /src
 
-WORKDIR /work
+WORKDIR /images
 ENTRYPOINT ["eco-fast"]

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ from eco_fast.cli.options import (
 )
 from eco_fast.cli.recipe_options import add_keys
 from eco_fast.cli.study_commands import add_studies
+from eco_fast.utils.text import on_one_line
 
 BAD_INPUT = 2
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of the compilers
 TIMEOUT = 3600  # seconds that ranks wait for each other
 COMPLETION = (
     'bash: put eval "$(eco-fast completion bash)" into ~/.bashrc; zsh: write it to _eco-fast in a folder of $fpath; '
@@ -43,18 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().parse_args(arguments, parsed)
         parsed.run(parsed)
     except ValueError as error:
-        print(f"eco-fast: {error}", file=sys.stderr)
+        print(f"eco-fast: {on_one_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:  # a full or read-only disk, a missing permission
-        reason = error.strerror or error
-        named = f"{error.filename}: cannot be read or written ({reason})" if error.filename else reason
-        print(f"eco-fast: {named}", file=sys.stderr)
+        print(f"eco-fast: {on_one_line(_sentence(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
         again = "go on with --resume" if parsed.command == "train" else "run the same command again to go on"
         print(f"\neco-fast: interrupted; {again}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
     return 0
+
+
+def _sentence(error: OSError) -> str:
+    """What could not be read or written, why, and who names it if the command line does not."""
+    if not error.filename:
+        return str(error.strerror or error)
+    named = f"{error.filename}: cannot be read or written ({error.strerror or error})"
+    owners = [name for name in CACHES if os.environ.get(name) and named.startswith(os.environ[name])]
+    return f"{named}; let ${owners[0]} name a folder that can be written" if owners else named
 
 
 def parser() -> Parser:

@@ -14,6 +14,7 @@ from eco_fast.config import recipe_files
 from eco_fast.config.keys import RENAMED, RENAMED_VALUES, all_keys, key_of, suggest_key
 from eco_fast.config.model_sections import architecture_of
 from eco_fast.config.schema import Config
+from eco_fast.utils.text import on_one_line
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """Other values by dotted key, {"train.steps": 5}; or texts, "train.steps=5", the value in TOML or a bare word."""
@@ -158,5 +159,5 @@ def _expected(error: ValidationError) -> str:
 
 def _shown(sentence: str) -> str:
     """A sentence with somebody's keys and values in it: on one line, and not without end."""
-    line = "".join(one if one.isprintable() else repr(one)[1:-1] for one in sentence)
+    line = on_one_line(sentence)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

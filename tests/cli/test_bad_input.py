@@ -4,6 +4,8 @@ import contextlib
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +402,25 @@ def test_a_folder_that_the_system_refuses(arguments: list[str], capsys: pytest.C
     said = complaint(capsys, *arguments, "/proc/eco-fast")
     assert said.startswith("/proc")
     assert "cannot be read or written (" in said
+
+
+@pytest.mark.usefixtures("here")
+def test_a_name_with_a_line_break_breaks_no_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a\nb.png").write_bytes(b"no image")
+    said = complaint(capsys, "prepare", "a\nb.png", "--store", "store")
+    assert said.startswith(r"a\nb.png: ")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("here")
+def test_who_names_a_folder_for_caches_that_cannot_be_written() -> None:
+    """torch makes it when it is imported."""
+    code = "import sys; from eco_fast.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["train", "tiny.toml", "--run", "run", "--train.compile", "true", "--data.train", "hr"]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": "/proc/caches"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("eco-fast: /proc/caches")
+    assert done.stderr.endswith("; let $TORCHINDUCTOR_CACHE_DIR name a folder that can be written\n")
