@@ -21,7 +21,6 @@ from eco_fast.cli.options import (
 )
 from eco_fast.cli.recipe_options import add_keys
 from eco_fast.cli.study_commands import add_studies
-from eco_fast.utils.text import on_one_line
 
 BAD_INPUT = 2
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of the compilers
@@ -46,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().parse_args(arguments, parsed)
         parsed.run(parsed)
     except ValueError as error:
-        print(f"eco-fast: {on_one_line(str(error))}", file=sys.stderr)
+        print(f"eco-fast: {_printable(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:  # a full or read-only disk, a missing permission
-        print(f"eco-fast: {on_one_line(_sentence(error))}", file=sys.stderr)
+        print(f"eco-fast: {_printable(_sentence(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
         again = "go on with --resume" if parsed.command == "train" else "run the same command again to go on"
@@ -65,6 +64,11 @@ def _sentence(error: OSError) -> str:
     named = f"{error.filename}: cannot be read or written ({error.strerror or error})"
     owners = [name for name in CACHES if os.environ.get(name) and named.startswith(os.environ[name])]
     return f"{named}; let ${owners[0]} name a folder that can be written" if owners else named
+
+
+def _printable(sentence: str) -> str:
+    """The sentence on one line: names of files, and keys of recipes, may hold whatever cannot be printed."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in sentence)
 
 
 def parser() -> Parser:

@@ -14,7 +14,6 @@ from eco_fast.config import recipe_files
 from eco_fast.config.keys import RENAMED, RENAMED_VALUES, all_keys, key_of, suggest_key
 from eco_fast.config.model_sections import architecture_of
 from eco_fast.config.schema import Config
-from eco_fast.utils.text import on_one_line
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """Other values by dotted key, {"train.steps": 5}; or texts, "train.steps=5", the value in TOML or a bare word."""
@@ -158,6 +157,5 @@ def _expected(error: ValidationError) -> str:
 
 
 def _shown(sentence: str) -> str:
-    """A sentence with somebody's keys and values in it: on one line, and not without end."""
-    line = on_one_line(sentence)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+    """A sentence with somebody's keys and values in it: not without end."""
+    return sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."

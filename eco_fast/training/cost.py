@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from eco_fast.config import Config
+from eco_fast.config import Config, Model
 from eco_fast.data.batch import Samples
 from eco_fast.models import Network, build
 from eco_fast.objective import BlendWeights, blend_weights_at
@@ -43,7 +43,7 @@ class Cost:
 
 def estimate(config: Config, device: str, precision: Precision) -> Cost:
     """The cost of a recipe on each device; raises as `network_without_memory`."""
-    network = network_without_memory(config)
+    network = network_without_memory(config.model, config.scale, config.data.patch)
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     samples = -(-config.train.batch_size // distributed.world_size())
     at_once = max(part.stop - part.start for part in split(samples, config.train.micro_batch or samples))
@@ -59,19 +59,18 @@ def estimate(config: Config, device: str, precision: Precision) -> Cost:
     )
 
 
-def network_without_memory(config: Config) -> Network:
-    """A recipe's network, in shapes alone.
+def network_without_memory(model: Model, scale: int, patch: int) -> Network:
+    """A network in shapes alone, for LR patches of that side.
 
     Raises:
         ValueError: it cannot be built, or does not make of a patch one that is `scale` times as large.
     """
-    patch, scale = config.data.patch, config.scale
     with torch.device("meta"):
-        network = build(config.model, scale)
+        network = build(model, scale)
         wanted, made = (1, 3, scale * patch, scale * patch), network.eval()(torch.empty(1, 3, patch, patch)).shape
     if made != wanted:
         raise ValueError(
-            f"{config.model.name}: makes {list(made)} of an LR patch [1, 3, {patch}, {patch}] at x{scale}; expected "
+            f"{model.name}: makes {list(made)} of an LR patch [1, 3, {patch}, {patch}] at x{scale}; expected "
             f"{list(wanted)}"
         )
     return network.train()

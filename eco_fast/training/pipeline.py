@@ -122,7 +122,7 @@ class Pipeline:
         self.test = read_images(data.test, config.scale) or self.sets.images
         if config.teacher.checkpoint != "self" and config.needs_centroids:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
-        network_without_memory(config)
+        network_without_memory(config.model, config.scale, config.data.patch)
         check_start(config.model.start_from, self.folder)
         loader, reason = choose_loader(data, self.device)
         choose_recorder(config.train, config.optimizer, self.device)
