@@ -53,6 +53,8 @@ def files(store: Path) -> dict[str, bytes]:
 def kill(folder: Path, kills: int) -> None:
     """Kill `prepare` at random moments, then let it end."""
     with start(folder, "whole") as run:
+        assert run.stdout is not None
+        run.stdout.readline()
         began = time.perf_counter()
         run.communicate()
         whole = time.perf_counter() - began
