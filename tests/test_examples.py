@@ -53,6 +53,7 @@ def test_score_folder(checkpoint: Path, photos: Path, capsys: pytest.CaptureFixt
     assert lines == [str(photos / "HR"), str(photos / "train")]
 
 
+@pytest.mark.slow
 def test_train_on_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(photos / "train"), str(photos / "HR"), str(tmp_path / "run")]
     weights = []

@@ -136,6 +136,7 @@ def test_a_run_is_the_same_with_either_loader(
     assert not (tmp_path / "encoded" / "store").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("dali")
 def test_centroids_from_a_folder_or_the_store(tmp_path: Path, hr: Path) -> None:
     """The same centroids, as the store keeps them and as files in another format."""

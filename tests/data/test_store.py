@@ -158,6 +158,7 @@ def test_a_journal_that_was_cut_short_is_believed_up_to_its_last_whole_line(
     check(store, pictures)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_is_trusted(
     pictures: Path, tmp_path: Path, decoded: list[str]
 ) -> None:

@@ -158,6 +158,7 @@ def test_what_cannot_be_done_is_refused(command: str, message: str, capsys: pyte
     assert not list(Path.cwd().glob("LR/**/*.png"))
 
 
+@pytest.mark.slow
 def test_a_noisy_recipe_validates_on_one_draw_and_ends_with_ten(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values: dict[str, Any] = {
         "data": {"train": ("HR",), "validation": ("HR/face.png",), "test": ("HR",), "patch": 8, "noise_sigma": SIGMA},

@@ -24,6 +24,7 @@ def coloured(image: Pixels) -> int:
     return int((np.ptp(image.astype(int), axis=2) > 60).sum())
 
 
+@pytest.mark.slow
 def test_curves_show_every_run_that_has_values(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 9.0 - step, "alpha": step / 8, "learning_rate": 1e-4} for step in range(1, 9)]
     gaps = [{"step": 4, "loss": None, "alpha": 0.5, "learning_rate": 1e-4}, {"step": 4, "psnr_y": None, "ssim_y": 1.0}]
@@ -37,6 +38,7 @@ def test_curves_show_every_run_that_has_values(tmp_path: Path) -> None:
     assert 0 == counts[0] < counts[1] < counts[2] < counts[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "size"), [(2, (17, 41)), (8, (32, 33)), (3, (130, 33)), (4, (150, 160))])
 def test_samples_are_drawn_of_images_of_any_size(
     scale: int, size: tuple[int, int], photo: Pixels, tmp_path: Path

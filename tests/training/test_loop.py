@@ -417,6 +417,7 @@ def test_a_run_starts_from_the_weights_of_another_scale(scale: Scale, pictures: 
     assert row["loss"] == pytest.approx(loss_by_hand(made, expected, decoded(made), decoded(made), 0), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lamb"])
 def test_training_fits_a_single_patch(optimizer: str, photo: Pixels, tmp_path: Path) -> None:
     write_png(tmp_path / "one" / "train" / "patch.png", photo[80:104, 150:174])

@@ -147,6 +147,7 @@ def test_a_run_whose_recipe_is_lost_does_not_go_on_as_another(stopped: Path) -> 
     assert (stopped / "config.toml").read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_moved_data_and_other_ways_to_the_same_result_go_on_to_the_same_weights(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
+@pytest.mark.slow
 def test_stages_before_during_and_after_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ("tiny.toml", "--run", "run")
     before = said(capsys, *run)

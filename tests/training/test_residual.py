@@ -53,6 +53,7 @@ def by_the_formula(residual: Tensor, hr: Tensor, sr: Tensor, kind: str) -> Tenso
     return difference.abs().mean() if kind == "l1" else (difference.square() + 0.255**2).sqrt().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "compiled"), [("l1", False), ("l2", False), ("charbonnier", False), ("l1", True)])
 def test_the_loss_is_the_distance_from_what_the_centroid_lacks(
     kind: str, compiled: bool, hr: list[Pixels], sr: list[Pixels]

@@ -332,6 +332,7 @@ def test_a_pipe_that_nobody_reads_any_more_ends_no_run() -> None:
     assert Path("run/summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_home_no_language_no_temporary_folder_and_no_output() -> None:
     Path("file").touch()
     surroundings = {key: value for key, value in os.environ.items() if key not in ("HOME", "LANG", "USER", "LOGNAME")}

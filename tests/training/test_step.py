@@ -141,6 +141,7 @@ def compiled_graphs() -> Iterator[Any]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_one_graph_serves_the_whole_course(pictures: list[Pixels], compiled_graphs: Any) -> None:
     """From the centroid alone over the blend to HR alone, at any learning rate: compiled once, in one piece."""
     made = recipe(train__compile=True)

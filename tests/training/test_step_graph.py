@@ -115,6 +115,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_replayed_course_is_the_course(case: str, images: list[Pixels], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eco_fast.training.optim.optimizer_step.GROWTH_INTERVAL", 11)
