@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eco_fast.cli.main import main
 from eco_fast.config import Config
-from eco_fast.data.images import Pixels
+from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.loader import Loader, PlainLoader
 from eco_fast.data.resize import to_tensor, upsample
 from eco_fast.data.sources import ImageEntry, ImageSource
@@ -166,3 +166,10 @@ def upsample_image(image: Pixels, scale: int, rounding: Rounding = "uint8") -> P
 def scores_of(sr: Pixels, hr: Pixels, border: int) -> Scores:
     """All scores of an image."""
     return read_scores({"image": score(to_tensor(sr), to_tensor(hr), border)})["image"]
+
+
+def write_photos(folder: Path, photo: Pixels, height: int, width: int) -> Path:
+    """Four parts of a photograph: two of them in the folder `train`, two in `HR`."""
+    for name, top in (("train/a", 50), ("train/b", 120), ("HR/cat", 90), ("HR/eye", 150)):
+        write_png(folder / f"{name}.png", photo[top : top + height, 100 : 100 + width])
+    return folder

@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 
 from eco_fast import load_network, super_resolve, train
-from eco_fast.data.images import Pixels, read_image, write_png
+from eco_fast.data.images import Pixels, read_image
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
+from tests.helpers import write_photos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
 def photos(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for name, top in (("train/a", 50), ("train/b", 120), ("HR/cat", 90), ("HR/eye", 150)):
-        write_png(folder / f"{name}.png", photo[top : top + 72, 100:172])
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"), photo, 72, 72)
 
 
 @pytest.fixture

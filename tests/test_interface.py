@@ -18,6 +18,7 @@ from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
+from tests.helpers import write_photos
 
 TINY = {
     "model.features": 4,
@@ -34,10 +35,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def photos(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    for name, top in (("train/a", 50), ("train/b", 120), ("HR/cat", 90), ("HR/eye", 150)):
-        write_png(folder / f"{name}.png", photo[top : top + 40, 100:148])
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"), photo, 40, 48)
 
 
 @pytest.fixture(scope="module")

@@ -189,22 +189,28 @@ def test_a_store_that_was_killed_at_random_is_that_of_an_undisturbed_run(
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("small_packs")
-def test_other_sources_after_an_interruption_keep_what_was_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw(tmp_path / "set", 8)
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, images: int, source: Path, store: Path) -> list[str]:
+    """Interrupt `prepare` when so many images are decoded; returns their names, to which later ones are added."""
     decoded: list[str] = []
 
     def read(path: Path, **options: Any) -> Any:
-        if len(decoded) == 5:
+        if len(decoded) == images:
             raise KeyboardInterrupt
         decoded.append(path.name)
         return read_image(path, **options)
 
     monkeypatch.setattr("eco_fast.data.decode.read_image", read)
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare([str(tmp_path / "set")], tmp_path / "store")
+        prepare.prepare([str(source)], store)
+    return decoded
+
+
+@pytest.mark.usefixtures("small_packs")
+def test_other_sources_after_an_interruption_keep_what_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "set", 8)
+    decoded = interrupted_after(monkeypatch, 5, tmp_path / "set", tmp_path / "store")
     (tmp_path / "set/02.png").unlink()
     draw(tmp_path / "set/more", 2, seed=9)
     decoded.insert(0, "")
@@ -254,17 +260,7 @@ def test_a_wrong_bit_in_a_journal_costs_its_image_alone(tmp_path: Path, monkeypa
     prepare.prepare([str(tmp_path / "set")], tmp_path / "whole")
     moments = np.random.default_rng(11)
     for _ in range(6):
-        decoded: list[str] = []
-
-        def read(path: Path, *, names: list[str] = decoded, **options: Any) -> Any:
-            if len(names) == 4:
-                raise KeyboardInterrupt
-            names.append(path.name)
-            return read_image(path, **options)
-
-        monkeypatch.setattr("eco_fast.data.decode.read_image", read)
-        with pytest.raises(KeyboardInterrupt):
-            prepare.prepare([str(tmp_path / "set")], store)
+        decoded = interrupted_after(monkeypatch, 4, tmp_path / "set", store)
         flip_bit(journal, int(moments.integers(8 * journal.stat().st_size)))
         decoded.clear()
         prepare.prepare([str(tmp_path / "set")], store)
