@@ -10,12 +10,16 @@ LAMB is measured as the optimizer that the device gets, against the authors' loo
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import pytest
 import torch
 from eco_fast_kernels import (
     StepRules,
     StepState,
+    add_norm,
+    attention,
+    bias_gelu,
     blended_loss,
     crop_side,
     cut_crops,
@@ -23,16 +27,22 @@ from eco_fast_kernels import (
     decision,
     downsample_blend,
     margin_of,
+    normalisation,
     reference,
+    window_attention,
 )
 from eco_fast_kernels.crops import empty_crops, move_crops
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from bench import compulsory
+from bench.epilogue_work import epilogue_work
 from bench.plain import lamb_parameters, lamb_per_tensor, rcan_shapes
-from eco_fast.config import Optimizer
+from eco_fast.config import Optimizer, RcanModel
+from eco_fast.models import build
+from eco_fast.training.optim.flat import move_into_one_buffer
 from eco_fast.training.optim.lamb import Lamb
+from eco_fast.training.optim.muon import Muon, matrices_first
 
 SAMPLES, PATCH = 16, 48
 WAYS = ("op", "reference", "compiled", "copy")
@@ -101,6 +111,85 @@ def test_blended_loss(benchmark: BenchmarkFixture, device: str, kind: reference.
     _measure(benchmark, f"blended_loss {kind}", ways, way, moved, device)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("channels", [60, 180])
+def test_add_norm(benchmark: BenchmarkFixture, device: str, channels: int, way: str) -> None:
+    """A block's end and the next one's LayerNorm, with the gradients; a float32 stream, the rest in bfloat16."""
+    stream, branch = (torch.randn(SAMPLES, PATCH, PATCH, channels, device=device) for _ in range(2))
+    leaves = [stream, branch.bfloat16(), *(torch.randn(channels, device=device) for _ in range(3))]
+    stream, branch, branch_bias, weight, bias = (leaf.requires_grad_() for leaf in leaves)
+    factors = torch.rand(SAMPLES, device=device)
+    upstream = [torch.randn_like(one).detach() for one in (stream, branch)]
+
+    def run(add: Callable[..., tuple[Tensor, Tensor]]) -> object:
+        made = add(stream, branch, branch_bias, factors, weight, bias, 1e-5, torch.bfloat16)
+        return torch.autograd.grad(made, leaves, upstream)
+
+    compiled = torch.compile(normalisation.add_norm, dynamic=False)
+    ways = {
+        "op": lambda: run(add_norm),
+        "reference": lambda: run(normalisation.add_norm),
+        "compiled": lambda: run(compiled),
+    }
+    moved = stream.numel() * sum(compulsory.add_norm(4, 2, of_gradient=backward) for backward in (False, True))
+    _measure(benchmark, f"add_norm {channels}", ways, way, moved, device)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("channels", [120, 360])
+def test_bias_gelu(benchmark: BenchmarkFixture, device: str, channels: int, way: str) -> None:
+    """An MLP's hidden layer, with the gradients, in bfloat16."""
+    x = torch.randn(SAMPLES, PATCH, PATCH, channels, device=device, dtype=torch.bfloat16, requires_grad=True)
+    bias, upstream = torch.randn(channels, device=device, requires_grad=True), torch.randn_like(x).detach()
+    compiled = torch.compile(normalisation.bias_gelu, dynamic=False)
+
+    def run(activate: Callable[..., Tensor]) -> object:
+        return torch.autograd.grad(activate(x, bias), (x, bias), upstream)
+
+    ways = {
+        "op": lambda: run(bias_gelu),
+        "reference": lambda: run(normalisation.bias_gelu),
+        "compiled": lambda: run(compiled),
+    }
+    moved = x.numel() * sum(compulsory.bias_gelu(2, of_gradient=backward) for backward in (False, True))
+    _measure(benchmark, f"bias_gelu {channels}", ways, way, moved, device)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shift", [0, 4])
+def test_window_attention(benchmark: BenchmarkFixture, device: str, shift: int, way: str) -> None:
+    """A block of SwinIR-small, with gradients."""
+    qkv = torch.randn(SAMPLES, PATCH, PATCH, 180, device=device, requires_grad=True)
+    qkv_bias, table = (torch.randn(shape, device=device, requires_grad=True) for shape in ((180,), (225, 6)))
+    upstream = torch.randn(SAMPLES, PATCH, PATCH, 60, device=device)
+
+    def plain() -> Tensor:
+        return attention.window_attention(qkv, qkv_bias, table, 8, shift)
+
+    compiled = torch.compile(plain, dynamic=False)
+
+    def backward(out: Tensor) -> object:
+        return torch.autograd.grad(out, (qkv, qkv_bias, table), upstream)
+
+    ways = {
+        "op": lambda: backward(window_attention(qkv, qkv_bias, table, 8, shift)),
+        "reference": lambda: backward(plain()),
+        "compiled": lambda: backward(compiled()),
+    }
+    moved = upstream.numel() * compulsory.window_attention(upstream.element_size())
+    _measure(benchmark, f"window_attention, shift {shift}", ways, way, moved, device)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("channels", [64, 256])
+@pytest.mark.parametrize("op", ["residual_epilogues", "channel_attention"])
+def test_epilogues(benchmark: BenchmarkFixture, device: str, op: str, channels: int, way: str) -> None:
+    """A block of EDSR or RCAN without its convolutions, forward and backward."""
+    ours, plain, moved = epilogue_work(op, SAMPLES, channels, device)
+    ways = {"op": ours, "reference": plain, "compiled": _compiled(plain)}
+    _measure(benchmark, f"{op}, {channels} channels", ways, way, moved, device)
+
+
 @pytest.mark.parametrize("way", ["op", "reference", "copy"])
 def test_decide_step(benchmark: BenchmarkFixture, device: str, way: str) -> None:
     """One decision over RCAN's gradients, with all rules."""
@@ -161,6 +250,29 @@ def test_lamb_step(benchmark: BenchmarkFixture, device: str) -> None:
         result[f"{way} / backend"] = statistics.median(paired)
     benchmark.extra_info.update(compulsory_bytes=moved, **result)
     print("\n" + "\n".join(f"{name}: {value:.2f}" for name, value in result.items()))
+
+
+@pytest.mark.parametrize("way", ["op", "reference", "torch's loop", "copy"])
+def test_muon_step(benchmark: BenchmarkFixture, device: str, way: str) -> None:
+    """One update of RCAN's weights; torch's Muon goes matrix by matrix, and leaves the others where they are."""
+    network = build(RcanModel(), 2).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    every = list(network.parameters())
+    order, count = matrices_first(every, network.body_matrices())
+    weights = move_into_one_buffer([every[place] for place in order])
+    gradients, rate = torch.randn_like(weights.buffer), torch.tensor(0.01, device=device)
+    skip, one = torch.tensor(False, device=device), torch.ones((), device=device)
+
+    def step(backend: Literal["auto", "torch"]) -> Run:
+        optimizer = Muon(weights, count, gradients, Optimizer(name="muon", backend=backend), rate)
+        return lambda: optimizer.step(skip, one)
+
+    matrices = [nn.Parameter(torch.randn(64, 576, device=device)) for _ in range(count)]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    loop = torch.optim.Muon(matrices, weight_decay=0.0)
+    ways = {"op": step("auto"), "reference": step("torch"), "torch's loop": loop.step}
+    moved = compulsory.muon_step() * weights.buffer.numel()
+    _measure(benchmark, "muon_step, RCAN", ways, way, moved, device)
 
 
 def test_rcan_shapes_add_up() -> None:

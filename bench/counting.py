@@ -136,7 +136,7 @@ def _interpreted() -> Iterator[list[Launch]]:
 
     def keep(kind: Addresses, pointers: Any, mask: Any) -> None:
         size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
-        kind[size].append(pointers.data[mask.data].astype(np.int64))
+        kind[size].append(pointers.data[mask.data.astype(bool)].astype(np.int64))  # combined masks are whole numbers
 
     def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         keep(launches[-1].read, pointers, mask)

@@ -20,7 +20,8 @@ from eco_fast.data.folders import builtin_images
 from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.resize import downsample_image, to_pixels, to_tensor, upsample
 from eco_fast.evaluation.metrics import read_scores, score
-from eco_fast.training.figures import CROP, most_detailed, save_figure
+from eco_fast.training.crops import CROP, most_detailed
+from eco_fast.training.figures import save_figure
 
 SET = "builtin:test"
 PHOTOGRAPH = "builtin/coffee.png"

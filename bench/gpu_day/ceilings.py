@@ -4,22 +4,22 @@ import os
 import shutil
 import subprocess
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import Tensor
 
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.timing import device_seconds, graph_seconds, host_seconds
 from eco_fast.config import Config, Train
-from eco_fast.training.profiling import Work
+from eco_fast.training.ceilings import convolution_flops, convolution_parts, copying
 from eco_fast.training.run_folder import environment
 from eco_fast.utils.device import cuda_of_driver, device_name
 
 PACKAGES = ("torch", "triton", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
 CONVOLUTIONS = ((64, 16), (64, 128), (256, 128))
-"""Channels and batch of 3x3 convolutions on 48x48 pixels."""
+"""Channels and batch of those measured."""
 LAUNCHES = 400  # about those of a step of EDSR-baseline
 
 
@@ -55,9 +55,8 @@ def note_facts(day: Day) -> None:
 def measure_ceilings(day: Day) -> None:
     """Copying, matrix products, convolutions and launches."""
     size = (1 << 24) if day.rehearse else (2 << 30)
-    source, target = (torch.empty(size, dtype=torch.uint8, device=DEVICE) for _ in range(2))
-    day.ceiling("copy_gb_per_s", 2 * size / device_seconds(lambda: target.copy_(source)) / 1e9)
-    empty: Work = lambda: torch.cuda._sleep(1)  # noqa: E731, SLF001 - the shortest kernel that torch has
+    day.ceiling("copy_gb_per_s", 2 * size / device_seconds(copying(size, DEVICE)) / 1e9)
+    empty = partial(torch.cuda._sleep, 1)  # noqa: SLF001 - the shortest kernel that torch has
     day.ceiling("launch_by_host_us", 1e6 * host_seconds(lambda: [empty() for _ in range(LAUNCHES)]) / LAUNCHES)
     day.ceiling("launch_in_graph_us", 1e6 * graph_seconds([empty] * LAUNCHES))
     side = 512 if day.rehearse else 8192
@@ -68,29 +67,9 @@ def measure_ceilings(day: Day) -> None:
         seconds = device_seconds(lambda first=first, second=second: torch.mm(first, second))  # type: ignore[misc]
         day.ceiling(f"mm_{name}_tflops", 2 * side**3 / seconds / 1e12)
         for channels, batch in CONVOLUTIONS:
-            flops = 2 * 9 * channels**2 * batch * 48 * 48
-            for part, work in convolution_parts(channels, batch, dtype).items():
+            flops = convolution_flops(channels, channels, batch)
+            for part, work in convolution_parts(channels, channels, batch, DEVICE, dtype).items():
                 day.ceiling(f"conv_{channels}_b{batch}_{name}_{part}_tflops", flops / device_seconds(work) / 1e12)
-
-
-def convolution_parts(channels: int, batch: int, dtype: torch.dtype) -> dict[str, Work]:
-    """The forward pass of a 3x3 convolution on 48x48 pixels in channels_last, and the halves of its backward pass."""
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=torch.channels_last)
-
-    image, weight = random(batch, channels, 48, 48), random(channels, channels, 3, 3)
-    upstream = random(batch, channels, 48, 48)
-
-    def backward(*mask: bool) -> Work:
-        shape = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-        return lambda: torch.ops.aten.convolution_backward(upstream, image, weight, None, *shape, mask)
-
-    return {
-        "fprop": lambda: torch.conv2d(image, weight, padding=1),
-        "dgrad": backward(True, False, False),
-        "wgrad": backward(False, True, False),
-    }
 
 
 def _version(package: str) -> str | None:

@@ -16,15 +16,25 @@ from eco_fast_kernels import (
     empty_crops,
     margin_of,
     move_crops,
+    window_attention,
 )
+from eco_fast_kernels.fused import add_norm as fused_norm
+from eco_fast_kernels.fused import bias_gelu as fused_gelu
 from eco_fast_kernels.fused import blended_loss as fused_loss
+from eco_fast_kernels.fused import channel_attention as fused_channels
+from eco_fast_kernels.fused import channel_attention_backward as fused_channels_backward
+from eco_fast_kernels.fused import column_sums as fused_sums
 from eco_fast_kernels.fused import cut_crops as fused_crops
 from eco_fast_kernels.fused import decide_step as fused_decision
 from eco_fast_kernels.fused import downsample_blend as fused_blend
+from eco_fast_kernels.fused import epilogues as fused_epilogues
 from eco_fast_kernels.fused import lamb_step as fused_lamb
+from eco_fast_kernels.fused import window_attention as fused_attention
+from eco_fast_kernels.fused import window_attention_backward as fused_attention_backward
 from torch import Tensor
 
 from bench import compulsory
+from bench.epilogue_work import epilogue_work
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.plan import OPS, OpCase
 from bench.gpu_day.timing import graph_seconds, host_seconds
@@ -42,7 +52,20 @@ NETWORKS: dict[str, Model] = {
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOST_COPIES = 200
-MODULES = (fused_crops, fused_blend, fused_loss, fused_decision, fused_lamb)
+OF_NETWORKS = (fused_epilogues, fused_channels, fused_channels_backward)
+MODULES = (
+    fused_crops,
+    fused_blend,
+    fused_loss,
+    fused_decision,
+    fused_lamb,
+    fused_norm,
+    fused_gelu,
+    fused_sums,
+    fused_attention,
+    fused_attention_backward,
+    *OF_NETWORKS,
+)
 Op = tuple[Callable[[], Work], float]
 """What makes the op with inputs of its own, and the bytes that it has to move."""
 
@@ -82,8 +105,9 @@ def op_of(case: OpCase) -> Op:
     """The op of a case."""
     if case.op == "lamb_step":
         return _lamb(NETWORKS[case.variant])
-    if case.op == "cut_crops":
-        return _cut(case)
+    for makes, names in MAKERS.items():
+        if case.op.startswith(names):
+            return makes(case)
     alpha, scale = torch.tensor(0.5, device=DEVICE), case.scale
 
     if case.op == "downsample_blend":
@@ -129,6 +153,56 @@ def _cut(case: OpCase) -> Op:
     return make, 2 * case.batch * side * side * 3
 
 
+def _around_linear(case: OpCase) -> Op:
+    """A block's end and the next one's LayerNorm, on a float32 stream, or an MLP's hidden layer; or their gradients."""
+    size, name = case.variant.split()
+    channels, dtype, of_gradient = int(size), DTYPES[name], case.op.endswith("gradient")
+    ops = torch.ops.eco_fast
+    shape = (case.batch, PATCH, PATCH, channels)
+    values = case.batch * PATCH**2 * channels
+
+    def make_norm() -> Work:
+        stream, branch = torch.randn(shape, device=DEVICE), torch.randn(shape, device=DEVICE, dtype=dtype)
+        factors, *vectors = (torch.ones(one, device=DEVICE) for one in (case.batch, channels, channels, channels))
+        statistics = torch.ones(2, case.batch * PATCH**2, device=DEVICE)
+        if of_gradient:
+            upstream = torch.randn_like(stream)
+            given = (upstream, branch, stream, statistics, factors, vectors[0], dtype)
+            return lambda: ops.add_norm_gradient(*given)
+        return lambda: ops.add_norm(stream, branch, vectors[0], factors, vectors[1], vectors[2], 1e-5, dtype)
+
+    def make_gelu() -> Work:
+        x, bias = torch.randn(shape, device=DEVICE, dtype=dtype), torch.ones(channels, device=DEVICE)
+        upstream = torch.randn_like(x)
+        return lambda: ops.bias_gelu_gradient(upstream, x, bias) if of_gradient else ops.bias_gelu(x, bias)
+
+    if case.op.startswith("add_norm"):
+        return make_norm, values * compulsory.add_norm(4, dtype.itemsize, of_gradient=of_gradient)
+    return make_gelu, values * compulsory.bias_gelu(dtype.itemsize, of_gradient=of_gradient)
+
+
+def _attention(case: OpCase) -> Op:
+    """A block of SwinIR-small with shifted windows, forward and backward."""
+
+    def make() -> Work:
+        qkv, upstream = (
+            torch.randn(case.batch, PATCH, PATCH, channels, device=DEVICE, dtype=DTYPES[case.variant])
+            for channels in (180, 60)
+        )
+        qkv_bias, table = torch.randn(180, device=DEVICE), torch.randn(225, 6, device=DEVICE)
+        inputs = [tensor.requires_grad_() for tensor in (qkv, qkv_bias, table)]
+        return lambda: torch.autograd.grad(window_attention(qkv, qkv_bias, table, 8, 4), inputs, upstream)
+
+    return make, case.batch * PATCH**2 * 60 * compulsory.window_attention(DTYPES[case.variant].itemsize)
+
+
+def _epilogues(case: OpCase) -> Op:
+    """A block of EDSR or RCAN without its convolutions."""
+    channels = int(case.layout.partition(" ")[0])
+    _, _, moved = epilogue_work(case.op, case.batch, channels, "meta")
+    return lambda: epilogue_work(case.op, case.batch, channels, DEVICE)[0], moved
+
+
 def _lamb(model: Model) -> Op:
     """The skip rule and the update of all weights; the gradients are clipped as the recipes clip them."""
     optimizer: Optimizer = config.load("edsr_x2_eco").optimizer
@@ -141,6 +215,14 @@ def _lamb(model: Model) -> Op:
         return lambda: updater.step(rate)
 
     return make, weights * compulsory.lamb_step()
+
+
+MAKERS: dict[Callable[[OpCase], Op], tuple[str, ...]] = {
+    _cut: ("cut_crops",),
+    _around_linear: ("add_norm", "bias_gelu"),
+    _attention: ("window_attention",),
+    _epilogues: ("residual_epilogues", "channel_attention"),
+}
 
 
 def loaded_kernels() -> list[dict[str, object]]:
@@ -156,7 +238,7 @@ def loaded_kernels() -> list[dict[str, object]]:
 
 def main() -> None:
     """Each op once."""
-    for case in OPS[:9]:
+    for case in OPS[:13]:
         op_of(case)[0]()()
     torch.cuda.synchronize()
 

@@ -20,7 +20,10 @@ from bench.gpu_day.timing import device_seconds, wall_seconds
 from eco_fast.training.profiling import Work
 
 COUNTERS = ("dram__bytes_read.sum", "dram__bytes_write.sum", "gpu__time_duration.sum")
-OURS = "regex:(cut_crops|downsample_blend|blended_loss|sum|moments|update|find_nonfinite|decide)_?.*kernel"
+OURS = (
+    "regex:(cut_crops|downsample_blend|blended_loss|sum|moments|update|find_nonfinite|decide|attend|(query|key)_gradients)"
+    "_?.*kernel"
+)
 WINDOWS, HEADS, TOKENS, CHANNELS = 1152, 6, 64, 10
 """Of a block of SwinIR-small, batch 32."""
 

@@ -76,7 +76,7 @@ class OpCase:
     scale: int = 2
     batch: int = 16
     variant: str = ""
-    """dtype or network."""
+    """dtype, network, or channels and dtype."""
     layout: str = "padded"
     floor_us: str = ""
     """What its compulsory bytes take at the copy rate."""
@@ -96,8 +96,18 @@ OPS = (
     OpCase("lamb_step", variant="edsr", floor_us="600", predicted_us="700 to 800"),
     OpCase("lamb_step", variant="rcan", floor_us="230", predicted_us="300"),
     OpCase("lamb_step", variant="edsr-baseline"),
+    OpCase("window_attention", batch=32, variant="bf16", floor_us="32"),
     OpCase("cut_crops", 2, 16, "uint8", predicted_us="3 to 5"),
+    *(
+        OpCase(op, batch=batch, variant="bf16", layout=f"{channels} channels")
+        for op in ("residual_epilogues", "channel_attention")
+        for channels, batch in ((64, 16), (64, 128), (256, 128))
+    ),
     OpCase("cut_crops", 2, 128, "uint8"),
+    OpCase("add_norm", batch=32, variant="60 bf16", floor_us="18"),
+    OpCase("add_norm_gradient", batch=32, variant="60 bf16", floor_us="24"),
+    OpCase("bias_gelu", batch=32, variant="120 bf16", floor_us="12"),
+    OpCase("bias_gelu_gradient", batch=32, variant="120 bf16", floor_us="18"),
     OpCase("blended_loss", 2, 16, "bf16"),
     OpCase("blended_loss", 2, 128, "bf16"),
     *(OpCase("downsample_blend", scale, batch, "fp32") for scale in (3, 4, 8) for batch in (16, 128)),

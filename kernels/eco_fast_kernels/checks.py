@@ -8,8 +8,11 @@ from torch import Tensor
 from eco_fast_kernels import downsampling
 from eco_fast_kernels.crops import CHANNELS, PlanColumn, are_crops
 from eco_fast_kernels.decision import StepState
+from eco_fast_kernels.muon import Matrices, MuonTensors
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+WINDOWS = (8, 16)
+MOST_CHANNELS_OF_A_HEAD = 64
 
 
 def check_crop_pair(
@@ -126,6 +129,41 @@ def check_step(op: str, gradients: Tensor, loss: Tensor, state: StepState) -> No
             raise ValueError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
 
 
+def check_windows(op: str, qkv: Tensor, qkv_bias: Tensor, table: Tensor, window: int, shift: int) -> None:
+    """Refuse what the kernels of attention in windows are not made for."""
+    if window not in WINDOWS or not 0 <= shift < window:
+        raise ValueError(f"{op}: expected a window of 8 or 16 and a shift below it, got {window} and {shift}")
+    check_computed(op, "qkv", qkv.dtype, qkv)
+    if qkv.ndim != 4 or not qkv.is_contiguous():
+        raise ValueError(
+            f"{op}: qkv must be contiguous [N, h, w, 3*C], got {tuple(qkv.shape)} with strides {qkv.stride()}; "
+            "call .contiguous() on it"
+        )
+    samples, height, width, channels = qkv.shape
+    if not samples * height * width or height % window or width % window:
+        raise ValueError(f"{op}: expected images of whole windows of {window}, got {tuple(qkv.shape)}; pad them")
+    entries = (2 * window - 1) ** 2
+    if table.ndim != 2 or table.shape[0] != entries or not table.shape[1] or not table.is_contiguous():
+        raise ValueError(
+            f"{op}: the table of a window of {window} must be contiguous [{entries}, heads], got {tuple(table.shape)} "
+            f"with strides {table.stride()}"
+        )
+    heads = table.shape[1]
+    if channels % (3 * heads) or not 0 < channels <= 3 * heads * MOST_CHANNELS_OF_A_HEAD:
+        raise ValueError(
+            f"{op}: expected q, k and v of {heads} heads with at most {MOST_CHANNELS_OF_A_HEAD} channels each, got "
+            f"{channels} channels"
+        )
+    if qkv_bias.shape != (channels,) or not qkv_bias.is_contiguous():
+        raise ValueError(
+            f"{op}: qkv_bias must be contiguous [{channels}], got {tuple(qkv_bias.shape)} with strides "
+            f"{qkv_bias.stride()}"
+        )
+    for name, tensor in (("qkv_bias", qkv_bias), ("the table", table)):
+        check_computed(op, name, tensor.dtype, qkv)
+        check_device(op, name, tensor, qkv)
+
+
 def check_lamb(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -157,10 +195,43 @@ def check_lamb(
             check_device("LAMB", f"{name} {index}", other, parameters[0])
 
 
+def check_muon(tensors: MuonTensors, matrices: Sequence[Matrices]) -> None:
+    """Refuse tensors that do not fit together, and matrices that are not where the momentum is."""
+    weights, size = tensors.weights, tensors.momentum.numel()
+    others = weights.numel() - size
+    sizes = {"gradients": size + others, "average": size + others, "momentum": size, "exp_avg": others}
+    sizes |= {"weights": size + others, "exp_avg_sq": others, "corrections": 2}
+    for name, tensor in tensors._asdict().items():
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.shape != (sizes[name],) or not tensor.is_contiguous():
+            raise ValueError(
+                f"Muon: {name} must be contiguous float32 [{sizes[name]}], got {tensor.dtype} {tuple(tensor.shape)} "
+                f"with strides {tensor.stride()}"
+            )
+        check_device("Muon", name, tensor, weights)
+    if not matrices:
+        raise ValueError("Muon: expected at least one matrix, got none")
+    end = 0
+    for one in matrices:
+        last = one.offset + (one.number - 1) * one.pitch + one.rows * one.columns
+        if one.offset < end or one.pitch < one.rows * one.columns or last > size or (one.offset | one.pitch) % 4:
+            raise ValueError(
+                f"Muon: {one} must lie behind those before it and within the first {size} values, at multiples of 4"
+            )
+        end = last
+
+
 def check_dtype(op: str, name: str, dtype: torch.dtype) -> None:
     """Refuse a dtype that the kernels do not work in."""
     if dtype not in FLOATS:
         raise ValueError(f"{op}: {name} must be float16, bfloat16 or float32, got {dtype}")
+
+
+def check_computed(op: str, name: str, dtype: torch.dtype, x: Tensor) -> None:
+    """Refuse a dtype that x cannot be computed with: the formulas of CPU tensors know float64 too."""
+    if dtype != torch.float64 or x.is_cuda:
+        check_dtype(op, name, dtype)
 
 
 def check_device(op: str, name: str, value: Tensor, like: Tensor) -> None:

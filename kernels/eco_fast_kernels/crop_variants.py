@@ -34,6 +34,12 @@ class KernelVariant:
     """Values that a program makes in one pass over its code."""
     registers: int | None = None
     """Bound of a thread's registers."""
+    targets: tuple[int, ...] | None = None
+    """The generations that run it; None: all."""
+    stages: int = 3
+    """Of the compiler's pipelines."""
+    lowest: int = 75
+    """The first GPU generation that runs it."""
 
 
 def crop_variants() -> Iterator[KernelVariant]:

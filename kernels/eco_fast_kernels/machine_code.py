@@ -29,10 +29,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from eco_fast_kernels.attention_variants import attention_variants
 from eco_fast_kernels.crop_variants import KernelVariant, crop_variants
 from eco_fast_kernels.decision import StepState
+from eco_fast_kernels.epilogue_variants import epilogue_variants
 from eco_fast_kernels.fused import decide_step as decide
 from eco_fast_kernels.fused import lamb_step as lamb
+from eco_fast_kernels.fused import muon_step as muon
+from eco_fast_kernels.fused import newton_schulz
+from eco_fast_kernels.muon import MOMENTUM
+from eco_fast_kernels.norm_variants import norm_variants
 
 # TITAN RTX and T4; A100; A6000 and RTX 30; L40S and RTX 40; H100 and H200; B200; RTX 50 and RTX PRO Blackwell
 TARGETS = (75, 80, 86, 89, 90, 100, 120)
@@ -57,8 +63,12 @@ class Compiled:
 def variants() -> Iterator[KernelVariant]:
     """All kernels."""
     yield from crop_variants()
+    yield from norm_variants()
     yield from _decide_step()
     yield from _lamb()
+    yield from epilogue_variants()
+    yield from attention_variants()
+    yield from _muon()
 
 
 def compile_variant(variant: KernelVariant, target: int) -> Compiled:
@@ -67,7 +77,7 @@ def compile_variant(variant: KernelVariant, target: int) -> Compiled:
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
     signature = {name: variant.types.get(name, "constexpr") for name in names}
     source = ASTSource(variant.kernel, signature=signature, constexprs=variant.constants, attrs=attributes)
-    options = {"num_warps": variant.warps, "maxnreg": variant.registers}
+    options = {"num_warps": variant.warps, "maxnreg": variant.registers, "num_stages": variant.stages}
     binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
@@ -96,7 +106,7 @@ def table(target: int) -> str:
         "| kernel | registers | spills | shared | loads | stores | instructions |",
         "|---|---|---|---|---|---|---|",
     ]
-    for variant in variants():
+    for variant in (variant for variant in variants() if variant.lowest <= target):
         one = compile_variant(variant, target)
         loads, stores = (
             " ".join(f"{count}x{bits}" for bits, count in widths.items()) for widths in (one.loads, one.stores)
@@ -155,6 +165,43 @@ def _lamb() -> Iterator[KernelVariant]:
             divisible=frozenset((*pointers, "learning_rate")),
             **rest,
         )
+
+
+def _muon() -> Iterator[KernelVariant]:
+    for kernel, name in (
+        (muon.momentum_kernel, "muon_step, momentum"),
+        (muon.normalise_kernel, "muon_step, normalise"),
+        (muon.adam_kernel, "muon_step, adam with average"),
+        (muon.move_kernel, "muon_step, move with average"),
+    ):
+        tile = newton_schulz.BY_TENSOR_CORES.side
+        constants = {"MOMENTUM": MOMENTUM, "CLIP": True, "AVERAGE": True, "VALUES": muon.VALUES, "TILE": tile}
+        yield _of_muon(kernel, name, constants, warps=muon.WARPS, values=muon.VALUES)
+    for tiling, when in ((newton_schulz.BY_TENSOR_CORES, ""), (newton_schulz.BY_REGISTERS, ", before sm_80")):
+        for kernel, name in (
+            (newton_schulz.gram_kernel, "gram"),
+            (newton_schulz.polynomial_kernel, "polynomial"),
+            (newton_schulz.apply_kernel, "apply"),
+        ):
+            shape: dict[str, Any] = {"warps": tiling.warps, "values": tiling.side**2}
+            yield _of_muon(kernel, f"newton_schulz, {name}{when}", {"TILE": tiling.side}, **shape)
+
+
+def _of_muon(kernel: Any, name: str, constants: dict[str, Any], **shape: Any) -> KernelVariant:
+    pointers = {"table": "*i64", "blocks": "*i32", "tiles": "*i32", "skip": "*i1"}
+    pointers |= dict.fromkeys(("x", "result", "grams", "polynomials", "orthogonal"), "*fp16")
+    numbers = ["clip_value", "smallest_norm", "adam_factor", "beta1", "beta2", "one_minus_beta1", "one_minus_beta2"]
+    numbers += ["epsilon", "weight_decay", "one_minus_decay", "linear", "cubic", "quintic"]
+    kinds = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(numbers, "fp32") | {"numel": "i32"} | pointers
+    types = {one: kinds[one] for one in kernel.arg_names if one not in constants}
+    return KernelVariant(
+        name=name,
+        kernel=kernel,
+        types=types,
+        constants={one: value for one, value in constants.items() if one in kernel.arg_names},
+        divisible=frozenset(one for one, kind in types.items() if kind.startswith("*")),
+        **shape,
+    )
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -8,7 +8,7 @@ with what is around (`bench/bench_ops.py` says what that brings).
 import torch
 from torch import Tensor
 
-from eco_fast_kernels import decision, downsampling, reference, registration  # noqa: F401 - registering is the import's effect
+from eco_fast_kernels import attention, decision, downsampling, reference, registration  # noqa: F401 - registering is the import's effect
 from eco_fast_kernels.checks import (
     check_alpha,
     check_bytes,
@@ -19,6 +19,7 @@ from eco_fast_kernels.checks import (
     check_scalar,
     check_step,
     check_target,
+    check_windows,
 )
 from eco_fast_kernels.crops import first_present
 from eco_fast_kernels.decision import StepRules, StepState
@@ -129,6 +130,23 @@ def blended_loss(
         return loss, loss.detach().isfinite()
     loss, _, finite = torch.ops.eco_fast.blended_loss(prediction, hr, sr, alpha, kind, margin, gradient_scale)
     return loss, finite
+
+
+def window_attention(qkv: Tensor, qkv_bias: Tensor, table: Tensor, window: int, shift: int) -> Tensor:
+    """Attention within the windows of images: see `attention.window_attention` for the formula and every argument.
+
+    All three tensors have gradients. Inputs of 16 bits are multiplied in their dtype, with sums and softmax in float32.
+
+    Raises:
+        ValueError: bad shapes, dtypes, strides, window, shift or devices.
+    """
+    check_windows("window_attention", qkv, qkv_bias, table, window, shift)
+    if not qkv.is_cuda:
+        return attention.window_attention(qkv, qkv_bias, table, window, shift)
+    from eco_fast_kernels import attention_registration  # noqa: F401, PLC0415 - Triton is for GPUs alone
+
+    result: Tensor = torch.ops.eco_fast.attend_windows(qkv, qkv_bias, table, window, shift)
+    return result
 
 
 def decide_step(gradients: Tensor, loss: Tensor, state: StepState, rules: StepRules) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from eco_fast_kernels import STENCILS, crop_side, downsample_blend, empty_crops, margin_of, reference
+from eco_fast_kernels import (
+    STENCILS,
+    crop_side,
+    downsample_blend,
+    empty_crops,
+    margin_of,
+    normalisation,
+    reference,
+    window_attention,
+)
+from eco_fast_kernels.fused import add_norm as norm
+from eco_fast_kernels.fused import bias_gelu as gelu
+from eco_fast_kernels.fused import column_sums
 from eco_fast_kernels.fused import decide_step as decide
 from eco_fast_kernels.fused import downsample_blend as blend
 from torch import Tensor
@@ -71,6 +83,14 @@ def test_compulsory_bytes_of_the_loss(images: int, dtype: torch.dtype) -> None:
     assert compulsory.blended_loss(dtype.itemsize, images) == expected
 
 
+def test_compulsory_bytes_of_attention() -> None:
+    qkv, qkv_bias, table = torch.rand(1, 8, 8, 60), torch.rand(60), torch.rand(225, 2)
+    out = window_attention(qkv.requires_grad_(), qkv_bias, table, 8, 0)
+    upstream = torch.rand_like(out)
+    (gradient,) = torch.autograd.grad(out, qkv, upstream)
+    assert compulsory.window_attention(4) == bytes_of(qkv, out, qkv, upstream, gradient) / out.numel()
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_compulsory_bytes_of_lamb(average: bool) -> None:
     parameter, gradient, m, v, mean = arrays = [torch.rand(7) for _ in range(5)]
@@ -82,6 +102,28 @@ def test_compulsory_bytes_of_lamb(average: bool) -> None:
     read = arrays if average else arrays[:4]
     written = [array for array, old in zip(arrays, before, strict=True) if not torch.equal(array, old)]
     assert compulsory.lamb_step(average=average) == bytes_of(*read, *written) / parameter.numel()
+
+
+@pytest.mark.parametrize("branch", [torch.bfloat16, torch.float32], ids=str)
+def test_compulsory_bytes_of_the_norm(branch: torch.dtype) -> None:
+    given = traffic.random_norm(2, 3, 5, 7)
+    stream, added = given[0].requires_grad_(), given[1].to(branch).requires_grad_()
+    given[1], given[-1] = added, branch
+    total, normalised = normalisation.add_norm(*given)
+    upstream = [one.detach() for one in (total, normalised)]
+    gradients = torch.autograd.grad((total, normalised), (stream, added), upstream)
+    of_a_value = bytes_of(stream, added, total, normalised) / stream.numel()
+    assert compulsory.add_norm(4, branch.itemsize) == of_a_value
+    of_a_value = bytes_of(*upstream, total, *gradients) / stream.numel()
+    assert compulsory.add_norm(4, branch.itemsize, of_gradient=True) == of_a_value
+
+
+def test_compulsory_bytes_of_gelu() -> None:
+    x = torch.randn(3, 7).bfloat16().requires_grad_()
+    y = normalisation.bias_gelu(x, torch.randn(7))
+    (gradient,) = torch.autograd.grad(y, x, y.detach())
+    assert compulsory.bias_gelu(2) == bytes_of(x, y) / x.numel()
+    assert compulsory.bias_gelu(2, of_gradient=True) == bytes_of(y, x, gradient) / x.numel()
 
 
 # --- requested: every access of every thread, by what the programs are made of ---
@@ -118,6 +160,17 @@ def test_requested_bytes_of_the_loss(measured: Measured) -> None:
     assert measured["blended_loss l1 x2, hr and sr, bf16"].requested == requested / values
 
 
+def test_requested_bytes_of_attention(measured: Measured) -> None:
+    heads, windows, tokens, size = 6, 2, 64, 10
+    tile, bias, sums = tokens * size * 2, size * 4, (4 * tokens + 2 * 16) * 4
+    # In each program a table's entry for each pair of tokens, which neighbours share; the sums are written and read.
+    of_forward = 4 * tile + tokens**2 * 4 + 2 * bias
+    of_backward = 7 * tile + tokens**2 * 4 + bias + 2 * sums
+    of_parameters = 225 * heads * 4 + 3 * heads * size * 4  # their gradients, out
+    requested = heads * windows * (of_forward + of_backward) + of_parameters
+    assert measured["window_attention 8, bf16, with gradients"] == (22, requested / (windows * heads * tokens * size))
+
+
 def test_requested_bytes_of_the_decision(measured: Measured) -> None:
     gradients = 64 * 64 * 9
     answers = 4 * math.ceil(gradients / decide.SEARCHED)
@@ -131,6 +184,35 @@ def test_requested_bytes_of_lamb(measured: Measured, average: bool) -> None:
     of_a_weight = 4 * ((4 + 2) + (3 + 1) + 2 * average)
     requested = measured["lamb_step with average" if average else "lamb_step"].requested
     assert of_a_weight <= requested <= of_a_weight + 0.1  # addresses and sums of each block of 1024
+
+
+def test_requested_bytes_of_the_norm(measured: Measured) -> None:
+    rows, channels = column_sums.ROWS, 60
+    programs = rows * 64 // norm.TILE
+    # Stream, branch, total, normalised values; a row's factor and statistics; bias, weight and bias of each program.
+    requested = rows * (channels * (4 + 2 + 4 + 2) + 4 + 2 * 4) + programs * 3 * 4 * channels
+    assert measured["add_norm, 60 channels, bf16"].requested == requested / (rows * channels)
+    # Two upstream gradients and the total, two gradients; weight; three parts out, in again, and their sums.
+    requested = rows * (channels * (4 + 2 + 4 + 4 + 2) + 4 + 2 * 4) + 4 * channels + 3 * 3 * 4 * channels
+    assert measured["add_norm gradient, 60 channels, bf16"].requested == requested / (rows * channels)
+
+
+def test_requested_bytes_of_gelu(measured: Measured) -> None:
+    rows, channels = column_sums.ROWS, 120
+    requested = rows * channels * (2 + 2) + rows * 128 // gelu.TILE * 4 * channels  # x, y; each program's bias
+    assert measured["bias_gelu, 120 channels, bf16"].requested == requested / (rows * channels)
+    requested = rows * channels * (2 + 2 + 2) + 4 * channels + 3 * 4 * channels  # a part out and in, the sum
+    assert measured["bias_gelu gradient, 120 channels, bf16"].requested == requested / (rows * channels)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_requested_bytes_of_muon(measured: Measured, average: bool) -> None:
+    """g, m in, m out; g, m in, x out; in each of five rounds x twice, squares, x in and out; at last x, p in, p out."""
+    of_a_weight = (3 * 4) + (2 * 4 + 2) + 5 * (2 + 2 + 2 + 2) + (2 * 4 + 2) + 8 * average
+    squares = 5 * (1 + 4 + 9) * 2 * 64**2 / (64 * 576)  # a written; a read thrice, the polynomial written; read for x
+    requested = measured["muon_step with average" if average else "muon_step"].requested
+    assert of_a_weight + squares <= requested <= of_a_weight + squares + 0.3  # what the lists and sums take
+    assert measured["muon_step with average" if average else "muon_step"].compulsory == 20 + 8 * average
 
 
 def test_the_readme_has_these_figures(measured: Measured) -> None:

@@ -14,6 +14,7 @@ from eco_fast_kernels import (
     LambOptions,
     StepRules,
     StepState,
+    attention,
     blended_loss,
     cut_crops,
     decide_step,
@@ -25,6 +26,7 @@ from eco_fast_kernels import (
     imresize,
     reference,
     registration,
+    window_attention,
 )
 from eco_fast_kernels.crops import aligned_start, row_bytes, with_same_layout
 from eco_fast_kernels.downsampling import ROUNDINGS, STENCILS
@@ -171,6 +173,20 @@ def test_a_compiler_that_sees_through_the_ops_changes_rounding_alone(dtype: torc
     assert "eco_fast" not in graphs[0].code
 
 
+def test_the_compiler_sees_through_attention_of_cpu_tensors() -> None:
+    def step(qkv: Tensor, qkv_bias: Tensor, table: Tensor) -> Tensor:
+        return window_attention(qkv, qkv_bias, table, 8, 4)
+
+    torch.compiler.reset()
+    qkv, qkv_bias, table = (torch.rand(shape, requires_grad=True) for shape in ((1, 8, 16, 60), (60,), (225, 2)))
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        out = run(qkv, qkv_bias, table)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (qkv, qkv_bias, table))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", LOSS_KINDS)
 @pytest.mark.parametrize("gradient_scale", [None, torch.tensor(1.0), torch.tensor(1024.0)], ids=str)
 @pytest.mark.parametrize("upstream", [1.0, 0.25, 1024.0])
@@ -223,6 +239,8 @@ def test_cpu_tensors_run_the_reference(scale: int, rounding: Any) -> None:
     )
     plan = torch.tensor([[7, 30, 8, 9, -2, 3, 6]])
     assert torch.equal(cut_crops(images.flatten(), plan, 10, 3), reference.cut_crops(images.flatten(), plan, 10, 3))
+    attended = (torch.rand(1, 8, 16, 60), torch.rand(60), torch.rand(225, 2), 8, 4)
+    assert torch.equal(window_attention(*attended), attention.window_attention(*attended))
     states = [StepState.at_start("cpu", 3, scale=4.0) for _ in range(2)]
     ours = decide_step(torch.ones(5), torch.tensor(3.0), states[0], StepRules(scales=True))
     plain = decision.decide_step(torch.ones(5), torch.tensor(3.0), states[1], StepRules(scales=True))
@@ -249,7 +267,10 @@ def test_the_mode_notices() -> None:
             reading(torch.ones(()))
 
 
-@pytest.mark.parametrize("name", ["cut_crops", "downsample_blend", "blended_loss", "decide_step", "lamb_step"])
+LAUNCHING = ("cut_crops", "downsample_blend", "blended_loss", "decide_step", "lamb_step")
+
+
+@pytest.mark.parametrize("name", [*LAUNCHING, "window_attention", "window_attention_backward"])
 def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
     module = __import__(f"eco_fast_kernels.fused.{name}", fromlist=["launch"])
     launching = module.LambPlan.step if name == "lamb_step" else module.launch
@@ -266,6 +287,7 @@ def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
     plan: Any = module.LambPlan(p, g, m, v, [], LambOptions(clip_value=0.1)) if name == "lamb_step" else None
 
     cuts = torch.tensor([[7, 30, 8, 9, -2, 3, 6]], device=device)
+    qkv, attended, table = (torch.rand(shape, device=device) for shape in ((1, 8, 8, 18), (1, 8, 8, 6), (225, 1)))
 
     def launch() -> None:
         if name == "cut_crops":
@@ -275,6 +297,9 @@ def test_no_launch_waits_for_the_device(name: str, device: str) -> None:
             module.launch(hr, sr[:1].expand(2, 12, 12, 3).contiguous(), alpha, 2, "uint8", None, torch.uint8)
         elif name == "blended_loss":
             module.launch(prediction, hr, sr, alpha, "l1", 2, one)
+        elif name.startswith("window_attention"):
+            form = module.TileForm(rows=64, warps=4, tensor_cores=True)
+            module.launch(*[attended] * name.endswith("backward"), qkv, qkv[0, 0, 0], table, 8, 4, form)
         elif name == "decide_step":
             module.launch(g[0], one, state, StepRules(5.0, scales=True))
         else:

@@ -9,11 +9,14 @@ from eco_fast_kernels import (
     PlanColumn,
     StepRules,
     StepState,
+    add_norm,
+    bias_gelu,
     blended_loss,
     cut_crops,
     decide_step,
     downsample,
     downsample_blend,
+    window_attention,
 )
 from torch import Tensor
 
@@ -52,6 +55,27 @@ def loss(prediction: Tensor = PREDICTION, hr: Any = CROPS, sr: Any = CROPS, **op
 
 def decide(gradients: Tensor = GRADIENTS, value: Tensor = HALF, **fields: Tensor) -> object:
     return decide_step(gradients, value, StepState.at_start("cpu", 4)._replace(**fields), StepRules())
+
+
+STREAM, VECTOR, LONG = torch.zeros(2, 3, 4, 6), torch.zeros(6), torch.zeros(1024)
+
+
+def norm(stream: Tensor = STREAM, dtype: torch.dtype = torch.float32, **changed: Any) -> object:
+    given = {"branch": STREAM, "branch_bias": VECTOR, "factors": torch.ones(2), "weight": VECTOR, "bias": VECTOR}
+    return add_norm(stream, eps=1e-5, dtype=dtype, **given | changed)
+
+
+def gelu(x: Tensor = STREAM, bias: Tensor = VECTOR) -> object:
+    return bias_gelu(x, bias)
+
+
+QKV, QKV_BIAS, TABLE = torch.zeros(1, 8, 16, 60), torch.zeros(60), torch.zeros(225, 2)
+
+
+def attend(
+    qkv: Tensor = QKV, qkv_bias: Tensor = QKV_BIAS, table: Tensor = TABLE, window: int = 8, shift: int = 4
+) -> object:
+    return window_attention(qkv, qkv_bias, table, window, shift)
 
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
@@ -170,7 +194,60 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"skips must be torch.bool \(4,\), got torch.bool \(3,\)",
     ),
     "no log": (lambda: decide(losses=torch.zeros(0)), r"losses must be torch.float32 \(1,\), got torch.float32 \(0,\)"),
+    "window": (lambda: attend(window=7), "expected a window of 8 or 16 and a shift below it, got 7 and 4"),
+    "shift": (lambda: attend(shift=8), "a shift below it, got 8 and 8"),
+    "shift below 0": (lambda: attend(shift=-1), "got 8 and -1"),
+    "qkv dtype": (lambda: attend(QKV.int()), "qkv must be float16, .*, got torch.int32"),
+    "qkv axes": (lambda: attend(QKV[0]), r"contiguous .N, h, w, 3\*C., got \(8, 16, 60\)"),
+    "qkv strides": (lambda: attend(QKV.transpose(1, 2)), r"with strides \(7680, 60, 960, 1\); call .contiguous\(\)"),
+    "qkv height": (lambda: attend(QKV[:, :7].contiguous()), r"whole windows of 8, got \(1, 7, 16, 60\); pad them"),
+    "qkv width": (lambda: attend(window=16, table=torch.zeros(961, 2)), r"whole windows of 16, got \(1, 8, 16, 60\)"),
+    "no qkv": (lambda: attend(QKV[:0]), r"got \(0, 8, 16, 60\)"),
+    "table entries": (lambda: attend(table=TABLE[1:]), r"must be contiguous .225, heads., got \(224, 2\)"),
+    "table axes": (lambda: attend(table=TABLE[:, 0]), r"contiguous .225, heads., got \(225,\)"),
+    "table strides": (lambda: attend(table=torch.zeros(2, 225).T), r"\(225, 2\) with strides \(1, 225\)"),
+    "no heads": (lambda: attend(table=TABLE[:, :0].contiguous()), r"got \(225, 0\)"),
+    "table dtype": (lambda: attend(table=TABLE.int()), "the table must be float16, .*, got torch.int32"),
+    "table device": (lambda: attend(table=on_meta(TABLE)), "the table is on meta, the rest on cpu"),
+    "heads": (lambda: attend(table=torch.zeros(225, 3)), "q, k and v of 3 heads with at most 64 .*, got 60 channels"),
+    "wide heads": (lambda: attend(torch.zeros(1, 8, 8, 3 * 130), torch.zeros(390)), "of 2 heads .*, got 390 channels"),
+    "qkv bias shape": (lambda: attend(qkv_bias=QKV_BIAS[1:]), r"qkv_bias must be contiguous .60., got \(59,\)"),
+    "qkv bias strides": (lambda: attend(qkv_bias=torch.zeros(120)[::2]), r"qkv_bias must be contiguous .60."),
+    "qkv bias dtype": (lambda: attend(qkv_bias=QKV_BIAS.int()), "qkv_bias must be float16, .*, got torch.int32"),
+    "qkv bias device": (lambda: attend(qkv_bias=on_meta(QKV_BIAS)), "qkv_bias is on meta, the rest on cpu"),
     "log strides": (lambda: decide(losses=torch.zeros(8)[::2]), r"losses must be contiguous, got strides \(2,\)"),
+    "stream dtype": (lambda: norm(STREAM.int()), "add_norm: the stream must be float16, .*, got torch.int32"),
+    "stream axes": (lambda: norm(STREAM[0]), r"the stream must be .N, h, w, C., C at most 1024, got \(3, 4, 6\)"),
+    "stream channels": (lambda: norm(torch.zeros(1, 1, 1, 1025)), r"C at most 1024, got \(1, 1, 1, 1025\)"),
+    "stream strides": (
+        lambda: norm(STREAM.transpose(1, 2)),
+        r"the stream must be contiguous and not empty, got \(2, 4, 3, 6\) with .*; call .contiguous\(\) on it",
+    ),
+    "empty stream": (lambda: norm(STREAM[:0]), r"contiguous and not empty, got \(0, 3, 4, 6\)"),
+    "normalised dtype": (lambda: norm(dtype=torch.int32), "the normalised values must be float16, .*int32"),
+    "branch dtype": (lambda: norm(branch=STREAM.int()), "the branch must be float16, .*, got torch.int32"),
+    "branch shape": (lambda: norm(branch=STREAM[:1]), r"branch must be contiguous \(2, 3, 4, 6\), got \(1, 3, 4, 6\)"),
+    "branch device": (lambda: norm(branch=on_meta(STREAM)), "the branch is on meta, the rest on cpu; move it there"),
+    "branch alone": (lambda: norm(branch_bias=None), "a branch comes with the bias of its linear layer"),
+    "branch bias alone": (lambda: norm(branch=None), "a branch comes with the bias of its linear layer"),
+    "factors alone": (lambda: norm(branch=None, branch_bias=None), "and factors with a branch alone"),
+    "branch bias size": (lambda: norm(branch_bias=VECTOR[:1]), r"branch's bias must be contiguous \(6,\), got \(1,\)"),
+    "weight dtype": (lambda: norm(weight=VECTOR.int()), "the weight must be float16, .*, got torch.int32"),
+    "weight size": (lambda: norm(weight=STREAM), r"the weight must be contiguous \(6,\), got \(2, 3, 4, 6\)"),
+    "norm bias strides": (
+        lambda: norm(bias=torch.zeros(12)[::2]),
+        r"the bias must be contiguous \(6,\), got \(6,\) with strides \(2,\)",
+    ),
+    "norm bias device": (lambda: norm(bias=on_meta(VECTOR)), "the bias is on meta, the rest on cpu"),
+    "factors size": (lambda: norm(factors=torch.ones(2, 1)), r"factors must be contiguous \(2,\), got \(2, 1\)"),
+    "factors dtype": (lambda: norm(factors=torch.ones(2).half()), "factors must be float32, got torch.float16"),
+    "factors device": (lambda: norm(factors=torch.ones(2, device="meta")), "factors is on meta, the rest on cpu"),
+    "gelu dtype": (lambda: gelu(STREAM.int()), "bias_gelu: x must be float16, .*, got torch.int32"),
+    "gelu strides": (lambda: gelu(STREAM.transpose(1, 2)), "bias_gelu: x must be contiguous and not empty"),
+    "gelu empty": (lambda: gelu(STREAM[:0]), "bias_gelu: x must be contiguous and not empty"),
+    "gelu bias dtype": (lambda: gelu(bias=VECTOR.int()), "the bias must be float16, .*, got torch.int32"),
+    "gelu bias size": (lambda: gelu(bias=VECTOR[:5]), r"the bias must be contiguous \(6,\), got \(5,\)"),
+    "gelu bias device": (lambda: gelu(bias=on_meta(VECTOR)), "the bias is on meta, the rest on cpu"),
 }
 
 
@@ -189,6 +266,15 @@ def test_what_the_refusals_are_compared_with_is_taken() -> None:
     blend()
     loss()
     decide()
+    norm()
+    norm(branch=None, branch_bias=None, factors=None)
+    norm(torch.zeros(1, 1, 1, 1024), branch=None, branch_bias=None, factors=None, weight=LONG, bias=LONG)
+    gelu()
+    gelu(VECTOR)
+
+    attend()
+    attend(torch.zeros(1, 16, 16, 60), table=torch.zeros(961, 5), window=16, shift=15)
+    attend(torch.zeros(1, 8, 8, 3 * 128), torch.zeros(384).half())
     blend(CROPS[:, :, 1:11], None)
     blend(torch.zeros((3, 14, 12, 3), dtype=torch.uint8)[:1, 2:], None)  # rows of one sample of a batch
     loss(hr=torch.zeros((3, 14, 12, 3), dtype=torch.uint8)[:1, 2:], sr=None, prediction=PREDICTION[:1])
