@@ -63,7 +63,8 @@ def make_centroids(
     attributes |= {"teacher_stamp": file_stamp(checkpoint)} | ({"self_ensemble": True} if self_ensemble else {})
     with whole_images(), locked(out) if distributed.is_main_process() else nullcontext():
         tile = tile or largest_tile(teacher)
-        if compiled and device.startswith("cuda") and "cuda" in teacher.compiled_on and why_not_compile(device) is None:
+        pays = "cuda" in teacher.compiled_on and teacher.compiled_for_images
+        if compiled and device.startswith("cuda") and pays and why_not_compile(device) is None:
             compile_for_images(teacher)  # on a CPU it takes longer than it saves
         distributed.on_rank0(lambda: Writer(out, attributes).finished_names)  # mends what a kill has left
         with Writer(out, attributes) as writer:

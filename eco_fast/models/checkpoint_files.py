@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eco_fast.models.architectures import ARCHITECTURES
 from eco_fast.models.network import Network
+from eco_fast.models.onnx_network import OnnxNetwork
 from eco_fast.models.own import own_network
 from eco_fast.models.spandrel_net import Foreign, installed
 from eco_fast.models.state_dict_keys import canonical_keys
@@ -56,8 +57,9 @@ def description(network: Network, **facts: str | int) -> dict[str, str]:
 def load_network(checkpoint: str | Path, device: str = "auto") -> Network:
     """Load a checkpoint: our safetensors, or a .pt/.pth file with the authors' keys or BasicSR's, in any usual wrapper.
 
-    Or, where spandrel is installed, of any network that it knows. No code in a file is run; what our own file may name
-    is the class of a network of one's own, see `own_network`.
+    Or, where spandrel is installed, of any network that it knows; or an ONNX file of `eco-fast export`, which runs on
+    the CPU. No code in a file is run; what our own file may name is the class of a network of one's own, see
+    `own_network`.
 
     Args:
         checkpoint: the file.
@@ -70,7 +72,12 @@ def load_network(checkpoint: str | Path, device: str = "auto") -> Network:
     Raises:
         ValueError: the file is missing, damaged or of a network that eco-fast does not know; or no such device.
     """
-    where, path = pick_device(device), Path(checkpoint)
+    path = Path(checkpoint)
+    if path.suffix.lower() == ".onnx":
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"{path}: ONNX files run on the CPU here, but {device} is asked for; leave it out")
+        return OnnxNetwork(path).eval()
+    where = pick_device(device)
     state, metadata = read_state(path)
     facts = json.loads(metadata.get(METADATA, "{}"))
     network = _network_of(path, state, facts)

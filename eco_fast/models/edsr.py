@@ -11,6 +11,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from eco_fast.models.network import MeanShift, Network, conv3x3, scale_of, sub_pixel_upsampler, upsample_factors
+from eco_fast.models.residual_chain import residual_chain
 
 
 class ResidualBlock(nn.Module):
@@ -39,6 +40,8 @@ class EDSR(Network):
 
     architecture = "edsr"
     scale_dependent_keys = ("tail.",)
+    compiled_for_images = False
+    body_layers = r"body\."
 
     def __init__(self, scale: int, features: int = 64, blocks: int = 16, residual_scale: float = 1.0) -> None:
         super().__init__(scale, features=features, blocks=blocks, residual_scale=residual_scale)
@@ -59,7 +62,7 @@ class EDSR(Network):
     def forward(self, lr: Tensor) -> Tensor:
         """Float [N, 3, h, w], 0..1, to [N, 3, scale*h, scale*w], about 0..1."""
         x = self.head(self.sub_mean(lr * 255))
-        x = x + self.body(x)
+        x = residual_chain(x, self.body, self.hyperparameters["residual_scale"]) if x.is_cuda else x + self.body(x)
         sr: Tensor = self.add_mean(self.tail(x))
         return sr / 255
 
@@ -67,12 +70,17 @@ class EDSR(Network):
     def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
         """See `Network.from_state_dict`.
 
-        The residual scale leaves no trace in the weights: 0.1 is taken for EDSR's 256 features, else 1.
+        The residual scale leaves no trace in the weights: see `usual_residual_scale`.
         """
         blocks = len({key for key in state if re.fullmatch(r"body\.\d+\.body\.0\.weight", key)})
         ends = ("head.0.weight", "tail.0.0.weight", "tail.1.weight")
         if not blocks or any(key not in state or state[key].ndim != 4 for key in ends):
             return None
         features = state["head.0.weight"].shape[0]
-        residual_scale = facts.get("residual_scale", 0.1 if features == 256 else 1.0)
+        residual_scale = facts.get("residual_scale", usual_residual_scale(features))
         return cls(scale_of(state, "tail.0.", features), features, blocks, residual_scale)
+
+
+def usual_residual_scale(features: int) -> float:
+    """What everybody takes where a file does not say it: the authors' 0.1 for EDSR's 256 features, else 1."""
+    return 0.1 if features == 256 else 1.0

@@ -1,5 +1,6 @@
 """What the trainer knows of a network, whatever its architecture."""
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -31,14 +32,19 @@ class Network(nn.Module, ABC):
     """How the keys of those weights begin that depend on the scale: `model.start_from` may leave them fresh."""
     recomputed_buffers: ClassVar[tuple[str, ...]] = ()
     """How the keys of those buffers end that the sizes decide: a file may lack them, or have others."""
+    body_layers: ClassVar[str | None] = None
+    """A regular expression that the names of the body's layers begin with: `optimizer.name = "muon"` takes their
+    weights. None: all layers but the first and the last."""
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
     """Memory format in which this architecture trains fastest."""
-    tile: ClassVar[int] = 256
+    tile: int = 256
     """LR pixels a side of the largest piece of an image that it is given at once, its halo left aside."""
     repeated_block: ClassVar["type[RepeatedBlock] | None"] = None
     """The block that makes up a network too deep to be compiled whole: RCAN would take minutes."""
     compiled_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     """Kinds of device on which compiling makes its training faster."""
+    compiled_for_images: ClassVar[bool] = True
+    """Whether compiling makes a GPU faster on images: not where the passes that it runs are written by hand."""
 
     def __init__(self, scale: int, **hyperparameters: Any) -> None:
         super().__init__()
@@ -51,6 +57,21 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def halo(self) -> int:
         """What an output pixel can see beyond its own place, in LR pixels, or as much of it as matters."""
+
+    def body_matrices(self) -> list[nn.Parameter]:
+        """The trainable weights that act as matrices inside the network: see `body_layers`.
+
+        They are those of 2-d convolutions without groups and of linear layers, each once: no biases, norms, tables or
+        weights of one's own modules, and no transposed or grouped convolutions.
+        """
+        layers = [(name, layer) for name, layer in self.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        if self.body_layers is None:
+            layers = layers[1:-1]
+        else:
+            layers = [(name, layer) for name, layer in layers if re.match(self.body_layers, name)]
+        weights = [layer.weight for _, layer in layers if getattr(layer, "groups", 1) == 1]
+        own = {id(weight): weight for weight in weights if isinstance(weight, nn.Parameter) and weight.requires_grad}
+        return list(own.values())
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:  # noqa: ARG003

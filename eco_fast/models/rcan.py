@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional
 
+from eco_fast.models.attention_chain import attention_chain
 from eco_fast.models.network import MeanShift, Network, RepeatedBlock, conv3x3, scale_of, sub_pixel_upsampler
 
 
@@ -58,6 +59,8 @@ class ResidualGroup(RepeatedBlock):
 
     def forward_block(self, x: Tensor) -> Tensor:
         """[N, features, h, w] to the same shape."""
+        if x.is_cuda:
+            return attention_chain(x, self.body)
         residual: Tensor = self.body(x)
         return x + residual
 
@@ -75,6 +78,8 @@ class RCAN(Network):
 
     architecture = "rcan"
     scale_dependent_keys = ("tail.",)
+    compiled_for_images = False
+    body_layers = r"body\.(?!.*conv_du)"  # not the attention's tiny products
     tile = 1536  # of tiles each would have means of its own: images of DIV2K are taken whole, in some 2 GB
     repeated_block = ResidualGroup
 

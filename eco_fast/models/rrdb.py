@@ -67,6 +67,7 @@ class RRDB(Network):
 
     architecture = "rrdb"
     scale_dependent_keys = ("conv_up",)
+    body_layers = r"body\.|conv_body"
     repeated_block = ResidualInResidual
 
     def __init__(

@@ -5,14 +5,31 @@ see the same memory as channels_last, and attention finds the windows in it.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from eco_fast_kernels import add_norm, bias_gelu, takes_windows, window_attention
 from torch import Tensor, nn
 from torch.nn import functional
 
 from eco_fast.models.cpu.linear import linear
-from eco_fast.models.cpu.window_attention import attend, cut
+from eco_fast.models.cpu.window_attention import attend, attend_by_torch, cut
 from eco_fast.models.network import RepeatedBlock, conv3x3
+from eco_fast.models.passes import computed_in, convolve, residual_sum, weights_of
+
+
+class Stream(NamedTuple):
+    """The residual stream on a GPU, with the branch that the next norm or convolution adds to it in its own pass."""
+
+    tokens: Tensor
+    """[N, h, w, C], in what the stream is kept in."""
+    branch: Tensor | None = None
+    """[N, h, w, C], in what is computed in, without its bias; None: nothing is left to add."""
+    bias: Tensor | None = None
+    """[C]: the branch's."""
+    factors: Tensor | None = None
+    """[N]: what each sample's branch is multiplied with; None for 1."""
+
 
 MASKED = -100.0  # added to the score of two tokens that the cyclic shift has made neighbours
 
@@ -40,8 +57,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[N, h, w, C] to the same shape; `mask` is added to the scores, [windows of an image, T, T]."""
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()
-        return linear(self.proj, attend(linear(self.qkv, x), bias, mask, self.window, self.shift))
+        return linear(self.proj, attend(linear(self.qkv, x), self._bias(), mask, self.window, self.shift))
+
+    def attend_on_gpu(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """As `forward` up to its last product; by torch's attention where there is no kernel for such windows."""
+        qkv, table = functional.linear(x, self.qkv.weight), self.relative_position_bias_table
+        if takes_windows(qkv, table.shape[1], self.window):
+            return window_attention(qkv, self.qkv.bias, table, self.window, self.shift)
+        return attend_by_torch(qkv + self.qkv.bias.to(qkv.dtype), self._bias(), mask, self.window, self.shift)
+
+    def _bias(self) -> Tensor:
+        """Of the windows' pairs of tokens, [heads, T, T]."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).contiguous()
 
 
 class Mlp(nn.Module):
@@ -93,6 +120,17 @@ class SwinBlock(nn.Module):
         transformed: Tensor = self.mlp(self.norm2(x))
         return x + transformed if factors is None else torch.addcmul(x, transformed, factors[1])
 
+    def carry_on(self, stream: Stream, mask: Tensor | None, factors: Tensor | None) -> Stream:
+        """As `forward`, on a GPU: each product is left without its bias, which the pass behind it adds."""
+        of_attention, of_mlp = (None, None) if factors is None else factors.flatten(1).unbind()
+        attn, mlp = self.attn, self.mlp
+        tokens, x = _add_and_normalise(stream, self.norm1)
+        x = attn.attend_on_gpu(x, mask)
+        stream = Stream(tokens, functional.linear(x, attn.proj.weight), attn.proj.bias, of_attention)
+        tokens, x = _add_and_normalise(stream, self.norm2)
+        x = bias_gelu(functional.linear(x, mlp.fc1.weight), mlp.fc1.bias)
+        return Stream(tokens, functional.linear(x, mlp.fc2.weight), mlp.fc2.bias, of_mlp)
+
 
 class SwinGroup(nn.Module):
     """Blocks whose windows are in turn on the grid and shifted."""
@@ -108,6 +146,13 @@ class SwinGroup(nn.Module):
             x = block(x, mask if block.shift else None, factor)
         return x
 
+    def carry_on(self, stream: Stream, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Stream:
+        """As `forward`, on a GPU."""
+        for block, factor in zip(self.blocks, factors, strict=True):
+            assert isinstance(block, SwinBlock)
+            stream = block.carry_on(stream, mask if block.shift else None, factor)
+        return stream
+
 
 class Layer(RepeatedBlock):
     """x + conv(group(x)): the residual Swin transformer block."""
@@ -119,8 +164,20 @@ class Layer(RepeatedBlock):
 
     def forward_block(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
         """[N, h, w, C] to the same shape."""
+        if x.is_cuda:
+            return self.on_gpu(x, mask, factors)
         y: Tensor = self.conv(self.residual_group(x, mask, factors).permute(0, 3, 1, 2))
         return x + y.permute(0, 2, 3, 1)
+
+    def on_gpu(self, x: Tensor, mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
+        """As `forward_block`, in as few passes over the stream as there can be."""
+        stream = self.residual_group.carry_on(Stream(x), mask, factors)
+        tokens, branch, bias, dropped = stream
+        assert branch is not None, "there are blocks"
+        assert bias is not None, "a branch has one"
+        dtype = computed_in(x)
+        y = residual_sum(tokens.permute(0, 3, 1, 2), branch.permute(0, 3, 1, 2), bias, dropped, dtype)
+        return add_convolved(x.permute(0, 3, 1, 2), y, self.conv).permute(0, 2, 3, 1)
 
 
 def relative_positions(window: int) -> Tensor:
@@ -136,3 +193,26 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
     rows, columns = ((place >= -window).long() + (place >= -shift) for place in places)
     region = cut((3 * rows[:, None] + columns)[None, :, :, None], window).flatten(1)
     return MASKED * (region[:, :, None] != region[:, None])
+
+
+def _add_and_normalise(stream: Stream, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """The stream with its branch, and that normalised in what the next product computes in."""
+    return add_norm(*stream, norm.weight, norm.bias, norm.eps, computed_in(stream.tokens))
+
+
+def normalise(x: Tensor, norm: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The norm's output, [N, h, w, C]: in `dtype` at once on a GPU."""
+    if x.is_cuda:
+        assert isinstance(norm, nn.LayerNorm)
+        return add_norm(x.contiguous(), None, None, None, norm.weight, norm.bias, norm.eps, dtype)[1]
+    normalised: Tensor = norm(x)
+    return normalised
+
+
+def add_convolved(residual: Tensor, x: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """Residual + convolution(x), [N, C, h, w]; on a GPU bias and residual are one pass."""
+    if x.is_cuda:
+        filters, bias = weights_of(convolution, x)
+        return residual_sum(residual, convolve(x.to(filters.dtype), filters), bias)
+    convolved: Tensor = convolution(x)
+    return convolved + residual

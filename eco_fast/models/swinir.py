@@ -18,7 +18,8 @@ from eco_fast.models.network import (
     sub_pixel_upsampler,
     up_to_multiple,
 )
-from eco_fast.models.swin_blocks import Layer, SwinBlock, shift_mask
+from eco_fast.models.passes import computed_in
+from eco_fast.models.swin_blocks import Layer, SwinBlock, add_convolved, normalise, shift_mask
 
 UPSAMPLER_FEATURES = 64
 SCALES = {"pixelshuffle": (2, 3, 4, 8), "pixelshuffledirect": (2, 3, 4)}
@@ -44,8 +45,10 @@ class SwinIR(Network):
 
     architecture = "swinir"
     scale_dependent_keys = ("upsample.", "conv_last.")
+    body_layers = r"layers\.|conv_after_body"
     recomputed_buffers = ("attn_mask", "relative_position_index")
     repeated_block = Layer
+    compiled_for_images = False
     compiled_on = ("cuda",)  # a CPU spends its time in convolutions and attention, which the compiler leaves alone
 
     mean: Tensor
@@ -116,11 +119,13 @@ class SwinIR(Network):
         height, width = lr.shape[2:]
         lr = reflect_pad(lr, *(up_to_multiple(size, self.window) for size in (height, width)))
         shallow = self.conv_first(lr - self.mean)
-        x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))
+        stream_dtype = torch.float32 if torch.is_autocast_enabled("cuda") else lr.dtype
+        x = normalise(shallow.permute(0, 2, 3, 1), self.patch_embed["norm"], stream_dtype)
         mask, factors = self._mask(x), self._branch_factors(drop_path_uniforms)
         for layer, depth in zip(self.layers, self.hyperparameters["depths"], strict=True):
             x, factors = layer(x, mask, factors[:depth]), factors[depth:]
-        x = self.conv_after_body(self.norm(x).permute(0, 3, 1, 2)) + shallow
+        x = normalise(x, self.norm, computed_in(x)).permute(0, 3, 1, 2)
+        x = add_convolved(shallow, x, self.conv_after_body)
         sr: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(x))) + self.mean
         return sr[:, :, : self.scale * height, : self.scale * width]
 
@@ -140,7 +145,7 @@ class SwinIR(Network):
             return [None] * len(self.keep)
         keep = self.keep.view(-1, 1, 1, 1, 1, 1)
         drawn = uniforms.view(len(uniforms), len(self.keep), 2, 1, 1, 1).permute(1, 2, 0, 3, 4, 5)
-        return ((drawn < keep) / keep).unbind()
+        return ((drawn < keep) / keep).contiguous().unbind()
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Self | None:
