@@ -12,7 +12,6 @@ another one may continue a run.
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from eco_fast_kernels import LambOptions
@@ -21,29 +20,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
+from eco_fast.training.optim.in_place import InPlaceOptimizer, choose_backend
 from eco_fast.training.optim.lamb_apex import lamb_by_apex, make_apex
 from eco_fast.training.optim.lamb_torch import lamb_by_torch
 
-Backend = Literal["triton", "torch", "apex"]
 
-
-def choose_backend(wanted: str, device: torch.device) -> Backend:
-    """Resolve `optimizer.backend`.
-
-    Raises:
-        ValueError: the backend is for GPUs and the weights are elsewhere.
-    """
-    on_gpu = device.type == "cuda"
-    if wanted in ("triton", "apex") and not on_gpu:
-        raise ValueError(
-            f"optimizer.backend: {wanted} needs a GPU, but the weights are on {device}; take optimizer.backend=torch"
-        )
-    if wanted == "auto":
-        return "triton" if on_gpu else "torch"
-    return wanted  # type: ignore[return-value]  # the config has checked it
-
-
-class Lamb(torch.optim.Optimizer):
+class Lamb(InPlaceOptimizer):
     """The authors' LAMB: no bias correction, weight norms clamped at 10.
 
     All tensors stay where they are for the whole run: their addresses are taken once. What is given later is copied
@@ -103,27 +85,5 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, skip: Tensor, inverse_scale: Tensor) -> None:  # type: ignore[override]
-        """Update all parameters; the gradients are used up.
-
-        Args:
-            skip: bool []; where true, every bit stays as it is, whatever the gradients hold.
-            inverse_scale: float32 [], undoes a gradient scaler's factor.
-        """
+        """See `InPlaceOptimizer.step`."""
         self._update(self.param_groups[0]["lr"], skip, inverse_scale)
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy the moments of `state_dict` into those that are here; the learning rate stays the constructor's tensor.
-
-        Raises:
-            ValueError: it is not of these parameters.
-        """
-        for index, parameter in enumerate(self.param_groups[0]["params"]):
-            entry = state_dict["state"].get(index, {})
-            for name, moment in self.state[parameter].items():
-                if name not in entry or entry[name].shape != moment.shape:
-                    raise ValueError(
-                        f"optimizer: expected {name} of shape {tuple(moment.shape)} for parameter {index}, got "
-                        f"{tuple(entry[name].shape) if name in entry else 'none'}; the state is of another optimizer"
-                    )
-                moment.copy_(entry[name])

@@ -10,7 +10,9 @@ from torch.nn import Parameter
 
 from eco_fast.config import Optimizer
 from eco_fast.training.optim.flat import move_into_one_buffer, zeros_in_one_buffer
+from eco_fast.training.optim.in_place import InPlaceOptimizer
 from eco_fast.training.optim.lamb import Lamb
+from eco_fast.training.optim.muon import Muon, matrices_first
 
 FIRST_SCALE = 2.0**16  # the factor on 16-bit gradients, at first
 GROWTH_INTERVAL = 2000  # steps without overflow after which it is doubled, as by torch's GradScaler
@@ -31,6 +33,7 @@ class OptimizerStep:
         parameters: of the network, on `device`, float32 and dense; those that are frozen are left alone.
         config: the recipe's optimizer.
         device: where the parameters are.
+        matrices: those of them that Muon orthogonalises; other optimizers do not ask.
         scales: whether the gradients carry a factor, lest they underflow in 16 bits.
         average: the parameters that become running averages of the trainable ones, in their order; empty for none.
         average_decay: their decay per step.
@@ -49,6 +52,7 @@ class OptimizerStep:
         config: Optimizer,
         device: str,
         *,
+        matrices: Iterable[Parameter] = (),
         scales: bool = False,
         average: Sequence[Parameter] = (),
         average_decay: float = 0.0,
@@ -56,6 +60,11 @@ class OptimizerStep:
     ) -> None:
         self.config = config
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        count = 0
+        if config.name == "muon":
+            order, count = matrices_first(self.parameters, matrices)
+            self.parameters = [self.parameters[place] for place in order]
+            average = [average[place] for place in order] if average else ()
         self.weights = move_into_one_buffer(self.parameters)
         self.average = move_into_one_buffer(average) if average else None
         self.average_decay = average_decay
@@ -64,7 +73,9 @@ class OptimizerStep:
         self.rules = StepRules(config.spike_factor, scales, GROWTH_INTERVAL)
         self.counters = StepState.at_start(device, log_every, FIRST_SCALE if scales else 1.0)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
-        self.optimizer = self._lamb() if config.name == "lamb" else self._adam()
+        self.optimizer = (
+            self._lamb() if config.name == "lamb" else self._muon(count) if config.name == "muon" else self._adam()
+        )
 
     @property
     def scale(self) -> Tensor:
@@ -80,7 +91,7 @@ class OptimizerStep:
         """
         self.learning_rate.copy_(learning_rate)
         skip, inverse_scale = decide_step(self.sums[:-1], self.loss, self.counters, self.rules)
-        if isinstance(self.optimizer, Lamb):
+        if isinstance(self.optimizer, InPlaceOptimizer):
             self.optimizer.step(skip, inverse_scale)
         else:
             self._adam_step(self.optimizer, skip, inverse_scale)
@@ -114,6 +125,17 @@ class OptimizerStep:
             self.config,
             self.learning_rate,
             average=None if self.average is None else self.average.views,
+            average_decay=self.average_decay,
+        )
+
+    def _muon(self, count: int) -> torch.optim.Optimizer:
+        return Muon(
+            self.weights,
+            count,
+            self.sums[:-1],
+            self.config,
+            self.learning_rate,
+            average=None if self.average is None else self.average.buffer,
             average_decay=self.average_decay,
         )
 

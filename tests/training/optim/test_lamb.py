@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eco_fast.config import Optimizer
 from eco_fast.training.optim import lamb, lamb_apex
+from eco_fast.training.optim.in_place import choose_backend
 from eco_fast.training.optim.lamb import Lamb
 
 BETAS, EPSILON, RATE, DECAY = (0.9, 0.99), 1e-6, 0.01, 0.99
@@ -396,10 +397,10 @@ def test_gpu_backends_refuse_the_cpu(monkeypatch: pytest.MonkeyPatch, backend: s
 
 def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert lamb.choose_backend("auto", torch.device("cpu")) == "torch"
-    assert lamb.choose_backend("auto", torch.device("cuda:1")) == "triton"
-    assert lamb.choose_backend("torch", torch.device("cuda")) == "torch"
-    assert lamb.choose_backend("apex", torch.device("cuda")) == "apex"
+    assert choose_backend("auto", torch.device("cpu")) == "torch"
+    assert choose_backend("auto", torch.device("cuda:1")) == "triton"
+    assert choose_backend("torch", torch.device("cuda")) == "torch"
+    assert choose_backend("apex", torch.device("cuda")) == "apex"
 
 
 def test_apex_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ from torch.nn import Parameter
 
 from eco_fast.config import Objective, Optimizer
 from eco_fast.config.schedule import learning_rate_at
-from eco_fast.objective import BlendWeights, alpha_at, blend_weights_at
+from eco_fast.data.objective import BlendWeights, alpha_at, blend_weights_at
 from eco_fast.training.optim.optimizer_step import OptimizerStep
 
-Name = Literal["adam", "adamw", "lamb"]
-NAMES: tuple[Name, ...] = ("adam", "adamw", "lamb")
+Name = Literal["adam", "adamw", "lamb", "muon"]
+NAMES: tuple[Name, ...] = ("adam", "adamw", "lamb", "muon")
 EVERY_OPTIMIZER = pytest.mark.parametrize("name", NAMES)
 
 # --- alpha ---
@@ -161,7 +161,7 @@ class Run:
         generator = torch.Generator().manual_seed(1)
         shapes = [(8, 3, 3, 3), (8,), (1,)]
         self.parameters = [Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
-        self.updater = OptimizerStep(self.parameters, config, "cpu")
+        self.updater = OptimizerStep(self.parameters, config, "cpu", matrices=self.parameters[:1])
 
     def step(self, index: int, loss: float = 10.0, rate: float = 1e-2, bad: float | None = None) -> bool:
         for place, gradient in zip(self.updater.gradients, self.gradients(index), strict=True):
@@ -359,11 +359,10 @@ def test_the_given_learning_rate_is_used(name: Name, loaded: bool) -> None:
 
 @EVERY_OPTIMIZER
 def test_frozen_and_unused_parameters_stay(name: Name) -> None:
-    used, unused = Parameter(torch.ones(3)), Parameter(torch.ones(3))
-    frozen = Parameter(torch.ones(3), requires_grad=False)
-    updater = OptimizerStep([used, unused, frozen], Optimizer(name=name), "cpu")
+    parameters = used, unused, frozen = [Parameter(torch.ones(2, 3), requires_grad=index < 2) for index in range(3)]
+    updater = OptimizerStep(parameters, Optimizer(name=name), "cpu", matrices=parameters)
     updater.gradients[0].fill_(0.5)
     assert not updater.step(torch.tensor(1e-2))
-    assert torch.equal(unused, torch.ones(3))
-    assert torch.equal(frozen, torch.ones(3))
-    assert not torch.equal(used, torch.ones(3))
+    assert torch.equal(unused, torch.ones(2, 3))
+    assert torch.equal(frozen, torch.ones(2, 3))
+    assert not torch.equal(used, torch.ones(2, 3))
