@@ -8,10 +8,11 @@ DIR/store/                      the decoded images and centroids, unless data.st
 DIR/pinned.json                 the images that all of them train on; see `training/pinned.py`
 DIR/teachers/steps=N/           the run folder of a teacher that is trained here
 DIR/runs/VARIANT/seed=S/        a run folder; its scores.json is written last
-DIR/table.* curves.* ...        see `comparison_report.py`
+DIR/table.* curves.* ...        see `comparison_report.py`; report.html holds all of it
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,15 +29,19 @@ from eco_fast.evaluation.metrics import average
 from eco_fast.evaluation.scoring import pairs_of, score_network
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.study.comparison import PlannedRun, StoredScores, collect
+from eco_fast.study.comparison_page import write_comparison_page
 from eco_fast.study.comparison_report import show_comparison, write_comparison
 from eco_fast.study.variants import Variant, make_variants, seeds_of
 from eco_fast.training.checkpoints import weights_path
+from eco_fast.training.crops import SAMPLES, cut_crops, write_crops
 from eco_fast.training.loop import train_network
 from eco_fast.training.pinned import contents_of, pin, pin_names
 from eco_fast.training.pipeline import check_start
+from eco_fast.training.report.page import report_if_possible
 from eco_fast.training.run_folder import CHECKPOINTS, PINNED, RunFolder, begun, check_folder
 from eco_fast.training.signals import stops_cleanly
 from eco_fast.training.state import initial_network
+from eco_fast.training.trackers import check_trackers
 from eco_fast.training.training_data import (
     LoadedTeacher,
     TrainingImages,
@@ -53,6 +58,7 @@ from eco_fast.utils.lasting import lasting_output
 from eco_fast.utils.locks import TakenError, file_lock
 
 SAMPLED = 64  # steps whose samples the fingerprint of a run covers
+SHOWN = 4  # images of the validation whose crops are kept of each run
 
 
 def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str], seeds: int, folder: Path) -> None:
@@ -73,6 +79,7 @@ def _compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str
     sets = ScoredSets(base)
     device = pick_device(base.train.device)
     check_start(base.model.start_from, folder)
+    check_trackers(name for variant in variants for name in variant.recipe.train.trackers)
     loader, why = choose_loader(base.data, device)
     for run in runs:
         check_folder(run.folder, run.recipe, resume=True, same_course=True)
@@ -99,6 +106,7 @@ def _compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str
     if distributed.is_main_process():
         write_comparison(folder, results)
         show_comparison(folder, results)
+        report_if_possible(write_comparison_page, folder)
     if failed:
         name, reason = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed, and are missing in the tables; {name}: {reason}")
@@ -242,7 +250,11 @@ def carry_out(run: PlannedRun, material: Material, sets: ScoredSets) -> None:
         train_network(files, material.images.hr, sr, ValidationSets(sets.validation, sets.monitored), run.name)
     last, best = (files.checkpoint(name) for name in ("last", "best"))
     scale = run.recipe.scale
-    scores = {"last": sets.score(load_network_of_scale(last, scale))}
+    network = load_network_of_scale(last, scale)
+    scores = {"last": sets.score(network)}
+    if distributed.is_main_process():
+        some, data = dict(itertools.islice(sets.validation.items(), SHOWN)), run.recipe.data
+        write_crops(run.folder / SAMPLES, list(cut_crops(network, some, data.rounding, data.noise_sigma)))
     scores["best"] = scores["last"]
     if sha256_of(best) != sha256_of(last):
         scores["best"] = sets.score(load_network_of_scale(best, scale))

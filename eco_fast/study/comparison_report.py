@@ -50,7 +50,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         for name in comparison.sets
         for variant in comparison.variants
         for one in (comparison.differences(variant.name, name),)
-        for step, (mean, width) in _bands(one).items()
+        for step, (mean, width) in seed_bands(one).items()
     ]
     write_csv(folder / "differences.csv", differences)
     draw_comparison(folder / "curves.png", comparison)
@@ -77,7 +77,7 @@ def draw_comparison(path: Path, comparison: Comparison) -> None:
             curves, half = comparison.curves(variant.name, name), variant.recipe.train.steps / 2
             first = {seed: {step: psnr for step, psnr in one.items() if step <= half} for seed, one in curves.items()}
             for axes, curve in ((whole, curves), (early, first), (gain, comparison.differences(variant.name, name))):
-                if band := _bands(curve):
+                if band := seed_bands(curve):
                     draw_band(axes, list(band), list(band.values()), variant.name, f"C{number}")
         whole.set(title=f"{name}: whole training", ylabel="PSNR-Y (dB)")
         early.set(title=f"{name}: first half", ylabel="PSNR-Y (dB)")
@@ -186,7 +186,7 @@ def _reached(row: Mapping[str, Any]) -> str:
     return _cell(row, "steps_to_reach", 0)
 
 
-def _bands(curves: Mapping[int, Curve]) -> dict[int, tuple[float, float]]:
-    """Mean and half width of the interval over the seeds, at the steps that all have."""
+def seed_bands(curves: Mapping[Any, Curve]) -> dict[int, tuple[float, float]]:
+    """Mean and half width of the interval over some curves, those of the seeds, at the steps that all have."""
     steps = sorted(set.intersection(*(set(curve) for curve in curves.values()))) if curves else []
     return {step: interval([curve[step] for curve in curves.values()]) for step in steps}

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from eco_fast.config import Config
-from eco_fast.objective import OBJECTIVES
+from eco_fast.config.paper import IN_PAPER, nearest, network_of, paper_scores
+from eco_fast.data.objective import OBJECTIVES
 from eco_fast.study.confidence import format_interval, interval
-from eco_fast.study.recipe_list import SETS
-from eco_fast.study.run_results import Result, by_recipe, nearest, network_of, read_results
+from eco_fast.study.run_results import Result, by_recipe, read_results
 from eco_fast.utils.files import write_text
 from eco_fast.utils.table_io import Table, write_csv
 
 DECIMALS = {"psnr_y": 2, "ssim_y": 4}  # as in the paper
 SCORE_COLUMNS = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y"}
-IN_PAPER = {name.lower(): key for name, key in SETS.items()} | {"bsd100": "b100"}
 TITLE = "PSNR-Y (dB) / SSIM-Y; of several seeds, their mean ± half of its 95 % interval"
 Cell = dict[str, tuple[float, float]]
 """By measure (psnr_y, ssim_y) the mean, and half the width of its interval or NaN."""
@@ -154,12 +153,9 @@ def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
     closest = nearest(recipe)
     if closest is None:
         return None
-    paper = closest.recipe.paper
-    scores = {name: getattr(paper, IN_PAPER[name.lower()]) for name in names if name.lower() in IN_PAPER}
     cells: dict[str, Cell] = {
         name: {measure: (value, math.nan) for measure, value in zip(SCORE_COLUMNS, score, strict=True)}
-        for name, score in scores.items()
-        if score
+        for name, score in paper_scores(closest.recipe, names).items()
     }
     if not cells:
         return None
@@ -167,7 +163,7 @@ def _paper(recipe: Config, names: Sequence[str]) -> Row | None:
         scale=recipe.scale,
         model=_model(recipe),
         method=recipe.objective.name,
-        source=f"paper: {paper.row}",
+        source=f"paper: {closest.recipe.paper.row}",
         recipe=closest.name,
         cells=cells,
     )

@@ -2,10 +2,9 @@
 
 from eco_fast import config
 from eco_fast.config import OwnModel, Score
+from eco_fast.config.paper import SETS
 from eco_fast.config.recipe_files import recipe_names
 from eco_fast.utils.table_io import Table
-
-SETS = {"Set5": "set5", "Set14": "set14", "B100": "b100", "Urban100": "urban100", "Manga109": "manga109"}
 
 
 def show_recipes() -> None:

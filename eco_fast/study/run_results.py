@@ -3,38 +3,22 @@
 A run is a folder of `eco-fast train` or, under runs/, of `eco-fast compare`.
 """
 
-import functools
 import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.config.derived import vanilla
-from eco_fast.config.recipe_files import recipe_names
+from eco_fast.config.paper import IDLE, PLACES, network_of
 from eco_fast.data.images import prefix_errors
 from eco_fast.evaluation.benchmarks import set_name
 from eco_fast.training.run_folder import RECIPE
 
-IDLE = frozenset(
-    (
-        *("description", "seed", "data.store", "data.monitor", "data.loader", "data.prefetch", "train.micro_batch"),
-        *("train.deterministic", "train.log_every", "train.validate_every", "train.checkpoint_every"),
-        *("train.keep_checkpoints", "train.timeout", "train.compile", "train.device", "train.baseline"),
-    )
-)
-"""Keys in which runs of one recipe may differ: they change chance, or nothing."""
-PLACES = frozenset(
-    (
-        *("data.train", "data.validation", "data.test", "data.source", "data.centroids", "teacher.checkpoint"),
-        *("model.start_from", "train.precision", "optimizer.backend"),
-    )
-)
-"""Keys of the material and the machine, which no recipe of the paper fixes."""
 METHOD = ("objective", "teacher")
 """Sections in which runs that are compared with one another may differ."""
 
@@ -99,43 +83,6 @@ def by_recipe(results: Sequence[Result]) -> list[list[Result]]:
     return groups
 
 
-class Nearest(NamedTuple):
-    """A shipped recipe.
-
-    Attributes:
-        name: its name.
-        recipe: itself.
-        differing: the keys in which the given recipe differs from it.
-    """
-
-    name: str
-    recipe: Config
-    differing: list[str]
-
-
-def nearest(recipe: Config) -> Nearest | None:
-    """The shipped recipe of the same scale, network and objective that differs in the fewest keys, if there is one."""
-    found = []
-    for name, shipped in _shipped():
-        same = recipe.objective.name == shipped.objective.name
-        if same and recipe.scale == shipped.scale and network_of(recipe) == network_of(shipped):
-            keys = [key for key in config.differences(shipped, recipe) if key not in IDLE | PLACES]
-            if not recipe.needs_centroids:
-                keys = [key for key in keys if not key.startswith(("teacher.", "objective.alpha"))]
-            found.append(Nearest(name, shipped, keys))
-    return min(found, key=lambda one: len(one.differing), default=None)
-
-
-def network_of(recipe: Config) -> dict[str, Any]:
-    """What a recipe says of the network itself."""
-    return recipe.model.model_dump(exclude={"start_from"})
-
-
-@functools.cache
-def _shipped() -> list[tuple[str, Config]]:
-    return [(name, config.load(name)) for name in recipe_names()]
-
-
 def read_recipe(folder: Path) -> Config:
     """The recipe of a run.
 
@@ -169,7 +116,7 @@ def _sets(folder: Path, recipe: Config) -> dict[str, Any] | None:
     if not (recipe.data.test or recipe.data.validation):
         raise ValueError(
             f"{folder}: its recipe names no images to score (data.test), so it has no scores; "
-            "score its checkpoint with `eco-fast evaluate`"
+            f"`eco-fast train --run {folder} --resume --data.test Set5/HR` scores it"
         )
     if "sets" not in content:
         raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.config.recipe_files import suggest
-from eco_fast.objective import OBJECTIVES
+from eco_fast.data.objective import OBJECTIVES
 
 FREE = ("objective", "optimizer", "teacher", "train")
 """Sections a variant may change."""

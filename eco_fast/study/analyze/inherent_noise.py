@@ -19,11 +19,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from eco_fast.data.images import Pixels
+from eco_fast.data.objective import MID_GREY
 from eco_fast.data.resize import to_tensor
 from eco_fast.inference.tiling import output_of
 from eco_fast.inference.whole_images import whole_images
 from eco_fast.models import Network
-from eco_fast.objective import MID_GREY
 from eco_fast.study.analyze.examples import Example, examples
 from eco_fast.study.analyze.runs import open_run
 from eco_fast.study.analyze.spectrum_report import radial_profile

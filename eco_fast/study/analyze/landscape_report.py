@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from eco_fast.objective import blend_weights_at
+from eco_fast.data.objective import blend_weights_at
 from eco_fast.study.analyze.gradient_walk import FIGURES, Measures
 from eco_fast.study.analyze.runs import Run
 from eco_fast.study.confidence import draw_band, interval

@@ -14,10 +14,10 @@ from eco_fast.config import Config
 from eco_fast.data.batch import Samples
 from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
 from eco_fast.data.loader import PlainLoader
+from eco_fast.data.objective import OBJECTIVES, blend_weights_at
 from eco_fast.data.sources import without_small
 from eco_fast.data.store import Store
 from eco_fast.models import METADATA, Network, load_network_of_scale, read_state
-from eco_fast.objective import OBJECTIVES, blend_weights_at
 from eco_fast.study.run_results import read_recipe
 from eco_fast.training.checkpoints import STEP, read_whole_state, state_path, weights_path
 from eco_fast.training.optim.optimizer_step import OptimizerStep
@@ -101,7 +101,7 @@ class Run:
         """
         network = self._initial().train()
         accepting = self.config.optimizer.model_copy(update={"spike_factor": 0.0})
-        updater = OptimizerStep(network.parameters(), accepting, self.device)
+        updater = OptimizerStep(network.parameters(), accepting, self.device, matrices=network.body_matrices())
         if step:
             path = state_path(self.checkpoints, STEP.format(step))
             if not path.is_file():

@@ -23,7 +23,8 @@ from eco_fast.data.resize import downsample_image
 from eco_fast.evaluation.metrics import LUMA, psnr
 from eco_fast.study.analyze.examples import Example, examples
 from eco_fast.study.analyze.runs import open_run
-from eco_fast.training.figures import CROP, most_detailed, save_figure
+from eco_fast.training.crops import CROP, most_detailed
+from eco_fast.training.figures import save_figure
 from eco_fast.utils.table_io import write_csv
 
 FloatImage = npt.NDArray[np.float64]
