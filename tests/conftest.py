@@ -3,6 +3,7 @@
 import copy
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -230,3 +231,20 @@ def results(network: Network, lr: Tensor, *more: Tensor | None) -> list[Tensor]:
     parameters = list(network.parameters())
     loss = network(lr.to(parameters[0].dtype), *more).square().mean()
     return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium without a network, with the messages of its console and the requests of its pages."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives a browser")
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs the programs chromium (or google-chrome) and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "hide-scrollbars"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
+        yield opened

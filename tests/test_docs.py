@@ -31,10 +31,11 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "consumers").glob("*.md")),
     ROOT / "kernels" / "README.md",
     ROOT / "bench" / "README.md",
 ]
-FOLLOWED = ("README.md", "guide.md", "networks.md")
+FOLLOWED = ("README.md", "guide.md", "networks.md", "publish.md")
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 TINY_EDSR = {"model.features": 8, "model.blocks": 1}
 TINY = {

@@ -15,12 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"cli", "eco_fast"},
+    {"interop"},
     {"study"},
     {"training"},
     {"evaluation"},
     {"inference"},
     {"data"},
-    {"models", "objective"},
+    {"models"},
     {"config", "utils"},
     {"kernels"},
 )
@@ -29,14 +30,30 @@ MOST_NAMES, MOST_LINES, MOST_LINES_OF_FUNCTION = 10, 300, 60
 ONE_THING = {
     "REGISTERS": "each module of fused kernels has its own",
     "WARPS": "each module of fused kernels has its own",
+    "TILE": "each module of fused kernels has its own",
     "launch": "each module of fused kernels has one",
+    "launch_gradient": "each module of fused kernels with a gradient has one",
+    "checks": "each group of checks has its own",
     "cut_crops": "the op and its reference",
     "downsample": "the op, the formula it stands for, and its command",
     "downsample_blend": "the op and its reference",
     "blended_loss": "the op and its reference",
     "imresize": "the op and the formula it stands for",
+    "add_norm": "the op and the formula it stands for",
+    "bias_gelu": "the op and the formula it stands for",
     "decide_step": "the op and its reference",
+    "bias_relu": "the op and its reference",
+    "add_residual": "the op and its reference",
+    "relu_gradient": "the op and its reference",
+    "merge_gradients": "the op and its reference",
+    "channel_sums": "the op and its reference",
+    "attend_channels": "the op and its reference",
+    "attention_sums": "the op and its reference",
+    "attention_gradient": "the op and its reference",
+    "window_attention": "the op and its reference",
+    "add_parts": "the op, its formula, and the launch of its kernel",
     "main": "each program has one",
+    "EDSR": "ours, and the one for spandrel, which stands alone",
 }
 """Public names that two modules define for one thing, and why."""
 
@@ -132,9 +149,15 @@ def long_functions(tree: Tree) -> Iterator[str]:
     for name, module in tree.parsed.items():
         for node in ast.walk(module):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                first = node.body[0] if is_kernel(node) else node  # a kernel's arguments stand one a line
+                lines = (node.end_lineno or node.lineno) - first.lineno + 1
                 if lines > MOST_LINES_OF_FUNCTION:
                     yield f"{name}.{node.name}: {lines} lines"
+
+
+def is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether Triton compiles a function."""
+    return any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
 
 
 def names_of_the_standard_library(tree: Tree) -> Iterator[str]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from eco_fast.cli.export_command import add_export
+from eco_fast.cli.machine_commands import add_doctor
 from eco_fast.cli.options import (
     DEGRADATION,
     NETWORK,
@@ -19,6 +21,7 @@ from eco_fast.cli.options import (
     noise_sigma,
     option,
 )
+from eco_fast.cli.publish_command import add_publish
 from eco_fast.cli.recipe_options import add_keys
 from eco_fast.cli.study_commands import add_studies
 
@@ -36,14 +39,14 @@ SOURCE_AND_OUT = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for bad input (one sentence on stderr), 128 + N for signal N."""
+    """Run one command; returns its exit code, 2 for bad input (one sentence on stderr), 128 + N for signal N."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of any encoding, and terminals of any
             stream.reconfigure(errors="backslashreplace")
     parsed = argparse.Namespace(command=None)
     try:
         parser().parse_args(arguments, parsed)
-        parsed.run(parsed)
+        return parsed.run(parsed) or 0
     except ValueError as error:
         print(f"eco-fast: {_printable(str(error))}", file=sys.stderr)
         return BAD_INPUT
@@ -54,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "go on with --resume" if parsed.command == "train" else "run the same command again to go on"
         print(f"\neco-fast: interrupted; {again}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
-    return 0
 
 
 def _sentence(error: OSError) -> str:
@@ -95,6 +97,8 @@ def parser() -> Parser:
     add_studies(commands)
     commands.add("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes", _recipes)
     _add_tools(commands)
+    add_doctor(commands)
+    add_publish(commands)
     commands.add(
         "completion",
         "Print the script that lets a shell complete commands, options, choices and recipes.",
@@ -152,13 +156,14 @@ def _add_tools(commands: Commands) -> None:
     )
     commands.add(
         "upscale",
-        "Upscale images of any size with a checkpoint.",
+        "Upscale images of any size with a checkpoint, or with an exported ONNX file.",
         "eco-fast upscale best.safetensors holiday.jpg holiday_x2.png",
         _upscale,
         option("checkpoint", "CHECKPOINT", "the network", type=Path),
         *SOURCE_AND_OUT,
         *NETWORK,
     )
+    add_export(commands)
     commands.add(
         "downsample",
         "Write LR images exactly as MATLAB's imresize makes them, as PNG files of the same names.",

@@ -115,11 +115,11 @@ class Commands:
         name: str,
         summary: str,
         example: str,
-        run: Callable[[argparse.Namespace], None] | None,
+        run: Callable[[argparse.Namespace], int | None] | None,
         *options: Option,
         **settings: Any,
     ) -> Parser:
-        """Add a command, whose help ends with an example; `run` is None where it has commands of its own."""
+        """Add a command, whose help ends with an example; `run` may return an exit code, and is None above commands."""
         command = self.group.add_parser(
             name, help=summary, description=summary, epilog=f"example:\n  {example}", **settings
         )

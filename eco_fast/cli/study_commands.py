@@ -1,4 +1,4 @@
-"""The commands that put trainings beside each other: compare, analyze and table. Heavy modules load when one runs."""
+"""The commands that look at trainings: compare, analyze, report and table. Heavy modules load when one runs."""
 
 import argparse
 from pathlib import Path
@@ -41,6 +41,13 @@ def add_studies(commands: Commands) -> None:
         None,
     )
     _add_analyses(Commands(analyze, "analysis"))
+    commands.add(
+        "report",
+        "Put everything about a run or a comparison on one page, RUN/report.html, which needs no other file.",
+        "eco-fast report runs/quickstart",
+        _report,
+        option("folder", "RUN", "folder of a run, finished or not, or of a comparison", type=Path),
+    )
     commands.add(
         "table",
         "Put the results of finished runs into one table, beside the paper's numbers.",
@@ -127,6 +134,12 @@ def _compare(args: argparse.Namespace) -> None:
     resolved = config.load(args.recipe, args.overrides)
     with distributed.process_group(resolved.train.timeout):
         compare(resolved, args.variants, args.across, args.seeds, folder)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from eco_fast.study.comparison_page import write_report
+
+    print(write_report(args.folder))
 
 
 def _table(args: argparse.Namespace) -> None:

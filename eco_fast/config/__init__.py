@@ -1,6 +1,6 @@
 """Typed recipes."""
 
-from eco_fast.config.loading import Overrides, assignment, changed, check, differences, dump, load, validate
+from eco_fast.config.loading import Overrides, assignment, changed, check, differences, dump, flat, load, validate
 from eco_fast.config.model_sections import EdsrModel, Model, OwnModel, RcanModel, RrdbModel, SwinirModel
 from eco_fast.config.schema import (
     Config,
@@ -36,6 +36,7 @@ __all__ = [
     "check",
     "differences",
     "dump",
+    "flat",
     "load",
     "validate",
 ]

@@ -93,8 +93,13 @@ def dump(config: Config) -> str:
 
 def differences(first: Config, second: Config) -> list[str]:
     """Dotted keys in which the runs of two configs differ."""
-    left, right = (dict(_leaves(one.model_dump(exclude={"paper"}))) for one in (first, second))
+    left, right = map(flat, (first, second))
     return [key for key in {**left, **right} if left.get(key) != right.get(key)]
+
+
+def flat(recipe: Config) -> dict[str, Any]:
+    """The values of a recipe by dotted key, without those of [paper]."""
+    return dict(_leaves(recipe.model_dump(exclude={"paper"})))
 
 
 def _sections(overrides: Overrides) -> dict[str, Any]:

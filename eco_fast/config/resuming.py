@@ -22,6 +22,7 @@ MAY_DIFFER: Mapping[str, str] = {
     "data.residence": NOTHING,
     "data.prefetch": NOTHING,
     "train.timeout": NOTHING,
+    "train.trackers": NOTHING,
     "train.graph": NOTHING,
     "train.baseline": NOTHING,
     "train.micro_batch": ROUNDING,
@@ -41,6 +42,7 @@ MAY_DIFFER: Mapping[str, str] = {
     "model.start_from": PLACE,
     "data.test": "the final table is of these images",
     "optimizer.learning_rate": COURSE,
+    "optimizer.adam_learning_rate": COURSE,
     "optimizer.clip_value": COURSE,
     "optimizer.spike_factor": COURSE,
 }

@@ -81,14 +81,18 @@ class Objective(Section):
 class Optimizer(Section):
     """The optimizer and the course of its learning rate."""
 
-    name: Literal["adam", "adamw", "lamb"] = "adam"
-    """adam and adamw are torch's; lamb is the authors' form (weight norm clamped at 10, no bias correction)."""
+    name: Literal["adam", "adamw", "lamb", "muon"] = "adam"
+    """adam and adamw are torch's; lamb is the authors' form (weight norm clamped at 10, no bias correction); muon moves
+    the body's filters and matrices along their orthogonalised momentum, and all other weights as adamw."""
     backend: Literal["auto", "triton", "torch", "apex"] = "auto"
-    """Who does the LAMB step: auto is triton on a GPU, torch on the CPU; apex if it is installed, without the clamp."""
+    """Who does the step of LAMB or Muon: auto is triton on a GPU, torch on the CPU; for LAMB also apex if it is
+    installed, without the clamp."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Base learning rate."""
+    """Base learning rate. Muon's is larger than Adam's: 0.01 is a beginning."""
+    adam_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Muon only: base learning rate of the other weights (head, tail, norms, biases); it takes the same course."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moments."""
+    """Decay of the first and second moments of Adam and LAMB; Muon's momentum is 0.95."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -122,6 +126,9 @@ class Train(Section):
     """The same seed gives the same bits on a GPU too, where that costs speed; a CPU always does so."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the weights' running average, which is then what is scored and kept for use; 0 means none."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Who else is told of the losses, scores and speed: TensorBoard, in the run folder; or Weights & Biases, MLflow or
+    trackio, as their own settings and variables say. No weight depends on it."""
     log_every: Positive = 100
     """Steps between progress lines and rows of metrics.jsonl."""
     validate_every: Annotated[int | str, BeforeValidator(check_interval), WithJsonSchema(INTERVAL)] = 1000

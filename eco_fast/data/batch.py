@@ -11,8 +11,8 @@ from torch import Tensor
 
 from eco_fast.config import Config
 from eco_fast.config.schedule import learning_rate_at
+from eco_fast.data.objective import BlendWeights, blend_weights_at
 from eco_fast.data.sampler import CropPlan, Sampler
-from eco_fast.objective import BlendWeights, blend_weights_at
 
 
 class Crops(NamedTuple):

@@ -12,6 +12,8 @@ checkpoints/step-00001000.*      the same, of the last `train.keep_checkpoints`
 import json
 import math
 import re
+import tomllib
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -64,7 +66,7 @@ class Checkpoints:
         names += ["best", "last"] if best else ["last"]  # a run stopped between them writes both anew
         full, weights = _copy([{"step": step, **state}, network.state_dict()], {})
         full |= {"config": config.dump(self.config), "names": names}
-        metadata = description(network, step=step)
+        metadata = description(network, **_facts(full))
         self._writing = self._thread.submit(self._write, names, weights, metadata, full)
 
     def check(self) -> None:
@@ -181,7 +183,12 @@ def settle(folder: Path, found: FoundState, network: Network) -> None:
         if not state_path(folder, name).is_file():
             _write_state(state_path(folder, name), {**state, HASH: content_hash(state)})
         if _step_of(weights_path(folder, name)) != step:
-            save_network(weights_path(folder, name), network, step=step)
+            save_network(weights_path(folder, name), network, **_facts(state))
+
+
+def _facts(state: Mapping[str, Any]) -> dict[str, str | int]:
+    """What a weights file tells besides the network: its step, and what it was fitted to, be it no image."""
+    return {"step": int(state["step"]), "objective": tomllib.loads(state["config"])["objective"]["name"]}
 
 
 def _set_aside_newer(folder: Path, step: int) -> None:

@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from eco_fast.config import Config, Model
 from eco_fast.data.batch import Samples
+from eco_fast.data.objective import BlendWeights, blend_weights_at
 from eco_fast.models import Network, build
-from eco_fast.objective import BlendWeights, blend_weights_at
 from eco_fast.training.precision import Precision
 from eco_fast.training.profiling import saved_bytes, training_flops
 from eco_fast.training.step import TrainingLoss, split

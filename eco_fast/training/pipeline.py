@@ -27,10 +27,14 @@ from eco_fast.evaluation.scoring import ImagePair, pairs_of, score_bicubic, scor
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.cost import estimate, network_without_memory
+from eco_fast.training.crops import SAMPLES, cut_crops, write_crops
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
 from eco_fast.training.loop import train_network
+from eco_fast.training.optim.muon import check_muon_recipe
 from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_names
 from eco_fast.training.precision import choose_precision
+from eco_fast.training.report.page import report_if_possible
+from eco_fast.training.report.run_report import write_run_report
 from eco_fast.training.run_folder import CHECKPOINTS, RunFolder
 from eco_fast.training.signals import stops_cleanly
 from eco_fast.training.stage_clock import StageClock
@@ -42,6 +46,7 @@ from eco_fast.training.stage_state import (
     steps_done,
 )
 from eco_fast.training.step_graph import choose_recorder
+from eco_fast.training.trackers import check_trackers
 from eco_fast.training.training_data import (
     LoadedTeacher,
     TrainingImages,
@@ -91,6 +96,7 @@ class Pipeline:
 
     def __init__(self, config: Config, folder: Path, *, resume: bool = False, profile: bool = False) -> None:
         check_scored(config.data, config.objective, config.train)
+        check_trackers(config.train.trackers)
         self.config, self.folder, self.resume, self.profile = config, folder, resume, profile
         self.device = pick_device(config.train.device)
         self.claimed = ExitStack()
@@ -122,7 +128,9 @@ class Pipeline:
         self.test = read_images(data.test, config.scale) or self.sets.images
         if config.teacher.checkpoint != "self" and config.needs_centroids:
             self.teacher = load_teacher(Path(config.teacher.checkpoint), config.scale)
-        network_without_memory(config.model, config.scale, config.data.patch)
+        network = network_without_memory(config.model, config.scale, config.data.patch)
+        if config.optimizer.name == "muon":
+            check_muon_recipe(config.optimizer, network.body_matrices(), self.device)
         check_start(config.model.start_from, self.folder)
         loader, reason = choose_loader(data, self.device)
         choose_recorder(config.train, config.optimizer, self.device)
@@ -198,9 +206,9 @@ class Pipeline:
             self.summary |= mean_scores(results, test)
             self.summary["sets"] = {name: mean_scores(results, images) for name, images in sets.items()}
             if main:
-                scores = results["student"], results["bicubic"]
-                where = self.folder / "samples"
-                draw_samples(where, self.networks["student"], test, *scores, data.rounding, data.noise_sigma)
+                crops = list(cut_crops(self.networks["student"], test, data.rounding, data.noise_sigma))
+                write_crops(self.folder / SAMPLES, crops)
+                draw_samples(self.folder / SAMPLES, crops)
         if main:
             draw_curves(self.folder / "curves.png", {name: run.rows() for name, run in self.runs.items()})
 
@@ -235,6 +243,7 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
         if distributed.is_main_process():
             write_json(folder / "summary.json", summary)
             show_summary(summary, folder)
+            report_if_possible(write_run_report, folder)
     return summary
 
 

@@ -134,18 +134,19 @@ def measured_peak(device: str, dtype: torch.dtype, *, again: bool = False) -> fl
         room = torch.cuda.mem_get_info(device)[0] // 4 // dtype.itemsize  # elements
         side = min(8192, max(math.isqrt(room // 3), 256) // 256 * 256)
         samples = min(512, max(room // (5 * 64 * 48 * 48), 1))  # image, output, their gradients, and one to work with
-    best = max(_rate(*matmul(side, device, dtype), device), _rate(*convolution(samples, device, dtype), device))
+    works = matmul(side, device, dtype), convolution(samples, device, dtype)
+    best = max(flops / best_seconds(work, device) for work, flops in works)
     if on_gpu:
         torch.cuda.empty_cache()
     _PEAKS[device, dtype] = max(before, best)
     return _PEAKS[device, dtype]
 
 
-def _rate(work: Work, flops: float, device: str) -> float:
-    """FLOP/s in the best of some repetitions, behind two calls for which a GPU's libraries choose their code."""
+def best_seconds(work: Work, device: str) -> float:
+    """Of one call, in the best of some repetitions, behind two calls for which a GPU's libraries choose their code."""
     for _ in range(2):
         work()
-    return flops / min(_seconds(work, device) for _ in range(5))
+    return min(_seconds(work, device) for _ in range(5))
 
 
 def _seconds(work: Work, device: str) -> float:

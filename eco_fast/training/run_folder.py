@@ -4,9 +4,9 @@ config.toml         the resolved recipe
 pinned.json         what it depends on besides; see `pinned.py`
 environment.json    versions, machine, commit, of each start, and what each changed
 metrics.jsonl       loss, alpha, learning rate, validation scores; depends on the recipe alone, never on the clock
-events.*            the same and the speed, for TensorBoard
+events.*            the same and the speed, for TensorBoard; see `trackers.py` for others
 checkpoints/        see `checkpoints.py`
-samples/ curves.png summary.json
+samples/ curves.png summary.json report.html
 """
 
 import errno

@@ -61,6 +61,7 @@ class TrainingState:
             self.network.parameters(),
             config.optimizer,
             device,
+            matrices=self.network.body_matrices(),
             scales=self.precision.scales_gradients,
             average=averages,
             average_decay=config.train.ema_decay,

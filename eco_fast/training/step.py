@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from eco_fast.config import Data, Objective
 from eco_fast.data.batch import Batch, Samples, Unpackable
+from eco_fast.data.objective import onto_centroid
 from eco_fast.models import Network, compile_blocks
-from eco_fast.objective import onto_centroid
 from eco_fast.training.optim.flat import laid_out_like
 from eco_fast.training.precision import Precision
 from eco_fast.training.state import TrainingState

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from eco_fast.data.loader import Loader
 from eco_fast.data.sources import ImageEntry
 from eco_fast.training.profiling import Stopwatch, forget_peak_memory, measured_peak, peak_memory, training_flops
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
+from eco_fast.training.trackers import Trackers
 from eco_fast.utils import distributed
 from eco_fast.utils.progress import ProgressLine, duration_in_words
 
@@ -64,9 +64,7 @@ class Telemetry:
         self._loss: float | None = None
         self._psnr: float | None = None
         self._line = ProgressLine(self._parts, clock=clock)
-        self._board = (
-            SummaryWriter(str(run.folder), purge_step=start or None) if distributed.is_main_process() else None
-        )
+        self._trackers = Trackers(run, start, self.say) if distributed.is_main_process() else None
         self._profiler = self._trace() if profile and distributed.is_main_process() else None
 
     def __enter__(self) -> Self:
@@ -89,8 +87,8 @@ class Telemetry:
                 f"{speed:.0f} patches/s{_of_peak(self._share_of_peak(speed), 'peak')}, "
                 f"{peak_memory(self.device):.1f} GB"
             )
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.close(whole=kind is None)
 
     def _calibrate(self) -> None:
         """Count what a step's work is, and measure what the device can do, so that the speed has a measure."""
@@ -182,7 +180,7 @@ class Telemetry:
         self._step, self._since, self._waited = step, self._clock(), self.loader.waited
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """Add a row to metrics.jsonl and to TensorBoard."""
+        """Add a row to metrics.jsonl, and tell the trackers."""
         self._psnr = row.get("psnr_y", self._psnr)
         if distributed.is_main_process():
             self.run.append({"step": step, **row})
@@ -207,9 +205,8 @@ class Telemetry:
             self.say(f"skipped {len(places) - NAMED_SKIPS} more of the last {interval} steps")
 
     def _plot(self, step: int, row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            if value is not None and self._board is not None:
-                self._board.add_scalar(name, value, step)
+        if self._trackers is not None:
+            self._trackers.log(step, row)
 
     def _trace(self) -> torch.profiler.profile:
         path = self.run.folder / "trace.json"

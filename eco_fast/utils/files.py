@@ -82,9 +82,44 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: expected a folder or room for one, but a file is in the way") from error
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the one that is wanted, to be filled in the block, and then put in its place in one step.
+
+    Where the block fails nothing is left; its errors speak of the folder that was wanted.
+
+    Raises:
+        ValueError: something lies there already.
+    """
+    if os.path.lexists(folder):
+        raise ValueError(f"{folder}: exists already; choose another folder, or move it away")
+    make_folder(folder.parent)
+    beside = folder.with_name(f".{zlib.crc32(os.fsencode(folder.name)):08x}.{os.getpid()}.partial")
+    try:
+        with name_file_in_errors(folder):
+            beside.mkdir()
+        yield beside
+        with name_file_in_errors(folder):
+            beside.rename(folder)
+    except OSError as error:
+        if error.filename:
+            error.filename = str(error.filename).replace(str(beside), str(folder))
+        raise
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(beside), str(folder))) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Atomically replace a file."""
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
     """Atomically replace a text file."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,21 @@ class Table:
         lines = [[cell.replace("|", "\\|") for cell in line] for line in (self.columns, *self.rows)]
         header, *rows = (f"| {' | '.join(line)} |" for line in lines)
         return "\n".join([f"{self.title}.", "", header, "|" + "---|" * len(self.columns), *rows, ""])
+
+
+def read_markdown(text: str) -> list[Table]:
+    """The tables that `Table.markdown` has written, of cells without line ends."""
+    lines, tables = text.split("\n"), []
+    for number, line in enumerate(lines):
+        if line.startswith("|---"):
+            title, _, header = lines[number - 3 : number]
+            rows = itertools.takewhile(lambda row: row.startswith("|"), lines[number + 1 :])
+            tables.append(Table(title.removesuffix("."), _cells_of(header), [_cells_of(row) for row in rows]))
+    return tables
+
+
+def _cells_of(line: str) -> list[str]:
+    return [cell.replace("\\|", "|") for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -87,7 +87,7 @@ print([name for name in {heavy} if name in sys.modules])
     ("line", "said"),
     [
         ("", "the following arguments are required: COMMAND; see `eco-fast --help`"),
-        ("trian", "COMMAND: expected train, compare, analyze, table, recipes, prepare, "),
+        ("trian", "COMMAND: expected train, compare, analyze, report, table, recipes, prepare, "),
         ("prepare", "the following arguments are required: SRC, --store; see `eco-fast prepare --help`"),
         ("prepare a --stroe s", "unknown option --stroe (did you mean --store?)"),
         ("recipes more", "unrecognized arguments: more; see `eco-fast --help`"),

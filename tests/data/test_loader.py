@@ -14,8 +14,8 @@ from scipy.stats import chisquare
 from eco_fast.config import Config, Data, Objective, Train
 from eco_fast.data.images import Pixels
 from eco_fast.data.loader import PlainLoader
+from eco_fast.data.objective import alpha_at, blend_weights_at
 from eco_fast.data.sampler import CropPlan, Sampler
-from eco_fast.objective import alpha_at, blend_weights_at
 from tests.helpers import HANGS, assert_equal_fields, idle, oriented, plain_loader, wait_until
 
 SURELY = 1e-3  # the stream is fixed, so a p-value above this once is above it always

@@ -30,6 +30,7 @@ from tests.helpers import source
 pytestmark = pytest.mark.gpu
 
 LAMB = {"optimizer__name": "lamb", "optimizer__learning_rate": 1e-4}
+MUON = {"optimizer__name": "muon", "optimizer__learning_rate": 1e-3}
 Course = tuple[list[float], TrainingState]
 """The loss of every step, and how it ended."""
 
@@ -74,8 +75,8 @@ def test_other_precisions_stay_near_float32(
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {**LAMB, "train__ema_decay": 0.9}, {"train__compile": True}],
-    ids=["adam", "lamb", "compiled"],
+    [{}, {**LAMB, "train__ema_decay": 0.9}, {**MUON, "train__ema_decay": 0.9}, {"train__compile": True}],
+    ids=["adam", "lamb", "muon", "compiled"],
 )
 def test_a_graph_is_the_steps_one_by_one(
     changes: dict[str, Any], precision: str, hr: list[Pixels], sr: list[Pixels]
@@ -102,10 +103,11 @@ def test_a_batch_of_nan_changes_nothing(hr: list[Pixels], sr: list[Pixels], monk
     assert weights(state).isfinite().all()
 
 
+@pytest.mark.parametrize("changes", [LAMB, MUON], ids=["lamb", "muon"])
 def test_a_run_that_was_stopped_resumes_to_the_same_bits(
-    hr: list[Pixels], sr: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], hr: list[Pixels], sr: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = recipe(**LAMB, train__checkpoint_every=10, train__log_every=7, train__ema_decay=0.9)
+    made = recipe(**changes, train__checkpoint_every=10, train__log_every=7, train__ema_decay=0.9)
 
     def train(name: str, *, resume: bool = False) -> str:
         with RunFolder(tmp_path / name, made, resume=resume) as run:

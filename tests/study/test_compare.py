@@ -1,7 +1,10 @@
 """Comparisons of real, tiny runs: equal terms, interruptions, several processes."""
 
+import base64
 import contextlib
+import html
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,8 @@ from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.store import Store
 from eco_fast.study.compare import compare
-from eco_fast.training.run_folder import RunFolder
+from eco_fast.training.crops import read_crops
+from eco_fast.training.run_folder import RunFolder, read_rows
 from eco_fast.training.state import TrainingState
 from eco_fast.utils.files import write_json
 from eco_fast.utils.locks import file_lock
@@ -86,6 +90,38 @@ def test_every_run_is_scored_on_every_set_and_has_its_curves(finished: Path) -> 
         assert scores["last"]["fur"]["psnr_y"] == validations[-1]["psnr_y/fur"]
         assert scores["best"]["eye"]["psnr_y"] == max(row["psnr_y"] for row in validations), "the first set chooses"
     assert (finished / "teachers" / "steps=9" / "checkpoints" / "last.safetensors").is_file()
+
+
+def test_the_page_holds_tables_curves_and_crops_of_every_variant(finished: Path) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    for line in (finished / "table.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| ") and "variant" not in line:
+            assert all(f">{html.escape(cell.strip())}<" in page for cell in line.strip("|").split("|"))
+    charts = json.loads(page.partition('id="data">')[2].partition("</script>")[0])["charts"]
+    assert [chart["label"].split()[0] for chart in charts] == ["PSNR-Y", "eye:", "PSNR-Y", "fur:"]
+    for index, name in ((0, "psnr_y"), (2, "psnr_y/fur")):
+        for series in charts[index]["series"]:
+            rows = [read_rows(finished / "runs" / series["name"] / f"seed={seed}") for seed in (2, 3)]
+            both = [[row[name] for row in one if name in row] for one in rows]
+            assert [point[:2] for point in series["points"]] == [
+                [step, pytest.approx((first + second) / 2, rel=1e-5)]
+                for step, first, second in zip((2, 4, 6), *both, strict=True)
+            ]
+    assert [(one["name"], one["colour"]) for one in charts[1]["series"]] == [("eco", 1)], "as in the chart beside it"
+    for image in read_crops(finished / "runs" / "eco" / "seed=2" / "samples"):
+        for file in image.panels.values():
+            assert base64.b64encode(file.read_bytes()).decode() in page
+    labels = re.findall(r"<option[^>]*>([a-zA-Z]+)", page)
+    assert labels[:5] == ["LR", "bicubic", "vanilla", "eco", "HR"]
+
+
+def test_the_command_makes_the_same_page(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = finished / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert main(["report", str(finished)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert page.read_bytes() == before
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {

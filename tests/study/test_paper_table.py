@@ -13,9 +13,9 @@ import pytest
 
 from eco_fast import config
 from eco_fast.cli.main import main
+from eco_fast.config.paper import IDLE, PLACES, nearest
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.evaluation.evaluate import evaluate
-from eco_fast.study.run_results import IDLE, PLACES, nearest
 from eco_fast.training.pipeline import run_recipe
 
 RECIPE = "edsr_baseline_x2_l2_eco"

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from eco_fast.data.images import Pixels
-from eco_fast.evaluation.scoring import pairs_of, score_bicubic, score_network
 from eco_fast.models.edsr import EDSR
-from eco_fast.training import figures
-from eco_fast.training.figures import CROP, draw_curves, draw_samples, most_detailed, show_summary
+from eco_fast.training import crops
+from eco_fast.training.crops import CROP, cut_crops, most_detailed, read_crops, write_crops
+from eco_fast.training.figures import draw_curves, draw_samples, show_summary
 
 
 def decoded(path: Path) -> Pixels:
@@ -45,8 +45,7 @@ def test_samples_are_drawn_of_images_of_any_size(
 ) -> None:
     images = {"set/sub/cat.jpg": photo[40 : 40 + size[0], 120 : 120 + size[1]]}
     network = EDSR(scale, 4, 1).eval()
-    scores = score_network(network, pairs_of(images, scale)), score_bicubic(pairs_of(images, scale), scale)
-    draw_samples(tmp_path, network, images, *scores, rounding="uint8")
+    draw_samples(tmp_path, list(cut_crops(network, images, "uint8")))
     image = decoded(tmp_path / "set_sub_cat.png")
     assert image.shape == (432, 1440, 3)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 200
@@ -55,11 +54,10 @@ def test_samples_are_drawn_of_images_of_any_size(
 
 
 def test_few_samples_are_drawn_of_many_images(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "MAX_SAMPLES", 2)
+    monkeypatch.setattr(crops, "MAX_SAMPLES", 2)
     images = {f"{index}.png": photo[index : index + 16, :16] for index in range(4)}
     network = EDSR(2, 4, 1).eval()
-    scores = score_network(network, pairs_of(images, 2)), score_bicubic(pairs_of(images, 2), 2)
-    draw_samples(tmp_path, network, images, *scores, "uint8")
+    draw_samples(tmp_path, list(cut_crops(network, images, "uint8")))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0.png", "1.png"]
 
 
@@ -67,9 +65,14 @@ def test_every_image_has_a_sample_whatever_its_name(photo: Pixels, tmp_path: Pat
     names = ["a/b_c.png", "a_b/c.png", "s/x.png", "s/x.jpg", f"s/{247 * 'x'}.png", "s/[bold]%d.png", "s/caf\udce9.png"]
     images = {name: photo[:16, index : index + 16] for index, name in enumerate(names)}
     network = EDSR(2, 4, 1).eval()
-    scores = score_network(network, pairs_of(images, 2)), score_bicubic(pairs_of(images, 2), 2)
-    draw_samples(tmp_path, network, images, *scores, "uint8")
+    cut = list(cut_crops(network, images, "uint8"))
+    draw_samples(tmp_path, cut)
     assert len(list(tmp_path.iterdir())) == len(names)
+    write_crops(tmp_path, cut)
+    kept = read_crops(tmp_path)
+    assert [(crop.image, crop.psnr_y) for crop in kept] == [(crop.image, crop.psnr_y) for crop in cut]
+    for crop, files in zip(cut, kept, strict=True):
+        assert all(np.array_equal(decoded(files.panels[panel]), pixels) for panel, pixels in crop.panels.items())
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])

@@ -17,6 +17,7 @@ from eco_fast import config
 from eco_fast.config import Config, EdsrModel, Scale
 from eco_fast.data import centroid_store, decode
 from eco_fast.data.images import Pixels, write_png
+from eco_fast.data.objective import blend_weights_at
 from eco_fast.data.prepare import prepare
 from eco_fast.data.resize import downsample_image
 from eco_fast.data.sampler import Sampler
@@ -26,7 +27,6 @@ from eco_fast.evaluation.evaluate import evaluate
 from eco_fast.evaluation.scoring import pairs_of, score_bicubic
 from eco_fast.models import Network, checkpoint_files, load_network, save_network, warm_start
 from eco_fast.models.edsr import EDSR
-from eco_fast.objective import blend_weights_at
 from eco_fast.training import checkpoints, pinned
 from eco_fast.training.loop import train_network
 from eco_fast.training.pipeline import run_recipe
@@ -418,7 +418,7 @@ def test_a_run_starts_from_the_weights_of_another_scale(scale: Scale, pictures: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "lamb", "muon"])
 def test_training_fits_a_single_patch(optimizer: str, photo: Pixels, tmp_path: Path) -> None:
     write_png(tmp_path / "one" / "train" / "patch.png", photo[80:104, 150:174])
     made = recipe(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eco_fast import config
 from eco_fast.config import Config
 from eco_fast.data.images import Pixels, write_png
-from eco_fast.objective import blend_weights_at
+from eco_fast.data.objective import blend_weights_at
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.training.precision import set_precision
 from eco_fast.training.state import TrainingState

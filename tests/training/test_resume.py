@@ -174,7 +174,7 @@ def train(made: Config, store: Store, folder: Path, validation: dict[str, Pixels
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "stride", "improvements"), [("adam", 1, 1), ("lamb", 5, 2)])
+@pytest.mark.parametrize(("optimizer", "stride", "improvements"), [("adam", 1, 1), ("lamb", 5, 2), ("muon", 7, 2)])
 def test_a_run_stopped_before_any_event_resumes_to_the_same_bits(
     optimizer: str,
     stride: int,

@@ -33,7 +33,7 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainingLoss, TrainStep, split
 from tests.helpers import READS_THE_DEVICE, leaves, plain_loader
 
-OPTIMIZERS = ["adam", "adamw", "lamb"]
+OPTIMIZERS = ["adam", "adamw", "lamb", "muon"]
 SMALL: dict[str, dict[str, Any]] = {
     "edsr": {"features": 8, "blocks": 1},
     "rcan": {"name": "rcan", "features": 16, "groups": 1, "blocks": 2},
@@ -191,7 +191,10 @@ def test_scaled_gradients_make_the_same_step(name: str) -> None:
     """Powers of two scale exactly; an overflow is skipped and halves the scale, a spike leaves it."""
     chosen = Optimizer(name=name, clip_value=0.1, spike_factor=5.0)  # type: ignore[arg-type]
     plain, scaled = (Parameter(torch.linspace(-1, 1, 24).view(4, 6)) for _ in range(2))
-    updaters = OptimizerStep([plain], chosen, "cpu"), OptimizerStep([scaled], chosen, "cpu", scales=True)
+    updaters = (
+        OptimizerStep([plain], chosen, "cpu", matrices=[plain]),
+        OptimizerStep([scaled], chosen, "cpu", matrices=[scaled], scales=True),
+    )
 
     def step(updater: OptimizerStep, gradient: Tensor, loss: float) -> bool:
         updater.gradients[0].copy_(gradient * updater.scale)
@@ -267,7 +270,7 @@ def test_deterministic_mode_tells_cublas(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_average_follows_the_weights_and_not_a_skipped_step(name: str) -> None:
     weight, average = (Parameter(torch.linspace(-1, 1, 24).view(4, 6)) for _ in range(2))
     chosen = Optimizer(name=name)  # type: ignore[arg-type]
-    updater = OptimizerStep([weight], chosen, "cpu", average=[average], average_decay=0.9)
+    updater = OptimizerStep([weight], chosen, "cpu", matrices=[weight], average=[average], average_decay=0.9)
     expected = average.detach().double()
     for index in range(8):
         updater.gradients[0].copy_(torch.linspace(-0.3, 0.4, 24).view(4, 6).cos() * (index + 1))
@@ -359,7 +362,14 @@ def test_the_averaged_weights_are_what_is_kept(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_here")
-@pytest.mark.parametrize("settings", [("train.precision=fp16", "train.ema_decay=0.5"), ("train.micro_batch=1",)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("train.precision=fp16", "train.ema_decay=0.5"),
+        ("train.precision=fp16", "train.ema_decay=0.5", "train.micro_batch=1", "optimizer.name=muon"),
+        ("train.micro_batch=1",),
+    ],
+)
 def test_every_state_survives_a_resume(settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient scale, the averages and the parts: what was interrupted ends in the same bits."""
     assert train(*settings, run="unbroken") == 0

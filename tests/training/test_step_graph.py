@@ -107,6 +107,7 @@ SWINIR = {"name": "swinir", "features": 8, "depths": [2], "heads": [2], "window"
 CASES: dict[str, dict[str, Any]] = {
     "adam, images on the device": {},
     "lamb, crops from the host": {"optimizer__name": "lamb", "optimizer__clip_value": 0.1},
+    "muon, crops from the host": {"optimizer__name": "muon", "optimizer__clip_value": 0.1},
     "micro-batches": {"train__micro_batch": 3, "data__prefetch": 0},
     "16 bits": {"train__precision": "fp16", "optimizer__name": "adamw"},
     "a choice per sample": {"objective__alpha_sample": True},

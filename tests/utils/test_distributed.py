@@ -48,6 +48,7 @@ checkpoint_every = 10
 device = "cpu"
 compile = false
 """
+MUON = ("--optimizer.name", "muon", "--optimizer.learning_rate", "1e-3")
 SCRIPT = """
 import os, select, signal, sys
 from datetime import timedelta
@@ -108,6 +109,13 @@ def work(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
     assert launch(folder, 1, ["--run", "one"])[0][0] == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def work_of_muon(work: Path) -> Path:
+    """The same, and the run of Muon in one process: every rank orthogonalises for itself."""
+    assert launch(work, 1, ["--run", "one-muon", *MUON])[0][0] == 0
+    return work
 
 
 @pytest.fixture
@@ -192,14 +200,15 @@ def test_parts_of_a_batch_add_up_to_it(work: Path) -> None:
         assert_same_training(work / "seed", work / "one")
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_ranks_train_the_same_network(work: Path, world: int) -> None:
+@pytest.mark.parametrize(("world", "settings"), [(2, ()), (4, ()), (2, MUON), (4, MUON)])
+def test_ranks_train_the_same_network(work_of_muon: Path, world: int, settings: tuple[str, ...]) -> None:
     """Seven samples over the ranks: their shares differ."""
-    run = work / f"world-{world}"
-    for code, said, complaint in launch(work, world, ["--run", run.name, "--train.micro_batch", "2"]):
+    work, optimizer = work_of_muon, "-muon" if settings else ""
+    run = work / f"world-{world}{optimizer}"
+    for code, said, complaint in launch(work, world, ["--run", run.name, "--train.micro_batch", "2", *settings]):
         assert (code, complaint) == (0, "")
         assert ("step 50/50" in said) == bool(said)  # one of them speaks
-    assert_same_training(run, work / "one")
+    assert_same_training(run, work / f"one{optimizer}")
 
 
 def last_step(run: Path) -> int:
