@@ -32,8 +32,10 @@ def attention_variants() -> Iterator[KernelVariant]:
         for (window, dtype), sizes in cases.items():
             for size in sizes:
                 form = choose_form(capability, TYPES_OF_QKV[dtype], padded_size(3 * size, 1), window)
+                targets = _targets(capability, size in LATEST.get((window, dtype), ()))
                 for variant in _kernels(window, size, dtype, form):
-                    yield replace(variant, targets=_targets(capability, size in LATEST.get((window, dtype), ())))
+                    name = variant.name + (", sm_120" if targets == (120,) else "")
+                    yield replace(variant, name=name, targets=targets)
     for window in (8, 16):
         yield _sums(window)
 
