@@ -167,7 +167,7 @@ def _around_linear(case: OpCase) -> Op:
         statistics = torch.ones(2, case.batch * PATCH**2, device=DEVICE)
         if of_gradient:
             upstream = torch.randn_like(stream)
-            given = (upstream, branch, stream, statistics, factors, vectors[0], dtype)
+            given = (upstream, branch, stream, statistics, factors, vectors[0], torch.float32, dtype, torch.float32)
             return lambda: ops.add_norm_gradient(*given)
         return lambda: ops.add_norm(stream, branch, vectors[0], factors, vectors[1], vectors[2], 1e-5, dtype)
 
