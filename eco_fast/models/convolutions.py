@@ -24,13 +24,14 @@ def convolution_fuses_relu(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
-    fault = fault_of(_with_cudnn, device, dtype)
+    fault = fault_of(cudnn_convolution_relu, device, dtype)
     if fault is not None:
         print(f"convolutions here do not take a ReLU along ({fault}): one pass more each", flush=True)
     return fault is None
 
 
-def _with_cudnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def cudnn_convolution_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(convolution + bias) in one pass: 3x3, one pixel of padding."""
     made: Tensor = torch.ops.aten.cudnn_convolution_relu(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
     return made
 

@@ -10,7 +10,7 @@ from eco_fast_kernels import add_parts, add_residual, bias_relu, column_sums, me
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eco_fast.models.convolutions import convolution_fuses_relu
+from eco_fast.models.convolutions import convolution_fuses_relu, cudnn_convolution_relu
 
 STRIDE_PADDING_DILATION = ((1, 1), (1, 1), (1, 1))
 
@@ -23,8 +23,7 @@ def convolve(x: Tensor, weight: Tensor) -> Tensor:
 def convolve_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """relu(convolution + bias): by cuDNN in one pass where it can, else in two."""
     if convolution_fuses_relu(x.device, x.dtype):
-        result: Tensor = torch.ops.aten.cudnn_convolution_relu(x, weight, bias, *STRIDE_PADDING_DILATION, 1)
-        return result
+        return cudnn_convolution_relu(x, weight, bias)
     return bias_relu(convolve(x, weight), bias)
 
 

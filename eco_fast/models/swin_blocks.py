@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from eco_fast_kernels import add_norm, bias_gelu, takes_windows, window_attention
+from eco_fast_kernels.attention import MASKED, relative_positions
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,9 +30,6 @@ class Stream(NamedTuple):
     """[C]: the branch's."""
     factors: Tensor | None = None
     """[N]: what each sample's branch is multiplied with; None for 1."""
-
-
-MASKED = -100.0  # added to the score of two tokens that the cyclic shift has made neighbours
 
 
 class Attention(nn.Module):
@@ -178,13 +176,6 @@ class Layer(RepeatedBlock):
         dtype = computed_in(x)
         y = residual_sum(tokens.permute(0, 3, 1, 2), branch.permute(0, 3, 1, 2), bias, dropped, dtype)
         return add_convolved(x.permute(0, 3, 1, 2), y, self.conv).permute(0, 2, 3, 1)
-
-
-def relative_positions(window: int) -> Tensor:
-    """Row of the bias table for each pair of a window's tokens: int64 [T, T]."""
-    place = torch.arange(window**2)
-    rows, columns = (side[:, None] - side[None] + window - 1 for side in (place // window, place % window))
-    return rows * (2 * window - 1) + columns
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:

@@ -34,7 +34,7 @@ def window_attention(qkv: Tensor, qkv_bias: Tensor, table: Tensor, window: int, 
     places = _places(height, width, window, shift, qkv.device)
     of_windows = (qkv + qkv_bias.to(qkv.dtype)).flatten(1, 2)[:, places]  # [N, windows, T, 3*C]
     q, k, v = of_windows.view(samples, -1, tokens, 3, heads, channels // 3 // heads).permute(3, 0, 1, 4, 2, 5)
-    bias = table[_relative_positions(window, qkv.device)].permute(2, 0, 1).to(qkv.dtype)  # [heads, T, T]
+    bias = table[relative_positions(window, qkv.device)].permute(2, 0, 1).to(qkv.dtype)  # [heads, T, T]
     scores = q @ k.mT * q.shape[-1] ** -0.5 + bias
     if shift:
         region = _regions(height, width, shift, qkv.device).flatten()[places]
@@ -51,7 +51,7 @@ def _places(height: int, width: int, window: int, shift: int, device: torch.devi
     return number.unfold(0, window, window).unfold(1, window, window).reshape(-1, window**2)
 
 
-def _relative_positions(window: int, device: torch.device) -> Tensor:
+def relative_positions(window: int, device: torch.device | None = None) -> Tensor:
     """Row of the table for each pair of tokens: int64 [T, T]."""
     token = torch.arange(window**2, device=device)
     rows, columns = (side[:, None] - side[None] + window - 1 for side in (token // window, token % window))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from eco_fast_kernels import attention, attention_registration
+from eco_fast_kernels.attention import relative_positions
 from eco_fast_kernels.fused import window_attention as forward
 from eco_fast_kernels.fused import window_attention_backward as backward
 from eco_fast_kernels.fused.window_tiles import TileForm, choose_form
@@ -13,7 +14,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from eco_fast.models.cpu.window_attention import attend_by_torch
-from eco_fast.models.swin_blocks import relative_positions, shift_mask
+from eco_fast.models.swin_blocks import shift_mask
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "_bfloat16_of_a_gpu")
 

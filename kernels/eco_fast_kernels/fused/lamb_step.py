@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eco_fast_kernels.checks import check_lamb, check_scalar
+from eco_fast_kernels.fused.blocks import load_block, store_block
 from eco_fast_kernels.reference import LambOptions
 
 CHUNK = 32768  # weights of one program
@@ -50,23 +51,6 @@ def _chunk(table, chunks, i_chunk, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     length = tl.minimum(CHUNK, numel - start)
     whole = length // BLOCK
     return i_tensor, i_part, start + tl.arange(0, BLOCK), whole, whole * BLOCK < length, numel
-
-
-@triton.jit
-def _load(pointer, o, numel, MASKED: tl.constexpr):
-    # A mask over a number that only the device knows would cost the 16-byte accesses: whole blocks go without.
-    if MASKED:
-        return tl.load(pointer + o, mask=o < numel, other=0.0)
-    else:  # Triton compiles both arms
-        return tl.load(pointer + o)
-
-
-@triton.jit
-def _store(pointer, o, value, numel, MASKED: tl.constexpr):
-    if MASKED:
-        tl.store(pointer + o, value, mask=o < numel)
-    else:
-        tl.store(pointer + o, value)
 
 
 @triton.jit
@@ -95,14 +79,14 @@ def _moments(
     """Update m and v of one block; returns p**2 and u**2."""
     p_exp_avg = _address(table, i_tensor, 2, ALIGNED)
     p_exp_avg_sq = _address(table, i_tensor, 3, ALIGNED)
-    b_gradient = _load(_address(table, i_tensor, 1, ALIGNED), o, numel, MASKED) * factor
+    b_gradient = load_block(_address(table, i_tensor, 1, ALIGNED), o, numel, MASKED) * factor
     if CLIP:
         b_gradient = tl.minimum(tl.maximum(b_gradient, -clip_value), clip_value)
-    b_parameter = _load(_address(table, i_tensor, 0, ALIGNED), o, numel, MASKED)
-    b_m = _load(p_exp_avg, o, numel, MASKED) * beta1 + b_gradient * one_minus_beta1
-    b_v = _load(p_exp_avg_sq, o, numel, MASKED) * beta2 + b_gradient * b_gradient * one_minus_beta2
-    _store(p_exp_avg, o, b_m, numel, MASKED)
-    _store(p_exp_avg_sq, o, b_v, numel, MASKED)
+    b_parameter = load_block(_address(table, i_tensor, 0, ALIGNED), o, numel, MASKED)
+    b_m = load_block(p_exp_avg, o, numel, MASKED) * beta1 + b_gradient * one_minus_beta1
+    b_v = load_block(p_exp_avg_sq, o, numel, MASKED) * beta2 + b_gradient * b_gradient * one_minus_beta2
+    store_block(p_exp_avg, o, b_m, numel, MASKED)
+    store_block(p_exp_avg_sq, o, b_v, numel, MASKED)
     b_update = _update(b_parameter, b_m, b_v, epsilon, weight_decay)
     return b_parameter * b_parameter, b_update * b_update
 
@@ -183,15 +167,15 @@ def _move(
 ):
     """Update the weights, and their average, of one block."""
     p_parameter = _address(table, i_tensor, 0, ALIGNED)
-    b_parameter = _load(p_parameter, o, numel, MASKED)
-    b_m = _load(_address(table, i_tensor, 2, ALIGNED), o, numel, MASKED)
-    b_v = _load(_address(table, i_tensor, 3, ALIGNED), o, numel, MASKED)
+    b_parameter = load_block(p_parameter, o, numel, MASKED)
+    b_m = load_block(_address(table, i_tensor, 2, ALIGNED), o, numel, MASKED)
+    b_v = load_block(_address(table, i_tensor, 3, ALIGNED), o, numel, MASKED)
     b_parameter -= rate * _update(b_parameter, b_m, b_v, epsilon, weight_decay)
-    _store(p_parameter, o, b_parameter, numel, MASKED)
+    store_block(p_parameter, o, b_parameter, numel, MASKED)
     if AVERAGE:
         p_average = _address(table, i_tensor, 4, ALIGNED)
-        b_average = _load(p_average, o, numel, MASKED)
-        _store(p_average, o, b_average + one_minus_decay * (b_parameter - b_average), numel, MASKED)
+        b_average = load_block(p_average, o, numel, MASKED)
+        store_block(p_average, o, b_average + one_minus_decay * (b_parameter - b_average), numel, MASKED)
 
 
 @triton.jit

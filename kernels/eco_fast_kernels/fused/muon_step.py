@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from eco_fast_kernels.checks import check_muon, check_scalar
+from eco_fast_kernels.fused.blocks import load_block, store_block
 from eco_fast_kernels.fused.newton_schulz import TiledMatrices, table_entry
 from eco_fast_kernels.muon import MOMENTUM, SMALLEST_NORM, Matrices, MuonOptions, MuonTensors
 
@@ -39,25 +40,8 @@ def _block(table, blocks, VALUES: tl.constexpr):
 
 
 @triton.jit
-def _load(pointer, o, numel, MASKED: tl.constexpr):
-    # A mask over a number that only the device knows would cost the 16-byte accesses: whole blocks go without.
-    if MASKED:
-        return tl.load(pointer + o, mask=o < numel, other=0.0)
-    else:  # Triton compiles both arms
-        return tl.load(pointer + o)
-
-
-@triton.jit
-def _store(pointer, o, value, numel, MASKED: tl.constexpr):
-    if MASKED:
-        tl.store(pointer + o, value, mask=o < numel)
-    else:
-        tl.store(pointer + o, value)
-
-
-@triton.jit
 def _gradient(gradients, o, numel, factor, clip_value, CLIP: tl.constexpr, MASKED: tl.constexpr):
-    b_gradient = _load(gradients, o, numel, MASKED) * factor
+    b_gradient = load_block(gradients, o, numel, MASKED) * factor
     if CLIP:
         b_gradient = tl.minimum(tl.maximum(b_gradient, -clip_value), clip_value)
     return b_gradient
@@ -69,8 +53,8 @@ def _momentum(
     MASKED: tl.constexpr,
 ):  # fmt: skip
     b_gradient = _gradient(gradients, o, numel, factor, clip_value, CLIP, MASKED)
-    b_momentum = MOMENTUM * _load(momentum, o, numel, MASKED) + b_gradient
-    _store(momentum, o, b_momentum, numel, MASKED)
+    b_momentum = MOMENTUM * load_block(momentum, o, numel, MASKED) + b_gradient
+    store_block(momentum, o, b_momentum, numel, MASKED)
     b_step = b_gradient + MOMENTUM * b_momentum
     tl.store(sums + tl.program_id(0), tl.sum(b_step * b_step, axis=0))
 
@@ -115,7 +99,7 @@ def _normalise(
     MASKED: tl.constexpr,
 ):  # fmt: skip
     b_gradient = _gradient(gradients, o, numel, factor, clip_value, CLIP, MASKED)
-    b_step = b_gradient + MOMENTUM * _load(momentum, o, numel, MASKED)
+    b_step = b_gradient + MOMENTUM * load_block(momentum, o, numel, MASKED)
     tl.store(x + places, (b_step / norm).to(x.dtype.element_ty), mask=o < numel)
 
 
@@ -142,8 +126,8 @@ def normalise_kernel(
 
 @triton.jit
 def _average(average, b_weight, o, numel, one_minus_decay, MASKED: tl.constexpr):
-    b_average = _load(average, o, numel, MASKED)
-    _store(average, o, b_average + one_minus_decay * (b_weight - b_average), numel, MASKED)
+    b_average = load_block(average, o, numel, MASKED)
+    store_block(average, o, b_average + one_minus_decay * (b_weight - b_average), numel, MASKED)
 
 
 @triton.jit
@@ -158,14 +142,14 @@ def _adam(
     CLIP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     b_gradient = _gradient(gradients, o, numel, factor, clip_value, CLIP, MASKED)
-    b_m = _load(exp_avg, o, numel, MASKED) * beta1 + b_gradient * one_minus_beta1
-    b_v = _load(exp_avg_sq, o, numel, MASKED) * beta2 + b_gradient * b_gradient * one_minus_beta2
-    _store(exp_avg, o, b_m, numel, MASKED)
-    _store(exp_avg_sq, o, b_v, numel, MASKED)
-    b_weight = _load(weights, o, numel, MASKED)
+    b_m = load_block(exp_avg, o, numel, MASKED) * beta1 + b_gradient * one_minus_beta1
+    b_v = load_block(exp_avg_sq, o, numel, MASKED) * beta2 + b_gradient * b_gradient * one_minus_beta2
+    store_block(exp_avg, o, b_m, numel, MASKED)
+    store_block(exp_avg_sq, o, b_v, numel, MASKED)
+    b_weight = load_block(weights, o, numel, MASKED)
     b_root = tl.sqrt_rn(tl.div_rn(b_v, second)) + epsilon
     b_weight -= rate * (tl.div_rn(tl.div_rn(b_m, first), b_root) + weight_decay * b_weight)
-    _store(weights, o, b_weight, numel, MASKED)
+    store_block(weights, o, b_weight, numel, MASKED)
     if AVERAGE:
         _average(average, b_weight, o, numel, one_minus_decay, MASKED)
 
@@ -201,9 +185,9 @@ def _move(
     weights, average, b_update, o, numel, rate, weight_decay, one_minus_decay, AVERAGE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    b_weight = _load(weights, o, numel, MASKED)
+    b_weight = load_block(weights, o, numel, MASKED)
     b_weight -= rate * (b_update + weight_decay * b_weight)
-    _store(weights, o, b_weight, numel, MASKED)
+    store_block(weights, o, b_weight, numel, MASKED)
     if AVERAGE:
         _average(average, b_weight, o, numel, one_minus_decay, MASKED)
 

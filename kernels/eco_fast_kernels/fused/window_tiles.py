@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eco_fast_kernels.attention import fits, has_tensor_cores
+from eco_fast_kernels.attention import MASKED, fits, has_tensor_cores
 
-MASKED = tl.constexpr(-100.0)  # added to the score of two tokens that are neighbours only across the image's edges
+SCORE_MASKED = tl.constexpr(MASKED)
 
 
 class TileForm(NamedTuple):
@@ -101,7 +101,7 @@ def mask_of(window, i_one, i_other, height, width, SIDE: tl.constexpr, SHIFT: tl
     lowest, rightmost = window // across % down == down - 1, window % across == across - 1
     apart = lowest & ((i_one // SIDE < SIDE - SHIFT) != (i_other // SIDE < SIDE - SHIFT))
     apart |= rightmost & ((i_one % SIDE < SIDE - SHIFT) != (i_other % SIDE < SIDE - SHIFT))
-    return tl.where(apart, MASKED, 0.0)
+    return tl.where(apart, SCORE_MASKED, 0.0)
 
 
 @triton.jit
