@@ -17,9 +17,6 @@ import torch
 from eco_fast_kernels import (
     StepRules,
     StepState,
-    add_norm,
-    attention,
-    bias_gelu,
     blended_loss,
     crop_side,
     cut_crops,
@@ -27,16 +24,14 @@ from eco_fast_kernels import (
     decision,
     downsample_blend,
     margin_of,
-    normalisation,
     reference,
-    window_attention,
 )
 from eco_fast_kernels.crops import empty_crops, move_crops
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from bench import compulsory
-from bench.epilogue_work import epilogue_work
+from bench.network_op_work import network_op_work
 from bench.plain import lamb_parameters, lamb_per_tensor, rcan_shapes
 from eco_fast.config import Optimizer, RcanModel
 from eco_fast.models import build
@@ -112,81 +107,19 @@ def test_blended_loss(benchmark: BenchmarkFixture, device: str, kind: reference.
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("channels", [60, 180])
-def test_add_norm(benchmark: BenchmarkFixture, device: str, channels: int, way: str) -> None:
-    """A block's end and the next one's LayerNorm, with the gradients; a float32 stream, the rest in bfloat16."""
-    stream, branch = (torch.randn(SAMPLES, PATCH, PATCH, channels, device=device) for _ in range(2))
-    leaves = [stream, branch.bfloat16(), *(torch.randn(channels, device=device) for _ in range(3))]
-    stream, branch, branch_bias, weight, bias = (leaf.requires_grad_() for leaf in leaves)
-    factors = torch.rand(SAMPLES, device=device)
-    upstream = [torch.randn_like(one).detach() for one in (stream, branch)]
-
-    def run(add: Callable[..., tuple[Tensor, Tensor]]) -> object:
-        made = add(stream, branch, branch_bias, factors, weight, bias, 1e-5, torch.bfloat16)
-        return torch.autograd.grad(made, leaves, upstream)
-
-    compiled = torch.compile(normalisation.add_norm, dynamic=False)
-    ways = {
-        "op": lambda: run(add_norm),
-        "reference": lambda: run(normalisation.add_norm),
-        "compiled": lambda: run(compiled),
-    }
-    moved = stream.numel() * sum(compulsory.add_norm(4, 2, of_gradient=backward) for backward in (False, True))
-    _measure(benchmark, f"add_norm {channels}", ways, way, moved, device)
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("channels", [120, 360])
-def test_bias_gelu(benchmark: BenchmarkFixture, device: str, channels: int, way: str) -> None:
-    """An MLP's hidden layer, with the gradients, in bfloat16."""
-    x = torch.randn(SAMPLES, PATCH, PATCH, channels, device=device, dtype=torch.bfloat16, requires_grad=True)
-    bias, upstream = torch.randn(channels, device=device, requires_grad=True), torch.randn_like(x).detach()
-    compiled = torch.compile(normalisation.bias_gelu, dynamic=False)
-
-    def run(activate: Callable[..., Tensor]) -> object:
-        return torch.autograd.grad(activate(x, bias), (x, bias), upstream)
-
-    ways = {
-        "op": lambda: run(bias_gelu),
-        "reference": lambda: run(normalisation.bias_gelu),
-        "compiled": lambda: run(compiled),
-    }
-    moved = x.numel() * sum(compulsory.bias_gelu(2, of_gradient=backward) for backward in (False, True))
-    _measure(benchmark, f"bias_gelu {channels}", ways, way, moved, device)
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shift", [0, 4])
-def test_window_attention(benchmark: BenchmarkFixture, device: str, shift: int, way: str) -> None:
-    """A block of SwinIR-small, with gradients."""
-    qkv = torch.randn(SAMPLES, PATCH, PATCH, 180, device=device, requires_grad=True)
-    qkv_bias, table = (torch.randn(shape, device=device, requires_grad=True) for shape in ((180,), (225, 6)))
-    upstream = torch.randn(SAMPLES, PATCH, PATCH, 60, device=device)
-
-    def plain() -> Tensor:
-        return attention.window_attention(qkv, qkv_bias, table, 8, shift)
-
-    compiled = torch.compile(plain, dynamic=False)
-
-    def backward(out: Tensor) -> object:
-        return torch.autograd.grad(out, (qkv, qkv_bias, table), upstream)
-
-    ways = {
-        "op": lambda: backward(window_attention(qkv, qkv_bias, table, 8, shift)),
-        "reference": lambda: backward(plain()),
-        "compiled": lambda: backward(compiled()),
-    }
-    moved = upstream.numel() * compulsory.window_attention(upstream.element_size())
-    _measure(benchmark, f"window_attention, shift {shift}", ways, way, moved, device)
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("channels", [64, 256])
-@pytest.mark.parametrize("op", ["residual_epilogues", "channel_attention"])
-def test_epilogues(benchmark: BenchmarkFixture, device: str, op: str, channels: int, way: str) -> None:
-    """A block of EDSR or RCAN without its convolutions, forward and backward."""
-    ours, plain, moved = epilogue_work(op, SAMPLES, channels, device)
-    ways = {"op": ours, "reference": plain, "compiled": _compiled(plain)}
+@pytest.mark.parametrize(
+    ("op", "channels"),
+    [
+        *(("residual_epilogues", channels) for channels in (64, 256)),
+        *(("channel_attention", channels) for channels in (64, 256)),
+        *(("add_norm", channels) for channels in (60, 180)),
+        *(("bias_gelu", channels) for channels in (120, 360)),
+        *(("window_attention", channels) for channels in (60, 180)),
+    ],
+)
+def test_network_ops(benchmark: BenchmarkFixture, device: str, op: str, channels: int, way: str) -> None:
+    """What networks do around convolutions and matrix products, with the gradients, in bfloat16."""
+    ways, moved = network_op_work(op, SAMPLES, channels, device)
     _measure(benchmark, f"{op}, {channels} channels", ways, way, moved, device)
 
 

@@ -1,6 +1,8 @@
 """The GPU day without a GPU: its clock and its results, and the page that is made of them."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from bench.gpu_day import day as gpu_day
 from bench.gpu_day.day import Day, Section
 from bench.gpu_day.page import UNKNOWN, page
 from bench.gpu_day.plan import OPS, RECIPES, STEPS
-from bench.gpu_day.suites import read_report
+from bench.gpu_day.suites import read_log
 from tests.helpers import HANGS
 
 PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
@@ -119,9 +121,29 @@ def test_a_second_process_goes_on_with_the_results(tmp_path: Path) -> None:
     ]
 
 
-def test_a_report_of_pytest_is_read(tmp_path: Path) -> None:
-    cases = "<testcase/><testcase><skipped/></testcase><testcase classname='a' name='b'><failure/></testcase>"
-    cases += "<testcase classname='c' name='d'><error/></testcase>"
-    report = tmp_path / "junit.xml"
-    report.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>", encoding="utf-8")
-    assert read_report(report) == {"passed": 1, "skipped": 1, "failed": ["a::b", "c::d"]}
+ALL_OUTCOMES = """
+import pytest
+
+@pytest.fixture
+def broken(): raise OSError
+
+def test_passes(): pass
+def test_skips(): pytest.skip("why - so")
+@pytest.mark.parametrize("x", ["a b"])
+def test_fails(x): assert not x
+def test_breaks(broken): pass
+"""
+
+
+def test_what_pytest_says_is_read(tmp_path: Path) -> None:
+    """Also of tests that were ended halfway, or never began."""
+    (tmp_path / "test_all.py").write_text(ALL_OUTCOMES, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-n", "1", "test_all.py"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    failed = ["test_all.py::test_fails[a b]", "test_all.py::test_breaks"]
+    assert read_log(said) == {"passed": 1, "skipped": 1, "failed": failed}
+    assert read_log(said[: said.index("test_breaks")]) == {"passed": 1, "skipped": 1, "failed": failed[:1]}
+    (tmp_path / "test_all.py").write_text("import nothing_of_this_name", encoding="utf-8")
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert read_log(said) == {"passed": 0, "skipped": 0, "failed": ["test_all.py"]}
+    assert read_log("Killed") == {"passed": 0, "skipped": 0, "failed": ["Killed"]}

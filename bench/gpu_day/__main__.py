@@ -27,6 +27,7 @@ SECTIONS = (
     Section("recipes", 120, steps.measure_recipes),
     Section("kernels_speed", 40, kernels.measure_kernels),
     Section("images", 40, images.measure_images),
+    Section("compiled_ops", 40, kernels.measure_compiled),
     Section("options", 20, options.try_options),
     Section("counters", 20, options.read_counters),
 )

@@ -55,7 +55,10 @@ class Day:
             "facts": {},
             "ceilings": {},
             "tests": {},
-            **{kind: [] for kind in ("checks", "steps", "ops", "images", "options", "counters", "skipped")},
+            **{
+                kind: []
+                for kind in ("checks", "steps", "ops", "compiled_ops", "images", "options", "counters", "skipped")
+            },
             "seconds": {},
             "errors": {},
         }

@@ -16,7 +16,6 @@ from eco_fast_kernels import (
     empty_crops,
     margin_of,
     move_crops,
-    window_attention,
 )
 from eco_fast_kernels.fused import add_norm as fused_norm
 from eco_fast_kernels.fused import bias_gelu as fused_gelu
@@ -34,10 +33,10 @@ from eco_fast_kernels.fused import window_attention_backward as fused_attention_
 from torch import Tensor
 
 from bench import compulsory
-from bench.epilogue_work import epilogue_work
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.plan import OPS, OpCase
 from bench.gpu_day.timing import graph_seconds, host_seconds
+from bench.network_op_work import network_op_work
 from eco_fast import config
 from eco_fast.config import EdsrModel, Model, Optimizer, RcanModel
 from eco_fast.models import build
@@ -71,7 +70,7 @@ Op = tuple[Callable[[], Work], float]
 
 
 def measure_kernels(day: Day) -> None:
-    """Every op in the order of `plan.OPS`; then what the compiler made of them."""
+    """Every op in the order of `plan.OPS`; then registers and spills of what was launched."""
     copy_rate = day.results["ceilings"].get("copy_gb_per_s")
     for case in OPS:
         name = " ".join(map(str, case.key.values()))
@@ -95,6 +94,18 @@ def measure_kernels(day: Day) -> None:
     day.results["loaded_kernels"] = loaded_kernels()
 
 
+def measure_compiled(day: Day) -> None:
+    """What the compiler makes of the networks' formulas in plain torch, timed as the ops are."""
+    for case in OPS:
+        name = f"{case.op} {case.layout}, compiled"
+        if not case.channels or not day.has_time(name, 8):
+            continue
+        _, moved = op_of(case)
+        copies = range(2 if day.rehearse else copies_beyond_the_caches(moved))
+        works = [network_op_work(case.op, case.batch, case.channels, DEVICE)[0]["compiled"] for _ in copies]
+        day.add("compiled_ops", **case.key, us=1e6 * graph_seconds(works))
+
+
 def copies_beyond_the_caches(moved: float) -> int:
     """So many inputs that the L2 cache holds less than half of them."""
     cache = torch.cuda.get_device_properties(DEVICE).L2_cache_size
@@ -105,9 +116,11 @@ def op_of(case: OpCase) -> Op:
     """The op of a case."""
     if case.op == "lamb_step":
         return _lamb(NETWORKS[case.variant])
-    for makes, names in MAKERS.items():
-        if case.op.startswith(names):
-            return makes(case)
+    if case.op == "cut_crops":
+        return _cut(case)
+    if case.channels:
+        _, moved = network_op_work(case.op, case.batch, case.channels, "meta")
+        return lambda: network_op_work(case.op, case.batch, case.channels, DEVICE)[0]["op"], moved
     alpha, scale = torch.tensor(0.5, device=DEVICE), case.scale
 
     if case.op == "downsample_blend":
@@ -153,56 +166,6 @@ def _cut(case: OpCase) -> Op:
     return make, 2 * case.batch * side * side * 3
 
 
-def _around_linear(case: OpCase) -> Op:
-    """A block's end and the next one's LayerNorm, on a float32 stream, or an MLP's hidden layer; or their gradients."""
-    size, name = case.variant.split()
-    channels, dtype, of_gradient = int(size), DTYPES[name], case.op.endswith("gradient")
-    ops = torch.ops.eco_fast
-    shape = (case.batch, PATCH, PATCH, channels)
-    values = case.batch * PATCH**2 * channels
-
-    def make_norm() -> Work:
-        stream, branch = torch.randn(shape, device=DEVICE), torch.randn(shape, device=DEVICE, dtype=dtype)
-        factors, *vectors = (torch.ones(one, device=DEVICE) for one in (case.batch, channels, channels, channels))
-        statistics = torch.ones(2, case.batch * PATCH**2, device=DEVICE)
-        if of_gradient:
-            upstream = torch.randn_like(stream)
-            given = (upstream, branch, stream, statistics, factors, vectors[0], torch.float32, dtype, torch.float32)
-            return lambda: ops.add_norm_gradient(*given)
-        return lambda: ops.add_norm(stream, branch, vectors[0], factors, vectors[1], vectors[2], 1e-5, dtype)
-
-    def make_gelu() -> Work:
-        x, bias = torch.randn(shape, device=DEVICE, dtype=dtype), torch.ones(channels, device=DEVICE)
-        upstream = torch.randn_like(x)
-        return lambda: ops.bias_gelu_gradient(upstream, x, bias) if of_gradient else ops.bias_gelu(x, bias)
-
-    if case.op.startswith("add_norm"):
-        return make_norm, values * compulsory.add_norm(4, dtype.itemsize, of_gradient=of_gradient)
-    return make_gelu, values * compulsory.bias_gelu(dtype.itemsize, of_gradient=of_gradient)
-
-
-def _attention(case: OpCase) -> Op:
-    """A block of SwinIR-small with shifted windows, forward and backward."""
-
-    def make() -> Work:
-        qkv, upstream = (
-            torch.randn(case.batch, PATCH, PATCH, channels, device=DEVICE, dtype=DTYPES[case.variant])
-            for channels in (180, 60)
-        )
-        qkv_bias, table = torch.randn(180, device=DEVICE), torch.randn(225, 6, device=DEVICE)
-        inputs = [tensor.requires_grad_() for tensor in (qkv, qkv_bias, table)]
-        return lambda: torch.autograd.grad(window_attention(qkv, qkv_bias, table, 8, 4), inputs, upstream)
-
-    return make, case.batch * PATCH**2 * 60 * compulsory.window_attention(DTYPES[case.variant].itemsize)
-
-
-def _epilogues(case: OpCase) -> Op:
-    """A block of EDSR or RCAN without its convolutions."""
-    channels = int(case.layout.partition(" ")[0])
-    _, _, moved = epilogue_work(case.op, case.batch, channels, "meta")
-    return lambda: epilogue_work(case.op, case.batch, channels, DEVICE)[0], moved
-
-
 def _lamb(model: Model) -> Op:
     """The skip rule and the update of all weights; the gradients are clipped as the recipes clip them."""
     optimizer: Optimizer = config.load("edsr_x2_eco").optimizer
@@ -215,14 +178,6 @@ def _lamb(model: Model) -> Op:
         return lambda: updater.step(rate)
 
     return make, weights * compulsory.lamb_step()
-
-
-MAKERS: dict[Callable[[OpCase], Op], tuple[str, ...]] = {
-    _cut: ("cut_crops",),
-    _around_linear: ("add_norm", "bias_gelu"),
-    _attention: ("window_attention",),
-    _epilogues: ("residual_epilogues", "channel_attention"),
-}
 
 
 def loaded_kernels() -> list[dict[str, object]]:
