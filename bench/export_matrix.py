@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from eco_fast.data.folders import builtin_images
 from eco_fast.data.images import read_image
-from eco_fast.data.resize import downsample_image, modcrop
+from eco_fast.data.resize import downsample_image
 from eco_fast.interop.export import ExportedFile, export
 from eco_fast.interop.export.formats import FORMATS, why_not
 from eco_fast.models import Network, save_network
@@ -31,7 +31,8 @@ from eco_fast.utils.table_io import Table, write_csv
 
 RESULTS = Path(__file__).parents[1] / "docs" / "export-matrix.csv"
 PAGE = RESULTS.with_name("export.md")
-SIDE = 64  # LR pixels a side of the photograph that the last convolution is fitted to
+LARGEST_SIDE = 64  # LR pixels a side of the photograph that the last convolution is fitted to
+WINDOW = 16  # what the side is a multiple of, so that no network pads
 RIDGE = 1.0  # of the mean square of its inputs' variations
 NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[int], Network]]] = {
     "EDSR-baseline": ((2, 3, 4, 8), EDSR),
@@ -54,7 +55,10 @@ def fit_to_images(network: Network) -> None:
     show in sums of large numbers that nearly cancel.
     """
     scale, path = network.scale, dict(builtin_images("test"))["builtin/coffee.png"]
-    hr = modcrop(read_image(path)[100 : 100 + SIDE * scale, 200 : 200 + SIDE * scale], scale)
+    photo = read_image(path)
+    side = scale * min(LARGEST_SIDE, photo.shape[0] // scale // WINDOW * WINDOW)
+    top = min(100, photo.shape[0] - side)
+    hr = photo[top : top + side, -side:]
     lr, wanted = (torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in (downsample_image(hr, scale), hr))
     *_, last = (module for module in network.modules() if isinstance(module, nn.Conv2d))
     assert last.bias is not None
