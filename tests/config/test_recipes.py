@@ -65,7 +65,7 @@ def test_scores_are_ordered_as_the_paper_claims() -> None:
 @EVERY_RECIPE
 def test_its_name_tells_what_it_does(name: str) -> None:
     recipe = config.load(name)
-    if name == "quickstart":
+    if name == "quickstart" or name.startswith("speedrun"):
         return
     assert f"_x{recipe.scale}_" in name
     assert recipe.objective.name in name
@@ -81,6 +81,18 @@ def test_its_name_tells_what_it_does(name: str) -> None:
         rate = 3.2e-3 if "double_rate" in name else 1.6e-3
         assert (recipe.optimizer.name, recipe.optimizer.learning_rate) == ("lamb", rate)
         assert (recipe.train.batch_size, recipe.train.steps, recipe.optimizer.schedule) == (128, 125_000, "cosine")
+
+
+@pytest.mark.parametrize("track", ["speedrun_edsr_small_x2", "speedrun_edsr_baseline_x2"])
+def test_the_recipes_of_a_speedrun_differ_in_optimizer_and_length(track: str) -> None:
+    muon, adam, lamb = (config.load(f"{track}{end}") for end in ("", "_adam", "_lamb"))
+    assert [one.optimizer.name for one in (muon, adam, lamb)] == ["muon", "adam", "lamb"]
+    assert {one.objective.name for one in (muon, adam, lamb)} == {"eco"}
+    assert adam.train == lamb.train
+    assert adam.train.steps == 4 * muon.train.steps
+    for other in (adam, lamb):
+        differs = {key for key in config.differences(muon, other) if not key.startswith("optimizer.")}
+        assert differs == {"description", "train.steps"}
 
 
 def test_rcan_x4_is_the_papers_exception() -> None:
