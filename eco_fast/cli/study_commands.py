@@ -28,8 +28,17 @@ def add_studies(commands: Commands) -> None:
         ),
         option("--across", "KEY=[...]", "each variant with each of these values of a key", action="append", default=[]),
         option("--seeds", "N", "runs of each variant (%(default)s)", type=int, default=3),
+        option(
+            "--tune",
+            "KEY=[...]",
+            "first pick each variant's best of these values of a key, on the validation images",
+            action="append",
+            default=[],
+        ),
+        option("--tuning-seeds", "N", "runs of each value that --tune tries (%(default)s)", type=int, default=1),
         usage="eco-fast compare RECIPE [--run DIR] [--variant NAME [KEY=VALUE ...]]\n"
-        "       [--across KEY=[...]] [--seeds N] [--KEY VALUE ...]",
+        "       [--across KEY=[...]] [--seeds N] [--tune KEY=[...]] [--tuning-seeds N]\n"
+        "       [--KEY VALUE ...]",
         **WITH_KEYS,
     )
     add_keys(compare)
@@ -133,7 +142,7 @@ def _compare(args: argparse.Namespace) -> None:
     folder = args.folder or Path("runs") / f"{Path(args.recipe).stem}-compared"
     resolved = config.load(args.recipe, args.overrides)
     with distributed.process_group(resolved.train.timeout):
-        compare(resolved, args.variants, args.across, args.seeds, folder)
+        compare(resolved, args.variants, args.across, args.seeds, folder, args.tune, args.tuning_seeds)
 
 
 def _report(args: argparse.Namespace) -> None:

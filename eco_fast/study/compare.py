@@ -7,13 +7,13 @@ share the work, one run at a time each.
 DIR/store/                      the decoded images and centroids, unless data.store names a folder
 DIR/pinned.json                 the images that all of them train on; see `training/pinned.py`
 DIR/teachers/steps=N/           the run folder of a teacher that is trained here
+DIR/tuning/VARIANT/seed=S/      the run folder of one that picks values; see `tuning.py`
 DIR/runs/VARIANT/seed=S/        a run folder; its scores.json is written last
 DIR/table.* curves.* ...        see `comparison_report.py`; report.html holds all of it
 """
 
 import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,15 +23,13 @@ from eco_fast.config import Config, Teacher
 from eco_fast.data.batch import BatchPlanner
 from eco_fast.data.open_loader import choose_loader
 from eco_fast.data.sources import ImageSource, sizes_of
-from eco_fast.evaluation.benchmarks import BenchmarkSets, read_images, read_sets, set_name
-from eco_fast.evaluation.evaluate import json_safe
-from eco_fast.evaluation.metrics import average
-from eco_fast.evaluation.scoring import pairs_of, score_network
-from eco_fast.models import Network, load_network_of_scale
+from eco_fast.models import load_network_of_scale
 from eco_fast.study.comparison import PlannedRun, StoredScores, collect
 from eco_fast.study.comparison_page import write_comparison_page
 from eco_fast.study.comparison_report import show_comparison, write_comparison
-from eco_fast.study.variants import Variant, make_variants, seeds_of
+from eco_fast.study.scored_sets import ScoredSets
+from eco_fast.study.tuning import describe_pick, pick
+from eco_fast.study.variants import Variant, make_variants, seeds_of, tuned_variants, tuning_seeds_of
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.crops import SAMPLES, cut_crops, write_crops
 from eco_fast.training.loop import train_network
@@ -53,7 +51,7 @@ from eco_fast.training.training_data import (
 from eco_fast.training.validation import ValidationSets
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
-from eco_fast.utils.files import name_damaged, sha256_of, write_json
+from eco_fast.utils.files import sha256_of, write_json
 from eco_fast.utils.lasting import lasting_output
 from eco_fast.utils.locks import TakenError, file_lock
 
@@ -61,64 +59,52 @@ SAMPLED = 64  # steps whose samples the fingerprint of a run covers
 SHOWN = 4  # images of the validation whose crops are kept of each run
 
 
-def compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str], seeds: int, folder: Path) -> None:
+def compare(
+    base: Config,
+    wanted: Sequence[Sequence[str]],
+    across: Sequence[str],
+    seeds: int,
+    folder: Path,
+    tune: Sequence[str] = (),
+    tuning_seeds: int = 1,
+) -> None:
     """Train what is not finished yet, and write and show the results of all finished runs.
 
-    `wanted` and `across` are those of `make_variants`, `seeds` the number of runs of each variant.
+    `wanted` and `across` are those of `make_variants`, `tune` is that of `tuned_variants`; `seeds` counts the runs of
+    each variant, `tuning_seeds` those of each of its values before.
 
     Raises:
         ValueError: bad variants, images or teachers; or, after all other runs are finished, the first that failed.
     """
     with lasting_output(), stops_cleanly():
-        _compare(for_all(base, folder), wanted, across, seeds, folder)
-
-
-def _compare(base: Config, wanted: Sequence[Sequence[str]], across: Sequence[str], seeds: int, folder: Path) -> None:
-    variants = make_variants(base, wanted, across)
-    runs = [planned(variant, seed, folder) for seed in seeds_of(base, seeds) for variant in variants]
-    sets = ScoredSets(base)
-    device = pick_device(base.train.device)
-    check_start(base.model.start_from, folder)
-    check_trackers(name for variant in variants for name in variant.recipe.train.trackers)
-    loader, why = choose_loader(base.data, device)
-    for run in runs:
-        check_folder(run.folder, run.recipe, resume=True, same_course=True)
-    named = {variant.recipe.teacher.checkpoint for variant in variants if variant.recipe.needs_centroids} - {"self"}
-    given = {name: load_teacher(Path(name), base.scale) for name in sorted(named)}  # refuse a bad one before any work
-    print(f"{folder}: {len(variants)} variants of {seeds} seeds on {device_name(device)}", flush=True)
-    print(f"loader: {loader}, {why}", flush=True)
-    with ExitStack() as lock:
-        distributed.on_rank0(lambda: _lock(lock, folder / "locks" / "material", wait=True))
-        distributed.on_rank0(lambda: begin_anew(folder, runs))
-        material = prepare_material(base, variants, given, folder, sets)
-    failed: dict[str, ValueError] = {}
-    for run in runs:
-        with ExitStack() as lock:
-            if refusal := distributed.on_rank0(lambda: _lock(lock, folder / "locks" / run.name)):  # noqa: B023 - now
-                print(f"{run.name}: another process is running it: {refusal}", flush=True)
-            elif not run.finished:
-                try:
-                    carry_out(run, material, sets)
-                except ValueError as error:
-                    failed[run.name] = error
-                    print(f"{run.name} failed: {error}", flush=True)
-    results = collect(runs, list(sets.every), material.teachers)
-    if distributed.is_main_process():
-        write_comparison(folder, results)
-        show_comparison(folder, results)
-        report_if_possible(write_comparison_page, folder)
+        base = for_all(base, folder)
+        variants = make_variants(base, wanted, across)
+        tried = [tuned_variants(base, variant, tune) for variant in variants]
+        every = list(itertools.chain(*tried))
+        trial_seeds, scored = tuning_seeds_of(base, tuning_seeds) if tune else [], seeds_of(base, seeds)
+        trials = [planned(one, seed, folder, "tuning") for seed in trial_seeds for one in every]
+        sets = ScoredSets(base)
+        for run in [*trials, *(planned(one, seed, folder) for seed in scored for one in every)]:
+            check_folder(run.folder, run.recipe, resume=True, same_course=True)
+        print(f"{folder}: {len(variants)} variants of {seeds} seeds", flush=True)
+        material = begin_material(base, every, folder, sets)
+        carry_out_all(trials, material, sets.without_others(), folder, wait=True)
+        picks = distributed.on_rank0(
+            lambda: [pick(*one, trials, sets.chooses) for one in zip(variants, tried, strict=True) if trials]
+        )
+        for found in picks:
+            print(describe_pick(found), flush=True)
+        compared = [found.picked for found in picks] or variants
+        runs = [planned(variant, seed, folder) for seed in scored for variant in compared]
+        failed = carry_out_all(runs, material, sets, folder)
+        results = collect(runs, list(sets.every), material.teachers)
+        if distributed.is_main_process():
+            write_comparison(folder, results, picks)
+            show_comparison(folder, results, picks)
+            report_if_possible(write_comparison_page, folder)
     if failed:
         name, reason = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed, and are missing in the tables; {name}: {reason}")
-
-
-def _lock(stack: ExitStack, path: Path, *, wait: bool = False) -> str:
-    """Hold a lock file until the stack ends; says who holds it already, if another process does."""
-    try:
-        stack.enter_context(file_lock(path, wait=wait))
-    except TakenError as error:
-        return str(error)
-    return ""
 
 
 def for_all(base: Config, folder: Path) -> Config:
@@ -128,19 +114,19 @@ def for_all(base: Config, folder: Path) -> Config:
     return base.model_copy(update={"data": data, "train": train})
 
 
-def planned(variant: Variant, seed: int, folder: Path) -> PlannedRun:
-    """A variant's run of a seed; its recipe names its teacher's checkpoint, given or trained here."""
+def planned(variant: Variant, seed: int, folder: Path, kind: str = "runs") -> PlannedRun:
+    """A variant's run of a seed, of kind runs or tuning; its recipe names its teacher's checkpoint."""
     recipe = variant.recipe.model_copy(update={"seed": seed})
     if recipe.needs_centroids:
         checkpoint = teacher_checkpoint(variant.recipe.teacher, folder)
         teacher = recipe.teacher.model_copy(update={"checkpoint": str(checkpoint)})
         recipe = recipe.model_copy(update={"teacher": teacher})
-    return PlannedRun(variant, seed, folder / "runs" / variant.name / f"seed={seed}", recipe)
+    return PlannedRun(variant, seed, folder / kind / variant.name / f"seed={seed}", recipe)
 
 
-def begin_anew(folder: Path, runs: Sequence[PlannedRun]) -> None:
+def begin_anew(folder: Path) -> None:
     """Forget the images of a comparison that has trained nothing."""
-    if not any(map(begun, [*(run.folder for run in runs), *folder.glob("teachers/*")])):
+    if not any(begun(one) for kind in ("runs/*/*", "tuning/*/*", "teachers/*") for one in folder.glob(kind)):
         (folder / PINNED).unlink(missing_ok=True)
 
 
@@ -156,49 +142,6 @@ def teacher_checkpoint(teacher: Teacher, folder: Path) -> Path:
     return weights_path(teacher_folder(teacher, folder) / CHECKPOINTS, "last")
 
 
-class ScoredSets:
-    """The sets that networks are scored on.
-
-    Raises:
-        ValueError: bad images, or none for the validation.
-    """
-
-    def __init__(self, base: Config) -> None:
-        data, scale = base.data, base.scale
-        if not data.validation:
-            raise ValueError(
-                "a comparison needs validation images to select the best checkpoints: "
-                "for example --data.validation Kodak24"
-            )
-        self.base = base
-        self.validation = read_images(data.validation, scale)
-        self.monitored: BenchmarkSets = read_sets(data.monitor, scale)
-        validation: BenchmarkSets = {"+".join(map(set_name, data.validation)): self.validation}
-        self.every: BenchmarkSets = {**validation, **self.monitored, **read_sets(data.test, scale)}
-        """All sets that finished networks are scored on; the first one is the validation's."""
-
-    def score(self, network: Network) -> StoredScores:
-        """The mean scores of a network over each set."""
-        data, device = self.base.data, pick_device(self.base.train.device)
-        network.to(device)
-        scores = {
-            name: score_network(
-                network, pairs_of(images, network.scale, data.rounding, noise_sigma=data.noise_sigma, device=device)
-            )
-            for name, images in self.every.items()
-        }
-        return {name: json_safe(average(list(one.values()))) for name, one in scores.items()}
-
-    def score_once(self, network: Network, kept: Path) -> StoredScores:
-        """The same, kept in a file."""
-        if not kept.is_file():
-            scores = self.score(network)
-            distributed.on_rank0(lambda: write_json(kept, scores))
-        with name_damaged(kept):
-            result: StoredScores = json.loads(kept.read_text(encoding="utf-8"))
-        return result
-
-
 @dataclass(frozen=True)
 class Material:
     """What the runs train on.
@@ -212,6 +155,21 @@ class Material:
     images: TrainingImages
     centroids: dict[Teacher, ImageSource]
     teachers: dict[str, StoredScores]
+
+
+def begin_material(base: Config, variants: Sequence[Variant], folder: Path, sets: ScoredSets) -> Material:
+    """Refuse what can be refused before any work, say who works, and make what the runs train on."""
+    device = pick_device(base.train.device)
+    check_start(base.model.start_from, folder)
+    check_trackers(name for variant in variants for name in variant.recipe.train.trackers)
+    loader, why = choose_loader(base.data, device)
+    named = {variant.recipe.teacher.checkpoint for variant in variants if variant.recipe.needs_centroids} - {"self"}
+    given = {name: load_teacher(Path(name), base.scale) for name in sorted(named)}
+    print(f"on {device_name(device)}; loader: {loader}, {why}", flush=True)
+    with ExitStack() as lock:
+        distributed.on_rank0(lambda: _lock(lock, folder / "locks" / "material", wait=True))
+        distributed.on_rank0(lambda: begin_anew(folder))
+        return prepare_material(base, variants, given, folder, sets)
 
 
 def prepare_material(
@@ -239,6 +197,45 @@ def prepare_material(
         kept = folder / "teachers" / f"{sha256_of(loaded.checkpoint)[:16]}.json"
         material.teachers[str(loaded.checkpoint)] = sets.score_once(loaded.network, kept)
     return material
+
+
+def carry_out_all(
+    runs: Sequence[PlannedRun], material: Material, sets: ScoredSets, folder: Path, *, wait: bool = False
+) -> dict[str, ValueError]:
+    """Carry out the runs that are not finished; returns why some failed, by their names.
+
+    Those that other processes are at are left to them; `wait` waits for them in the end, and does what they have not
+    finished.
+    """
+    failed: dict[str, ValueError] = {}
+    taken: list[PlannedRun] = []
+
+    def attempt(run: PlannedRun, *, wait: bool) -> None:
+        with ExitStack() as lock:
+            if refusal := distributed.on_rank0(lambda: _lock(lock, folder / "locks" / run.name, wait=wait)):
+                print(f"{run.name}: another process is running it: {refusal}", flush=True)
+                taken.append(run)
+            elif not run.finished:
+                try:
+                    carry_out(run, material, sets)
+                except ValueError as error:
+                    failed[run.name] = error
+                    print(f"{run.name} failed: {error}", flush=True)
+
+    for run in runs:
+        attempt(run, wait=False)
+    for run in taken if wait else ():
+        attempt(run, wait=True)
+    return failed
+
+
+def _lock(stack: ExitStack, path: Path, *, wait: bool = False) -> str:
+    """Hold a lock file until the stack ends; says who holds it already, if another process does."""
+    try:
+        stack.enter_context(file_lock(path, wait=wait))
+    except TakenError as error:
+        return str(error)
+    return ""
 
 
 def carry_out(run: PlannedRun, material: Material, sets: ScoredSets) -> None:

@@ -5,6 +5,7 @@ table.md          what is printed
 curves.csv        PSNR-Y of each run at each validation
 differences.csv   variant minus baseline at each validation: mean over the seeds and half width of the 95 % interval
 curves.png        PSNR-Y over the steps: all, the first half, and minus the baseline; with 95 % intervals
+tuning.csv        of `--tune`: the scores of all values that were tried
 teachers.png      gain over the baseline against the teacher's lead over it, where there are several teachers
 """
 
@@ -18,17 +19,20 @@ from matplotlib.figure import Figure
 
 from eco_fast.study.comparison import Comparison, Curve, Scored
 from eco_fast.study.confidence import draw_band, format_interval, interval
+from eco_fast.study.tuning import Pick, tuning_table, write_tuning
 from eco_fast.training.figures import save_figure
 from eco_fast.utils.files import write_text
 from eco_fast.utils.table_io import Table, write_csv
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> None:
-    """Write all files."""
+def write_comparison(folder: Path, comparison: Comparison, picks: Sequence[Pick] = ()) -> None:
+    """Write all files; `picks` is what tuning found."""
     rows = [comparison.row(variant, name) for name in comparison.sets for variant in comparison.variants]
     write_csv(folder / "table.csv", rows)
     missing = "".join(f"missing: {name}\n" for name in comparison.missing)
-    write_text(folder / "table.md", "\n".join([*(table.markdown() for table in _tables(comparison)), missing]))
+    write_text(folder / "table.md", "\n".join([*(table.markdown() for table in _tables(comparison, picks)), missing]))
+    if picks:
+        write_tuning(folder, picks)
     curves = [
         {"set": name, "variant": variant.name, "seed": seed, "step": step, "psnr_y": psnr}
         for name in comparison.sets
@@ -58,9 +62,9 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         draw_teachers(folder / "teachers.png", comparison, rows)
 
 
-def show_comparison(folder: Path, comparison: Comparison) -> None:
+def show_comparison(folder: Path, comparison: Comparison, picks: Sequence[Pick] = ()) -> None:
     """Print the tables, and what is missing."""
-    for table in _tables(comparison):
+    for table in _tables(comparison, picks):
         table.show()
     for name in comparison.missing:
         print(f"missing: {name}")
@@ -127,8 +131,8 @@ def teacher_points(comparison: Comparison, rows: Sequence[Mapping[str, Any]]) ->
     ]
 
 
-def _tables(comparison: Comparison) -> list[Table]:
-    """A table of each set."""
+def _tables(comparison: Comparison, picks: Sequence[Pick]) -> list[Table]:
+    """A table of each set, and one of the tuning."""
     tables = []
     for name in comparison.sets:
         variants = [_cells(comparison.row(variant, name)) for variant in comparison.variants]
@@ -138,7 +142,7 @@ def _tables(comparison: Comparison) -> list[Table]:
             teachers.append(blank | {"variant": label, "last PSNR-Y": psnr, "last SSIM-Y": ssim})
         title = f"{name}: mean over the seeds and 95 % interval; PSNR in dB"
         tables.append(Table(title, list(blank), [list(row.values()) for row in [*teachers, *variants]]))
-    return tables
+    return [*tables, tuning_table(picks)] if picks else tables
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:

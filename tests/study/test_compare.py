@@ -21,7 +21,8 @@ from eco_fast.config import Config
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.store import Store
-from eco_fast.study.compare import compare
+from eco_fast.study.compare import carry_out, compare
+from eco_fast.study.comparison import PlannedRun
 from eco_fast.training.crops import read_crops
 from eco_fast.training.run_folder import RunFolder, read_rows
 from eco_fast.training.state import TrainingState
@@ -265,6 +266,95 @@ def test_a_folder_of_another_comparison_is_refused(base: Config, finished: Path)
     longer = base.model_copy(update={"train": base.train.model_copy(update={"steps": 8})})
     with contextlib.chdir(finished.parent), pytest.raises(ValueError, match=r"holds a run with another train.steps"):
         compare(longer, VARIANTS, [], 2, HERE)
+
+
+RATES = "optimizer.learning_rate=[1e-30, 1e-3]"
+"""With the first one nothing is learnt, the second one is the recipe's own."""
+TRIAL = "vanilla_learning_rate=1e-30"
+
+
+@pytest.fixture(scope="module")
+def tuned(base: Config, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same comparison, tuned."""
+    folder = tmp_path_factory.mktemp("tuned")
+    shutil.copytree(finished, folder / HERE)
+    with contextlib.chdir(folder):
+        compare(base, VARIANTS, [], 2, HERE, [RATES])
+    return folder / HERE
+
+
+def test_runs_that_are_scored_have_the_values_that_other_seeds_picked(tuned: Path, finished: Path) -> None:
+    trials = sorted(path.relative_to(tuned / "tuning").as_posix() for path in (tuned / "tuning").glob("*/*"))
+    rates = ("0.001", "1e-30")
+    assert trials == [f"{name}_learning_rate={rate}/seed=1000" for name in ("eco", "vanilla") for rate in rates]
+    for name in ("eco", "vanilla"):
+        trial = json.loads((tuned / "tuning" / f"{name}_learning_rate=0.001/seed=1000/scores.json").read_text())
+        assert set(trial["last"]) == {"eye"}, "the validation alone"
+        for seed in ("seed=2", "seed=3"):
+            scores = tuned / "runs" / f"{name}_learning_rate=0.001" / seed / "scores.json"
+            assert scores.read_bytes() == (finished / "runs" / name / seed / "scores.json").read_bytes()
+    assert not [*(tuned / "runs").glob("*1e-30*")]
+    table, page = ((tuned / name).read_text(encoding="utf-8") for name in ("table.md", "report.html"))
+    assert "| eco_learning_rate=0.001 | 2 of 2 |" in table
+    assert "| learning_rate=0.001 | largest learning_rate |" in table
+    assert ">largest learning_rate<" in page
+    assert len((tuned / "tuning.csv").read_text().splitlines()) == 5
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs that are begun from now on."""
+    names: list[str] = []
+
+    def note(run: PlannedRun, *rest: Any) -> None:
+        names.append(run.name)
+        carry_out(run, *rest)
+
+    monkeypatch.setattr("eco_fast.study.compare.carry_out", note)
+    return names
+
+
+def test_tuning_goes_on_after_a_kill_and_tries_values_that_are_new(
+    base: Config, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tuned, tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "tuning" / TRIAL)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        with pytest.raises(Stopped):
+            compare(base, VARIANTS, [], 2, HERE, [RATES])
+    began = noted(monkeypatch)
+    compare(base, VARIANTS, [], 2, HERE, [RATES])
+    assert began == [f"{TRIAL} seed=1000"]
+    for name in ("tuning.csv", "table.csv"):
+        assert (tmp_path / "c" / name).read_bytes() == (tuned / name).read_bytes()
+    began.clear()
+    compare(base, VARIANTS, [], 2, HERE, ["optimizer.learning_rate=[1e-3, 1e-30, 1e-20]"])
+    assert began == ["vanilla_learning_rate=1e-20 seed=1000", "eco_learning_rate=1e-20 seed=1000"]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_values_are_picked_once_another_process_has_done_its_runs(
+    dies: bool, base: Config, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tuned, tmp_path / "c")
+    done = tmp_path / "c" / "tuning" / TRIAL
+    aside = done.rename(tmp_path / "aside")
+    monkeypatch.chdir(tmp_path)
+    began = noted(monkeypatch)
+    with contextlib.ExitStack() as other:
+        other.enter_context(file_lock(HERE / "locks" / f"{TRIAL} seed=1000"))
+
+        def end(_: float) -> None:
+            """What happens while it is waited for."""
+            if not dies:
+                aside.rename(done)
+            other.close()
+
+        monkeypatch.setattr("eco_fast.utils.locks.time.sleep", end)
+        compare(base, VARIANTS, [], 2, HERE, [RATES])
+    assert began == [f"{TRIAL} seed=1000"] * dies
+    assert (tmp_path / "c" / "tuning.csv").read_bytes() == (tuned / "tuning.csv").read_bytes()
 
 
 def test_a_comparison_without_validation_is_refused(base: Config, tmp_path: Path) -> None:

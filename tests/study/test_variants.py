@@ -80,5 +80,5 @@ def test_two_variants_of_one_name_or_of_one_run_are_refused(base: Config) -> Non
 
 
 def test_no_seeds_are_refused(base: Config) -> None:
-    with pytest.raises(ValueError, match="--seeds: expected at least 1 run of each variant, got 0"):
+    with pytest.raises(ValueError, match="--seeds: expected 1 to 998 runs of each variant, got 0"):
         seeds_of(base, 0)
