@@ -86,4 +86,4 @@ def has_tensor_cores(capability: tuple[int, int], dtype: torch.dtype) -> bool:
 def fits(window: int, channels: int, *, tensor_cores: bool) -> bool:
     """Whether a window and a head's channels fit: without tensor cores operands lie in registers as a whole."""
     known = window in WINDOWS and channels <= MOST_CHANNELS_OF_A_HEAD
-    return known and (tensor_cores or window < 16 or channels <= 16)
+    return known and (tensor_cores or channels <= 256 // window)

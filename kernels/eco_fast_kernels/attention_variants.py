@@ -21,7 +21,7 @@ TENSOR_CORES = {(8, "bf16"): SIZES, (8, "fp16"): SIZES[:2], (16, "bf16"): SIZES}
 LATEST = {(8, "bf16"): (30, 32), (8, "fp16"): (30,)}
 """Of these, what sm_120 computes in another form."""
 BEFORE_LATEST = (80, 86, 89, 90, 100)
-EXACT = {(8, "fp16"): SIZES[:2], (8, "fp32"): SIZES, (16, "fp32"): SIZES[:1]}
+EXACT = {(8, "fp16"): SIZES[:2], (8, "fp32"): SIZES[:4], (16, "fp32"): SIZES[:1]}
 """What is compiled, by window and dtype: other sizes and dtypes differ little."""
 TYPES_OF_QKV = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

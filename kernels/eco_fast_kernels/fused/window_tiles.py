@@ -36,13 +36,14 @@ def choose_form(capability: tuple[int, int], dtype: torch.dtype, channels: int, 
     """A whole window in one program where the registers hold it, else as much as they hold.
 
     Triton has left sm_75's tensor cores alone since 3.3. Without tensor cores a product takes its operands as a whole
-    into registers and shared memory, which are too small for wide heads of large windows.
+    into registers and shared memory, which are too small for wide heads.
     """
     if not has_tensor_cores(capability, dtype):
         if not fits(window, channels, tensor_cores=False):
             raise ValueError(
-                "window_attention: windows of 16 with more than 16 channels a head need tensor cores: use 16 bits or "
-                f"TF32 on an NVIDIA GPU of compute capability 8.0 or later; got {dtype} on {capability}"
+                f"window_attention: windows of {window} with more than {256 // window} channels a head need tensor "
+                "cores: use 16 bits or TF32 on an NVIDIA GPU of compute capability 8.0 or later; "
+                f"got {dtype} on {capability}"
             )
         return TileForm(rows=32 if channels == 16 and window == 8 else 16, warps=8, tensor_cores=False)
     if window == 16:
