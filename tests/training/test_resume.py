@@ -3,11 +3,12 @@
 import json
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -344,72 +345,87 @@ def last_step(run: Path) -> int:
 
 
 KILLED_ON_THE_WAY = """
-import os, signal
+import json, signal, sys
 from eco_fast.cli.main import main
 from eco_fast.training import loop
-
-moment = int(os.environ.get("MOMENT", "-1"))
 
 class Step(loop.TrainStep):
     def __call__(self, batch):
         if batch.step == moment:
             print(f"step {moment} begins", flush=True)  # now it is killed, soon
-        if moment >= 0 and batch.step == moment + 40:
+        if moment is not None and batch.step == moment + 40:
             signal.pause()  # but not before the end, however slow whoever kills it is
         return super().__call__(batch)
 
 loop.TrainStep = Step
-raise SystemExit(main())
+for moment, command in json.loads(sys.argv[1]):
+    if code := main(command):
+        raise SystemExit(code)
 """
+OPTIMIZERS = ("lamb", "muon")
+"""Adam's moments and step are among those of both."""
+
+
+def commands_in_one_process(commands: Sequence[tuple[int | None, Sequence[str]]]) -> subprocess.Popen[str]:
+    """Commands one after the other, in a process of their own; one with a moment waits there to be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", KILLED_ON_THE_WAY, json.dumps(commands)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.mark.slow
 def test_the_command_killed_at_a_random_moment_resumes_to_the_same_bits(pictures: Path, tmp_path: Path) -> None:
-    """The real process, compiled, with the loader's thread, and SIGKILL."""
+    """The real process, compiled, with the loader's thread, and SIGKILL.
+
+    Each process goes on with what the last one left, and is killed in the run of the next optimizer: it is the starts
+    and compilations that take the time.
+    """
     save_network(tmp_path / "teacher.safetensors", EDSR(2, 4, 1))
     made = recipe(
         pictures,
         objective__name="eco",
         data__validation=(str(pictures / "validation"),),
         teacher__checkpoint=str(tmp_path / "teacher.safetensors"),
-        optimizer__name="lamb",
         optimizer__spike_factor=5.0,
-        train__steps=400,
+        train__steps=200,
         train__log_every=7,
         train__validate_every=90,
         train__checkpoint_every=25,
         train__compile=True,
     )
     (tmp_path / "recipe.toml").write_text(config.dump(made))
-    command = [sys.executable, "-c", KILLED_ON_THE_WAY, "train", str(tmp_path / "recipe.toml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    moment = int(np.random.default_rng().integers(60, 250))  # the second checkpoint waits for the first
-    runs = {name: tmp_path / name for name in ("unbroken", "broken")}
-    # one after the other: what the first compiles, the others find in the compiler's cache
-    subprocess.run([*command, "--run", str(runs["unbroken"])], env=environment, stdout=subprocess.DEVNULL, check=True)
-    with subprocess.Popen(
-        [*command, "--run", str(runs["broken"])],
-        env={**environment, "MOMENT": str(moment)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) != f"step {moment} begins\n":
-            assert line, "the run has ended before the kill"
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    saved = torch.load(runs["broken"] / "checkpoints" / "last.state.pt", weights_only=True)["step"]
-    print(f"killed after step {last_step(runs['broken'])} of 400, with a checkpoint of step {saved}")
-    assert 25 <= saved < 400
-    resumed = subprocess.run(
-        [*command, "--run", str(runs["broken"]), "--resume"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"student continues at step {saved} of 400" in resumed.stdout
-    assert "not compiled" not in resumed.stdout
-    assert_equal_runs(runs["broken"], runs["unbroken"])
-    assert summary(runs["broken"]) == summary(runs["unbroken"])
+
+    def command(optimizer: str, run: str, *more: str) -> list[str]:
+        folder = str(tmp_path / f"{run}-{optimizer}")
+        return ["train", str(tmp_path / "recipe.toml"), "--run", folder, "--optimizer.name", optimizer, *more]
+
+    unfinished = [(None, command(optimizer, "unbroken")) for optimizer in OPTIMIZERS]
+    said, resumed_at = "", []
+    for optimizer in OPTIMIZERS:
+        moment = int(np.random.default_rng().integers(60, 150))  # the second checkpoint waits for the first
+        with commands_in_one_process([*unfinished, (moment, command(optimizer, "broken"))]) as process:
+            assert process.stdout is not None
+            while (line := process.stdout.readline()) != f"step {moment} begins\n":
+                assert line, f"the run has ended before the kill: {said}"
+                said += line
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        folder = tmp_path / f"broken-{optimizer}"
+        saved = torch.load(folder / "checkpoints" / "last.state.pt", weights_only=True)["step"]
+        print(f"{optimizer}: killed after step {last_step(folder)} of 200, with a checkpoint of step {saved}")
+        assert 25 <= saved < 200
+        resumed_at.append(str(saved))
+        unfinished = [(None, command(optimizer, "broken", "--resume"))]
+    with commands_in_one_process(unfinished) as process:
+        said += process.communicate()[0]
+    assert process.returncode == 0, said
+    assert re.findall(r"student continues at step (\d+) of 200", said) == resumed_at
+    assert "not compiled" not in said
+    for optimizer in OPTIMIZERS:
+        broken, unbroken = (tmp_path / f"{run}-{optimizer}" for run in ("broken", "unbroken"))
+        assert_equal_runs(broken, unbroken)
+        assert summary(broken) == summary(unbroken)
