@@ -26,3 +26,10 @@ def check_interval(value: Any) -> Any:
             "interval", 'input should be a number of steps from 1, or a share of the time up to 100%, such as "2%"'
         )
     return value
+
+
+def check_patches(value: Any) -> Any:
+    """Refuse what is neither a number of patches nor "auto", as pydantic's validators do."""
+    if value != "auto" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        raise PydanticCustomError("patches", 'input should be a number of patches from 0, or "auto"')
+    return value

@@ -17,7 +17,7 @@ IDLE = frozenset(
         *("description", "seed", "data.store", "data.monitor", "data.loader", "data.prefetch", "train.micro_batch"),
         *("train.deterministic", "train.log_every", "train.validate_every", "train.checkpoint_every"),
         *("train.keep_checkpoints", "train.timeout", "train.compile", "train.device", "train.baseline"),
-        "train.trackers",
+        *("train.trackers", "train.price_per_hour"),
     )
 )
 """Keys in which runs of one recipe may differ: they change chance, or nothing."""

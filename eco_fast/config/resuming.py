@@ -23,6 +23,7 @@ MAY_DIFFER: Mapping[str, str] = {
     "data.prefetch": NOTHING,
     "train.timeout": NOTHING,
     "train.trackers": NOTHING,
+    "train.price_per_hour": NOTHING,
     "train.graph": NOTHING,
     "train.baseline": NOTHING,
     "train.micro_batch": ROUNDING,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from eco_fast.config.intervals import INTERVAL, check_interval
+from eco_fast.config.intervals import INTERVAL, check_interval, check_patches
 from eco_fast.config.model_sections import EdsrModel, Model, Positive, Section
 
 Scale = Literal[2, 3, 4, 8]
@@ -118,14 +118,17 @@ class Train(Section):
     """Optimizer steps."""
     batch_size: Positive = 16
     """Patches per step, over all devices."""
-    micro_batch: NonNegative = 0
-    """Patches that a device takes at once: less memory, the same gradients, accumulated. 0: its whole share."""
+    micro_batch: Annotated[Literal["auto"] | NonNegative, BeforeValidator(check_patches)] = 0
+    """Patches that a device takes at once: less memory, the same gradients, accumulated. 0: its whole share; auto: the
+    number that fits and is fastest, measured when the run begins and kept."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """What the network computes in; auto is bf16 on GPUs from sm_80 on, fp16 on older ones, fp32 on a CPU."""
     deterministic: bool = False
     """The same seed gives the same bits on a GPU too, where that costs speed; a CPU always does so."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the weights' running average, which is then what is scored and kept for use; 0 means none."""
+    price_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    """What an hour of all devices together costs, in any currency: the run's cost is then predicted. 0: unknown."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """Who else is told of the losses, scores and speed: TensorBoard, in the run folder; or Weights & Biases, MLflow or
     trackio, as their own settings and variables say. No weight depends on it."""

@@ -1,5 +1,7 @@
 """What one training takes, counted on tensors that have a shape and no memory."""
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +13,14 @@ from torch.func import functional_call
 from eco_fast.config import Config, Model
 from eco_fast.data.batch import Samples
 from eco_fast.data.objective import BlendWeights, blend_weights_at
+from eco_fast.inference.whole_images import Appetite
 from eco_fast.models import Network, build
 from eco_fast.training.precision import Precision
 from eco_fast.training.profiling import saved_bytes, training_flops
-from eco_fast.training.step import TrainingLoss, split
+from eco_fast.training.step import TrainingLoss, patches_at_once, split
 from eco_fast.utils import distributed
+
+KEPT_PIXEL, SCORED_PIXEL = 4, 48  # bytes of an HR pixel: the image with its LR; the planes of PSNR and SSIM
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def estimate(config: Config, device: str, precision: Precision) -> Cost:
     network = network_without_memory(config.model, config.scale, config.data.patch)
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     samples = -(-config.train.batch_size // distributed.world_size())
-    at_once = max(part.stop - part.start for part in split(samples, config.train.micro_batch or samples))
+    at_once = max(part.stop - part.start for part in split(samples, patches_at_once(config.train, samples)))
     loss = TrainingLoss(network, config.data, config.objective, precision)
     halfway = blend_weights_at(config.objective, config.train.steps // 2, config.train.steps)
     return Cost(
@@ -78,27 +83,61 @@ def network_without_memory(model: Model, scale: int, patch: int) -> Network:
 
 def activation_bytes(loss: TrainingLoss, weights: BlendWeights, branches: int, device: str, samples: int) -> int:
     """What the forward pass of so many patches, blended with these weights, keeps for the backward pass."""
+    with FakeTensorMode(), torch.device(device):
+        tensors, forward = _forward_pass(loss, weights, branches, samples)
+        return saved_bytes(tensors, forward)
+
+
+def passes_bytes(config: Config, device: str, precision: Precision, samples: int) -> int:
+    """The most that forward and backward pass of so many patches take, beyond weights and the sums of gradients."""
+    network = network_without_memory(config.model, config.scale, config.data.patch)
+    loss = TrainingLoss(network, config.data, config.objective, precision)
+    halfway = blend_weights_at(config.objective, config.train.steps // 2, config.train.steps)
+    with FakeTensorMode(), torch.device(device):
+        tensors, forward = _forward_pass(loss, halfway, config.model.drop_path_branches, samples)
+        with Appetite(tensors) as most:
+            torch.autograd.grad(forward(), [one for one in tensors if one.requires_grad], materialize_grads=True)
+        return int(most.bytes)
+
+
+def scoring_bytes(config: Config, sizes: Iterable[tuple[int, int]]) -> int:
+    """What it takes on a CPU to score images of these (height, width) in HR pixels; 0 without any."""
+    sizes = list(sizes)
+    if not sizes:
+        return 0
+    network = network_without_memory(config.model, config.scale, config.data.patch).eval()
+    height, width = max(sizes, key=math.prod)
+    most = network.tile + 2 * network.halo
+    shape = [min(side // config.scale, most) for side in (height, width)]
+    with torch.inference_mode(), Appetite(network.state_dict().values()) as tile:
+        network(torch.empty(1, 3, *shape, device="meta"))
+    return int(tile.bytes) + SCORED_PIXEL * height * width + KEPT_PIXEL * sum(map(math.prod, sizes))
+
+
+def _forward_pass(
+    loss: TrainingLoss, weights: BlendWeights, branches: int, samples: int
+) -> tuple[list[Tensor], Callable[[], Tensor]]:
+    """A loss's weights and buffers on the default device, and its forward pass with them."""
     data, patch, scale = loss.data, loss.data.patch, loss.network.scale
     by_dali = data.downsample == "dali"
-    with FakeTensorMode(), torch.device(device):
 
-        def crops(side: int, *, wanted: bool) -> Tensor | None:
-            return torch.empty(samples, side, side, 3, dtype=torch.uint8) if wanted else None
+    def crops(side: int, *, wanted: bool) -> Tensor | None:
+        return torch.empty(samples, side, side, 3, dtype=torch.uint8) if wanted else None
 
-        inputs = Samples(
-            hr=crops(crop_side(scale, patch), wanted=weights.reads_hr),
-            sr=crops(crop_side(scale, patch), wanted=weights.reads_sr),
-            lr_hr=crops(patch, wanted=by_dali and weights.reads_hr),
-            lr_sr=crops(patch, wanted=by_dali and weights.reads_sr),
-            transposed=torch.zeros(samples, dtype=torch.bool),
-            input_alpha=torch.tensor(weights.input),
-            target_alpha=torch.tensor(weights.target),
-            learning_rate=torch.zeros(()),
-            noise=torch.empty(samples, 3, patch, patch) if data.noise_sigma else None,
-            drop_path_uniforms=torch.empty(samples, branches) if branches else None,
-        )
-        tensors = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
-            for name, tensor in (*loss.named_parameters(), *loss.named_buffers())
-        }
-        return saved_bytes(tensors.values(), lambda: functional_call(loss, tensors, (inputs, torch.ones(()))))
+    inputs = Samples(
+        hr=crops(crop_side(scale, patch), wanted=weights.reads_hr),
+        sr=crops(crop_side(scale, patch), wanted=weights.reads_sr),
+        lr_hr=crops(patch, wanted=by_dali and weights.reads_hr),
+        lr_sr=crops(patch, wanted=by_dali and weights.reads_sr),
+        transposed=torch.zeros(samples, dtype=torch.bool),
+        input_alpha=torch.tensor(weights.input),
+        target_alpha=torch.tensor(weights.target),
+        learning_rate=torch.zeros(()),
+        noise=torch.empty(samples, 3, patch, patch) if data.noise_sigma else None,
+        drop_path_uniforms=torch.empty(samples, branches) if branches else None,
+    )
+    tensors = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+        for name, tensor in (*loss.named_parameters(), *loss.named_buffers())
+    }
+    return list(tensors.values()), lambda: functional_call(loss, tensors, (inputs, torch.ones(())))

@@ -15,11 +15,13 @@ from pathlib import Path
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import CppCompileError, InductorError
 
+from eco_fast.data.batch import BatchPlanner
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.sources import ImageSource
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import Checkpoints, load_state, settle
 from eco_fast.training.memory import explain_oom, room_beside
+from eco_fast.training.micro_batch import settle_micro_batch
 from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_sets
 from eco_fast.training.run_folder import RunFolder, check_checkpoint
@@ -70,10 +72,8 @@ def train_network(
         StopSignal.heard() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
-        recorder, why_none = choose_recorder(train, config.optimizer, device)
-        step = TrainStep(state, loader.planner.count, telemetry.stopwatch.mark, recorder)
+        step = make_step(state, loader.planner, telemetry, sets)
         validation = Validation(state, sets, telemetry)
-        describe(step, state, label, why_none)
         for batch in loader:
             step(batch)
             telemetry.add(batch.step)
@@ -122,16 +122,22 @@ def take_up(run: RunFolder, sr: ImageSource | None, sets: ValidationSets, label:
     return state
 
 
-def describe(step: TrainStep, state: TrainingState, label: str, why_no_graph: str | None) -> None:
-    """Say of a step what the recipe does not: how its batch is split, and what it does without."""
-    train, world, parts = state.config.train, distributed.world_size(), len(step.micro_batches)
+def make_step(state: TrainingState, planner: BatchPlanner, telemetry: Telemetry, sets: ValidationSets) -> TrainStep:
+    """The step of a training; says what the recipe does not: how its batch is split, and what it does without."""
+    config, train, device, label = state.config, state.config.train, state.device, telemetry.label
+    recorder, why_no_graph = choose_recorder(train, config.optimizer, device)
+    step = TrainStep(state, planner.count, telemetry.stopwatch.mark, recorder)
+    if train.micro_batch == "auto":
+        settle_micro_batch(step, state, planner, sets, telemetry.run.folder, label)
+    world, parts = distributed.world_size(), len(step.micro_batches)
     if world > 1 or parts > 1:
         each = f"{step.micro_batches[-1].stop} patches each, in {parts} part{'s' if parts > 1 else ''}"
         print(f"{label} batch {train.batch_size}: {world} process{'es' if world > 1 else ''}, {each}", flush=True)
     if why_no_graph is not None:
         print(f"{label} steps are not recorded as a CUDA graph: {why_no_graph}", flush=True)
-    if train.compile and (reason := why_not_compile(step.device)):
+    if train.compile and (reason := why_not_compile(device)):
         print(f"not compiled: {reason}; the run is slower, its results are the same up to rounding", flush=True)
+    return step
 
 
 def check_progress(updater: OptimizerStep) -> None:

@@ -8,9 +8,12 @@ import torch
 from eco_fast.config import Train
 from eco_fast.training.cost import estimate
 from eco_fast.training.state import TrainingState
+from eco_fast.training.step import patches_at_once
 from eco_fast.utils import distributed
 
 RESERVE = 1 << 30  # bytes that libraries, their workspaces and the compiler's buffers take beside what is counted
+
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a", "_ALLOC_FAILED")  # torch's on a CPU, oneDNN's, CUDA's
 
 
 def room_beside(state: TrainingState) -> int:
@@ -32,12 +35,18 @@ def explain_oom(train: Train) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        at_once = train.micro_batch or -(-train.batch_size // distributed.world_size())
+        at_once = patches_at_once(train, -(-train.batch_size // distributed.world_size()))
         precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"
         raise ValueError(
             f"out of memory ({str(error).splitlines()[0]}): set train.micro_batch below {at_once}, which gives the "
             f"same gradients{precision}; or lower train.batch_size or data.patch, which do not"
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed: torch's, numpy's, or one of a library below them, which has no type for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    )

@@ -2,6 +2,7 @@
 
 config.toml         the resolved recipe
 pinned.json         what it depends on besides; see `pinned.py`
+micro_batch.json    what train.micro_batch = "auto" has chosen; see `micro_batch.py`
 environment.json    versions, machine, commit, of each start, and what each changed
 metrics.jsonl       loss, alpha, learning rate, validation scores; depends on the recipe alone, never on the clock
 events.*            the same and the speed, for TensorBoard; see `trackers.py` for others
@@ -37,6 +38,7 @@ from eco_fast.utils.locks import Lock, file_lock
 PACKAGES = ("torch", "numpy", "pillow", "scikit-image", "safetensors", "pydantic")
 OPTIONAL_PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 RECIPE, METRICS, CHECKPOINTS, PINNED, LOCK = "config.toml", "metrics.jsonl", "checkpoints", "pinned.json", ".lock"
+MICRO_BATCH = "micro_batch.json"
 
 
 class RunFolder:
@@ -77,6 +79,7 @@ class RunFolder:
             changes = check_folder(folder, resolved, resume=self.resume)  # nobody else changes it from here on
             if not begun(folder):
                 (folder / PINNED).unlink(missing_ok=True)
+                (folder / MICRO_BATCH).unlink(missing_ok=True)
             write_text(folder / RECIPE, config.dump(resolved))
             conditions = folder / "environment.json"  # one entry per start: a resumed run may have moved
             now = environment(resolved)

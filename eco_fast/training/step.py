@@ -13,7 +13,7 @@ import torch
 from eco_fast_kernels import blend_lr, blended_loss, downsample_blend, margin_of
 from torch import Tensor, nn
 
-from eco_fast.config import Data, Objective
+from eco_fast.config import Data, Objective, Train
 from eco_fast.data.batch import Batch, Samples, Unpackable
 from eco_fast.data.objective import onto_centroid
 from eco_fast.models import Network, compile_blocks
@@ -97,7 +97,7 @@ class TrainStep:
     ) -> None:
         self.updater, self.device, self.on_stage = state.updater, state.device, on_stage
         self.train, self.objective = state.config.train, state.config.objective
-        self.micro_batches = split(samples, self.train.micro_batch or samples)
+        self.micro_batches = split(samples, patches_at_once(self.train, samples))
         network, self.weights = state.network, self.updater.parameters
         self.working: WorkingCopy | None = None
         if state.precision.dtype is not None:
@@ -106,13 +106,15 @@ class TrainStep:
         pairs = zip(self.updater.gradients, self.weights, strict=True)
         self.places = [place for place, weight in pairs if weight.dtype == torch.float32]
         self.loss = TrainingLoss(network, state.config.data, self.objective, state.precision)
-        compiled = self.train.compile and torch.device(self.device).type in network.compiled_on
-        if compiled and why_not_compile(self.device) is None:
+        wanted = self.train.compile and torch.device(self.device).type in network.compiled_on
+        self.compiled = wanted and why_not_compile(self.device) is None
+        if self.compiled:
             torch.compiler.reset()  # earlier networks of this process would count against the limit of recompilations
             if network.repeated_block is None:
                 self.loss.compile(fullgraph=True, dynamic=False)
             else:
                 compile_blocks(network)
+        self.recorder = recorder
         self.graph = None if recorder is None else StepGraph(recorder)
 
     def __call__(self, batch: Batch[Any]) -> Tensor:
@@ -129,27 +131,48 @@ class TrainStep:
         self.on_stage("other")
         return self.updater.loss
 
+    def take_at_once(self, patches: int) -> None:
+        """Cut this rank's share into micro-batches of at most so many patches, from the next step on."""
+        self.micro_batches = split(self.micro_batches[-1].stop, patches)
+
+    def try_part(self, samples: Samples, patches: int) -> None:
+        """Make the gradients of a batch's first patches, as of a micro-batch; no weight and no moment changes."""
+        samples = self._unpack(samples)
+        self._pass(samples, slice(0, min(patches, len(samples.transposed))))
+
     def _take(self, packed: Unpackable) -> None:
         """All of a step. Whatever may differ from step to step is read from tensors: this may be a recording."""
-        mark: Callable[[str], object] = self.on_stage if self.graph is None else lambda _: None
+        samples = self._unpack(packed)
+        self.updater.loss.zero_()
+        for micro_batch in self.micro_batches:
+            self._pass(samples, micro_batch)
+        self._mark("optimizer")
+        if distributed.world_size() > 1:
+            torch.distributed.all_reduce(self.updater.sums)
+        self.updater.step(samples.learning_rate)
+
+    def _unpack(self, packed: Unpackable) -> Samples:
+        """What a step reads, on the device, and weights as they are computed with."""
         samples = packed.to(self.device)
         if self.objective.name == "eco":
             samples = samples.complete()
         if self.working is not None:
             self.working.refresh()
-        self.updater.loss.zero_()
-        for micro_batch in self.micro_batches:
-            mark("forward")
-            share = (micro_batch.stop - micro_batch.start) / self.train.batch_size
-            upstream = self.updater.scale * share
-            loss: Tensor = self.loss(samples.part(micro_batch), upstream)
-            mark("backward")
-            self._add(torch.autograd.grad(loss, self.weights, upstream, materialize_grads=True), micro_batch)
-            self.updater.loss.add_(loss.detach() * share)
-        mark("optimizer")
-        if distributed.world_size() > 1:
-            torch.distributed.all_reduce(self.updater.sums)
-        self.updater.step(samples.learning_rate)
+        return samples
+
+    def _pass(self, samples: Samples, micro_batch: slice) -> None:
+        """Forward and backward pass of a micro-batch."""
+        self._mark("forward")
+        share = (micro_batch.stop - micro_batch.start) / self.train.batch_size
+        upstream = self.updater.scale * share
+        loss: Tensor = self.loss(samples.part(micro_batch), upstream)
+        self._mark("backward")
+        self._add(torch.autograd.grad(loss, self.weights, upstream, materialize_grads=True), micro_batch)
+        self.updater.loss.add_(loss.detach() * share)
+
+    def _mark(self, stage: str) -> None:
+        if self.graph is None:
+            self.on_stage(stage)
 
     @torch.no_grad()
     def _add(self, made: tuple[Tensor, ...], micro_batch: slice) -> None:
@@ -162,6 +185,11 @@ class TrainStep:
             gradients = [one for one in gradients if one.dtype == torch.float32]
         if gradients:
             (torch._foreach_copy_ if first else torch._foreach_add_)(self.places, gradients)
+
+
+def patches_at_once(train: Train, share: int) -> int:
+    """How many patches of a share the recipe lets a device take at once; all, until "auto" is settled."""
+    return share if train.micro_batch == "auto" else train.micro_batch or share
 
 
 def split(samples: int, at_most: int) -> list[slice]:

@@ -32,7 +32,7 @@ from eco_fast.study.analyze.landscape_report import StepLandscape, show_landscap
 from eco_fast.study.analyze.runs import Run, open_runs, recipe_at
 from eco_fast.training.optim.optimizer_step import OptimizerStep
 from eco_fast.training.precision import set_precision
-from eco_fast.training.step import TrainingLoss, split
+from eco_fast.training.step import TrainingLoss, patches_at_once, split
 from eco_fast.utils.progress import track
 
 SAME = (
@@ -55,7 +55,7 @@ class BatchLoss:
         self.loss = TrainingLoss(network, recipe.data, recipe.objective, set_precision(recipe.train, device))
         self.weights = [weight for weight in network.parameters() if weight.requires_grad]
         samples = recipe.train.batch_size
-        cuts = split(samples, recipe.train.micro_batch or samples)
+        cuts = split(samples, patches_at_once(recipe.train, samples))
         self.parts = [(batch.part(cut), (cut.stop - cut.start) / samples) for batch in batches for cut in cuts]
         self.batches = len(batches)
 
