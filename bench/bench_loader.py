@@ -21,12 +21,12 @@ from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.utils.data import DataLoader
 
-from bench.plain import SIDE, SubImages, sub_images
 from eco_fast.config import Config, Data, Objective, Scale, Train
 from eco_fast.data.encoded import EncodedImages
 from eco_fast.data.folders import find_images
 from eco_fast.data.loader import Loader, PlainLoader, cut_crop
 from eco_fast.data.store import Store
+from eco_fast.training.bench.images import SUB_IMAGE, SubImages, sub_images
 from eco_fast.training.step import network_input
 from tests.helpers import write_store
 
@@ -94,7 +94,7 @@ def _bare(images: Any, batch: int) -> Fetch:
     out = np.empty((batch, inner + 2 * margin, inner + 2 * margin, 3), dtype=np.uint8)
 
     def fetch() -> int:
-        places = generator.integers(margin, SIDE - inner - margin, (batch, 2)).tolist()
+        places = generator.integers(margin, SUB_IMAGE - inner - margin, (batch, 2)).tolist()
         for index, (top, left) in enumerate(places):
             out[index] = cut_crop(images[index % len(images)], top, left, inner, margin, SCALE)
         return batch

@@ -23,9 +23,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
-from bench.plain import alternately, ratio
 from eco_fast.config import EdsrModel, Model, RcanModel, RrdbModel, SwinirModel
 from eco_fast.models import Network, build, compile_blocks, spandrel_net
+from eco_fast.training.bench.timing import alternately, ratios, spread
 from eco_fast.training.profiling import Work, convolution, training_flops
 
 PATCH = 48
@@ -67,11 +67,12 @@ def test_network(benchmark: BenchmarkFixture, device: str, name: str) -> None:
 
     benchmark.pedantic(measured, rounds=ROUNDS)
     flops = training_flops(network, PATCH) * batch
+    against = {way: spread(ratios(seconds[way], seconds["trained"])).median for way in ways}
     result = {
         "seconds": statistics.median(seconds["trained"]),
         "first_step_seconds": compile_seconds,
-        **{f"{way}_over_trained": ratio(seconds[way], seconds["trained"]) for way in networks if way != "trained"},
-        "share_of_peak": ratio(seconds["convolution"], seconds["trained"]) * flops / peak_flops,
+        **{f"{way}_over_trained": against[way] for way in networks if way != "trained"},
+        "share_of_peak": against["convolution"] * flops / peak_flops,
     }
     benchmark.extra_info.update(result)
     print(f"\n{name}, batch {batch}\n" + "\n".join(f"{key}: {value:.3f}" for key, value in result.items()))

@@ -1,65 +1,10 @@
-"""What benchmarks compare with: the field's usual implementations, RCAN's shapes, and timing in turns."""
+"""What benchmarks compare LAMB with: the authors' trainer, and RCAN's shapes."""
 
-import statistics
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-
-from eco_fast.data.folders import builtin_images
-from eco_fast.data.images import Pixels, read_image
-from eco_fast.training.profiling import Work
-
-SIDE = 480  # of sub-images, in pixels
-
-
-def sub_images(count: int, generator: np.random.Generator) -> list[Pixels]:
-    """480x480 crops of photographs, with a little noise so that no two are the same."""
-    photos = [read_image(path) for group in ("train", "test") for _, path in builtin_images(group)]
-    photos = [photo for photo in photos if min(photo.shape[:2]) >= SIDE]
-    made = []
-    for index in range(count):
-        photo = photos[index % len(photos)]
-        top, left = (generator.integers(0, size - SIDE + 1) for size in photo.shape[:2])
-        noise = generator.normal(0, 1, (SIDE, SIDE, 3))
-        made.append(np.clip(photo[top : top + SIDE, left : left + SIDE] + noise, 0, 255).astype(np.uint8))
-    return made
-
-
-class SubImages(Dataset[tuple[Tensor, ...]]):
-    """The field's usual data set: PNG sub-images, each decoded whole for one patch; LR by Pillow.
-
-    Args:
-        folders: each with its version of the same sub-images: HR, or HR and the centroids.
-        scale: upscaling factor.
-        patch: side of an LR patch.
-    """
-
-    def __init__(self, folders: Sequence[Path], scale: int, patch: int) -> None:
-        self.files = list(zip(*(sorted(folder.iterdir()) for folder in folders), strict=True))
-        self.scale, self.patch = scale, patch
-
-    def __len__(self) -> int:
-        return 1_000_000
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """For each folder the HR patch and its LR patch, float [3, H, W]; the same crop in the same orientation."""
-        side = self.scale * self.patch
-        left, top = torch.randint(0, SIDE - side + 1, (2,)).tolist()
-        turn = list(Image.Transpose)[int(torch.randint(7, ()))]
-        made = []
-        for path in self.files[index % len(self.files)]:
-            with Image.open(path) as image:
-                patch = image.convert("RGB").crop((left, top, left + side, top + side)).transpose(turn)
-            lr = patch.resize((self.patch, self.patch), Image.Resampling.BICUBIC)
-            made += [torch.from_numpy(np.array(one)).permute(2, 0, 1).float() / 255 for one in (patch, lr)]
-        return tuple(made)
+from torch import nn
 
 
 def rcan_shapes() -> list[tuple[int, ...]]:
@@ -101,48 +46,3 @@ def lamb_parameters(device: str) -> tuple[list[nn.Parameter], dict[nn.Parameter,
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         state[parameter] = {"step": 0, **moments}
     return parameters, state
-
-
-def recorded(works: Sequence[Work]) -> Work:
-    """On a GPU: what launches some pieces of work as one CUDA graph."""
-    torch.cuda.synchronize()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):  # compilation, the libraries' choice of code
-            for work in works:
-                work()
-    side.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        for work in works:
-            work()
-    return graph.replay
-
-
-def ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    """The median of the ratios of each round."""
-    return statistics.median(one / other for one, other in zip(first, second, strict=True))
-
-
-def alternately(ways: dict[str, Work], steps: int, device: str) -> dict[str, float]:
-    """Seconds per step of each way. They take turns step by step, so that a drifting clock speed hits all the same.
-
-    Each does an untimed step first, which brings back the memory that the others have evicted.
-    """
-    for work in ways.values():
-        time_of(work, 1, device)
-    totals = dict.fromkeys(ways, 0.0)
-    for _ in range(steps):
-        for way, work in ways.items():
-            totals[way] += time_of(work, 1, device) / steps
-    return totals
-
-
-def time_of(work: Work, times: int, device: str) -> float:
-    """Seconds per call, averaged over some calls."""
-    began = time.perf_counter()
-    for _ in range(times):
-        work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / times

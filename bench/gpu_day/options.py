@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from bench.bench_step import whole, write_sub_images
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.plan import OPTIONS
 from bench.gpu_day.timing import device_seconds, wall_seconds
+from eco_fast.training.bench.images import bench_images
+from eco_fast.training.bench.ways import whole
 from eco_fast.training.profiling import Work
 
 COUNTERS = ("dram__bytes_read.sum", "dram__bytes_write.sum", "gpu__time_duration.sum")
@@ -83,9 +84,9 @@ def _autotuned(day: Day) -> float:
     patch = torch._inductor.config.patch({"max_autotune": True})  # noqa: SLF001 - has no public name
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.enter_context(patch)
-        images = write_sub_images(Path(folder) / "images")
         recipe = day.recipe("edsr_baseline_x2_eco")
-        work = whole(recipe, images, DEVICE, Path(folder) / "run", stack)
+        images = bench_images(recipe, Path(folder) / "images")
+        work = whole(recipe, images, DEVICE, Path(folder) / "run", stack).work
         for _ in range(6):
             work()
         return wall_seconds(work, 10 if day.rehearse else 200)

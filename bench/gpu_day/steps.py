@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from bench.bench_step import bare, field, seconds_apart, start_apart, whole, write_sub_images
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.plan import RECIPES, STEPS, StepCase
 from bench.gpu_day.timing import busy_share, host_seconds, wall_seconds
 from eco_fast.config import Config
+from eco_fast.training.bench.images import bench_images
+from eco_fast.training.bench.ways import bare, field, seconds_apart, start_apart, whole
 from eco_fast.training.cost import estimate
 from eco_fast.training.precision import choose_precision
 from eco_fast.training.profiling import Work, forget_peak_memory, peak_memory
 from eco_fast.utils.device import why_not_dali
 
-LOADER_WORKERS = 8
 WARM_UP = 6  # steps: compilation, the search for convolutions, the recording of the graph
 COMPILATION = 25  # seconds that a new case may take before its first number
 
@@ -37,7 +37,7 @@ def measure_recipes(day: Day) -> None:
 
 def _measure(day: Day, cases: tuple[StepCase, ...], trace_of: str = "") -> None:
     with tempfile.TemporaryDirectory() as folder:
-        images = write_sub_images(Path(folder) / "images")
+        images = Path(folder) / "images"
         for place, case in enumerate(cases):
             name = " ".join(map(str, case.key.values()))
             if not day.has_time(name, COMPILATION):
@@ -69,7 +69,7 @@ def _timed(day: Day, case: StepCase, images: Path, folder: Path, trace: Path | N
         else:
             recipe = day.recipe(case.recipe, *case.overrides)
             stack.enter_context(_cudagraph_trees() if case.way == "reduce-overhead" else nullcontext())
-            work = whole(recipe, images, DEVICE, folder, stack)
+            work = whole(recipe, bench_images(recipe, images), DEVICE, folder, stack).work
         began = time.perf_counter()
         for _ in range(WARM_UP):
             work()
@@ -91,7 +91,7 @@ def _timed(day: Day, case: StepCase, images: Path, folder: Path, trace: Path | N
 def _field(day: Day, case: StepCase, images: Path) -> dict[str, float]:
     """The usual loop, in a process of its own: nothing that the trainer sets for its process is part of it."""
     recipe = day.recipe(case.recipe, f"train.batch_size={case.batch}")
-    arguments = (field, recipe, images, DEVICE, LOADER_WORKERS)
+    arguments = (field, recipe, bench_images(recipe, images).folders, DEVICE)
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=start_apart, initargs=arguments) as process:
         process.submit(seconds_apart, WARM_UP, DEVICE).result()
         seconds = process.submit(seconds_apart, 3 if day.rehearse else 100, DEVICE).result()

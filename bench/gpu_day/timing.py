@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench.plain import recorded
+from eco_fast.training.bench.timing import recorded
 from eco_fast.training.profiling import CLOCK_TICK, Work
 
 REPEATS = 20

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eco_fast.cli.export_command import add_export
-from eco_fast.cli.machine_commands import add_doctor
+from eco_fast.cli.machine_commands import add_machine_commands
 from eco_fast.cli.options import (
     DEGRADATION,
     NETWORK,
@@ -97,7 +97,7 @@ def parser() -> Parser:
     add_studies(commands)
     commands.add("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes", _recipes)
     _add_tools(commands)
-    add_doctor(commands)
+    add_machine_commands(commands)
     add_publish(commands)
     commands.add(
         "completion",

@@ -1,6 +1,7 @@
 """What a step costs and what the device can do: work, time by stage, the device's own peak, memory."""
 
 import copy
+import itertools
 import math
 import resource
 import time
@@ -35,7 +36,7 @@ class Stopwatch:
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def mark(self, stage: str) -> None:
-        """A stage begins; "data" begins a step, and what begins with another name than `STAGES` has is left out."""
+        """A stage begins; "data" begins a step. The shares leave out what `STAGES` does not name."""
         if stage == "data":
             self._step += 1
         if self._step in self._timed or (self._step == self._timed.stop and stage == "data"):
@@ -45,12 +46,16 @@ class Stopwatch:
         """Each stage's share of their time, once they are over; waits for the device."""
         if self._step < self._timed.stop or not self._marks:
             return None
-        seconds = {stage: 0.0 for stage, _ in self._marks if stage in STAGES}
-        for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            if stage in seconds:
-                seconds[stage] += _between(begin, end)
-        self._marks.clear()
+        seconds = {stage: spent for stage, spent in self.seconds().items() if stage in STAGES}
         return {stage: spent / sum(seconds.values()) for stage, spent in seconds.items()}
+
+    def seconds(self) -> dict[str, float]:
+        """What each stage has taken up to the last mark, whatever its name; forgets it, and waits for the device."""
+        seconds = dict.fromkeys((stage for stage, _ in self._marks[:-1]), 0.0)
+        for (stage, begin), (_, end) in itertools.pairwise(self._marks):
+            seconds[stage] += _between(begin, end)
+        self._marks.clear()
+        return seconds
 
     def _now(self) -> "float | torch.cuda.Event":
         if not self._on_gpu:
