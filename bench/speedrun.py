@@ -31,7 +31,6 @@ from eco_fast import config
 from eco_fast.cli.options import Parser
 from eco_fast.cli.recipe_options import add_keys
 from eco_fast.config import Config
-from eco_fast.config.derived import vanilla
 from eco_fast.config.intervals import share_of_time
 from eco_fast.data.open_loader import open_loader
 from eco_fast.data.sources import ImageSource
@@ -91,10 +90,10 @@ def entrants(attempt: Config, baseline: Config, *, leave_one_out: bool) -> dict[
         raise ValueError("an attempt trains all that it needs: leave model.start_from and teacher.checkpoint out")
     if share_of_time(attempt.train.validate_every) is not None or not attempt.data.validation:
         raise ValueError("expected images of validation, and a number of steps as train.validate_every")
-    found = {"baseline": vanilla(baseline), "attempt": attempt}
+    found = {"baseline": baseline.vanilla, "attempt": attempt}
     if leave_one_out:
         without = baseline.model_copy(update={"objective": attempt.objective, "teacher": attempt.teacher})
-        found[f"attempt without {attempt.objective.name}"] = vanilla(attempt)
+        found[f"attempt without {attempt.objective.name}"] = attempt.vanilla
         found[f"attempt without {attempt.optimizer.name}"] = without
     return found
 

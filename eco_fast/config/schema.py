@@ -194,3 +194,14 @@ class Config(Section):
         return self.objective.name in ("kd", "noise_free", "residual") or (
             self.objective.name == "eco" and not constant_one
         )
+
+    @property
+    def vanilla(self) -> "Config":
+        """The same recipe on real pairs alone: same steps, samples and initial weights."""
+        return self.model_copy(update={"objective": self.objective.model_copy(update={"name": "vanilla"})})
+
+    @property
+    def self_teacher(self) -> "Config":
+        """The recipe of teacher.checkpoint = "self": vanilla, with its own number of steps and its own seed."""
+        train = self.train.model_copy(update={"steps": self.teacher.steps})
+        return self.vanilla.model_copy(update={"train": train, "seed": self.seed + 1})

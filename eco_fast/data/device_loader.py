@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from eco_fast.data.batch import Batch, BatchPlan, BatchPlanner, Samples
 from eco_fast.data.blocks import BlockGroup, BlockLayout, condition_shapes
@@ -40,9 +39,8 @@ class PackedSamples:
         assert block.device.type == torch.device(device).type, "a training runs where its loader is"
         self._group.counter.add_(1)
         views = self._layout.views(block)
-        values: dict[str, Tensor | None] = {name: views.get(name) for name in Samples._fields}
-        values |= {name: feed.crops(views) for name, feed in self._feeds.items()}
-        return Samples(**values)  # type: ignore[arg-type]
+        made = {**views} | {name: feed.crops(views) for name, feed in self._feeds.items()}
+        return Samples._make(made.get(name) for name in Samples._fields)
 
 
 class Filled(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any
 
 from eco_fast import config
 from eco_fast.config import Config
-from eco_fast.config.derived import vanilla
 from eco_fast.config.paper import IDLE, PLACES, network_of
 from eco_fast.data.images import prefix_errors
 from eco_fast.evaluation.benchmarks import set_name
@@ -42,7 +41,7 @@ class Result:
     @property
     def recipe(self) -> Config:
         """How the network was trained."""
-        return vanilla(self.run) if self.network == "baseline" else self.run
+        return self.run.vanilla if self.network == "baseline" else self.run
 
     def score(self, name: str, measure: str) -> float:
         """The mean of psnr_y (dB; infinite for identical images) or ssim_y over a set of a finished run."""

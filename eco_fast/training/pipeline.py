@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from eco_fast.config import Config, Data, Objective, Train
-from eco_fast.config.derived import self_teacher, vanilla
 from eco_fast.data.images import Pixels
 from eco_fast.data.noise import noise_metadata
 from eco_fast.data.open_loader import choose_loader
@@ -153,7 +152,7 @@ class Pipeline:
     def _state_of_teacher(self) -> str:
         named, own = Path(self.config.teacher.checkpoint), self.folder / "teacher"
         if self.config.teacher.checkpoint == "self":
-            return state_of_training(self_teacher(self.config), own, resume=self.resume)
+            return state_of_training(self.config.self_teacher, own, resume=self.resume)
         return f"{named}{'' if named.is_file() else ' is missing'}"
 
     def _obtain_teacher(self) -> None:
@@ -187,10 +186,10 @@ class Pipeline:
         )
 
     def _state_of_baseline(self) -> str:
-        return state_of_training(vanilla(self.config), self.folder / "baseline", resume=self.resume)
+        return state_of_training(self.config.vanilla, self.folder / "baseline", resume=self.resume)
 
     def _train_baseline(self) -> None:
-        baseline = RunFolder(self.folder / "baseline", vanilla(self.config), resume=self.resume)
+        baseline = RunFolder(self.folder / "baseline", self.config.vanilla, resume=self.resume)
         self.runs["baseline"] = self.claimed.enter_context(baseline)
         sets = replace(self.sets, teacher_psnr=math.inf)
         self.networks["baseline"] = train_network(self.runs["baseline"], self.images.hr, None, sets, "baseline")

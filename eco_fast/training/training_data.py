@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eco_fast.config import Config, Data
-from eco_fast.config.derived import self_teacher
 from eco_fast.data.encoded import EncodedImages, match_centroids
 from eco_fast.data.folders import find_images
 from eco_fast.data.prepare import prepare
@@ -113,7 +112,7 @@ def train_teacher(
     config: Config, folder: Path, hr: ImageSource, sets: ValidationSets, *, resume: bool
 ) -> LoadedTeacher:
     """The teacher "self": the end of a vanilla run of the same architecture, in a run folder of its own."""
-    with RunFolder(folder, self_teacher(config), resume=resume) as run:
+    with RunFolder(folder, config.self_teacher, resume=resume) as run:
         train_network(run, hr, None, sets, "teacher")
     return load_teacher(run.checkpoint("last"), config.scale)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from eco_fast import config
 from eco_fast.config import Config
-from eco_fast.config.derived import vanilla
 from eco_fast.config.paper import nearest, paper_scores
 from eco_fast.data.noise import describe_noise
 from eco_fast.training.crops import SAMPLES, read_crops
@@ -117,7 +116,7 @@ def _scores(recipe: Config, summary: Mapping[str, Any]) -> Html:
         for name in SUMMARY_ROWS
         if name in summary
     ]
-    for name, own in (("baseline", vanilla(recipe)), ("student", recipe)):
+    for name, own in (("baseline", recipe.vanilla), ("student", recipe)):
         closest = nearest(own) if name in summary else None
         paper = paper_scores(closest.recipe, sets) if closest else {}
         if closest and paper:
