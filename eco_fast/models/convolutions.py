@@ -1,6 +1,7 @@
 """What a GPU's convolutions take along."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -24,7 +25,10 @@ def convolution_fuses_relu(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def _works(device: torch.device, dtype: torch.dtype) -> bool:
-    fault = fault_of(cudnn_convolution_relu, device, dtype)
+    with ThreadPoolExecutor(
+        1
+    ) as apart:  # the first question comes while a network is traced: on tensors without values
+        fault = apart.submit(fault_of, cudnn_convolution_relu, device, dtype).result()
     if fault is not None:
         print(f"convolutions here do not take a ReLU along ({fault}): one pass more each", flush=True)
     return fault is None

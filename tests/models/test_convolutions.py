@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from eco_fast.models import convolutions
 from eco_fast.models.convolutions import convolution_fuses_relu, fault_of
 
 CPU = torch.device("cpu")
@@ -88,3 +90,12 @@ def test_compiled_code_may_ask(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.zeros(3)
     assert torch.equal(torch.compile(answer, fullgraph=True, backend="eager")(x), x - 1)
     assert capsys.readouterr().out == ""  # a CPU is no GPU that lacks it
+
+
+def test_a_network_that_is_traced_gets_the_answer_of_real_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first question comes from inside torch.compile, where tensors have no values."""
+    monkeypatch.setattr(convolutions, "cudnn_convolution_relu", usual)
+    convolutions._works.cache_clear()
+    with FakeTensorMode():
+        assert convolutions._works(CPU, torch.float32)
+    convolutions._works.cache_clear()
