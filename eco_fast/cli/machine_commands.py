@@ -22,7 +22,7 @@ def add_machine_commands(commands: Commands) -> None:
         "bench",
         "Measure how fast recipes train here, beside the bare network, the field's loop and the machine's peak. "
         "Without RECIPE: EDSR-baseline, the quick start, SwinIR-small and RCAN.",
-        "eco-fast bench edsr_baseline_x2_eco --across 'train.compile=[true, false]' --out runs/speed",
+        "eco-fast bench edsr_baseline_x2_eco --across 'train.compile=[true, false]' \\\n      --out runs/speed",
         _bench,
         option("recipes", "RECIPE", "name of a shipped recipe, or a .toml file", nargs="*"),
         option("--out", "DIR", "folder of bench.json and bench.png (runs/bench-DATE-TIME)", type=Path),
@@ -38,8 +38,8 @@ def add_machine_commands(commands: Commands) -> None:
             dest="memory_formats",
         ),
         option("--rounds", "N", "in each of which all ways take their turn (%(default)s)", type=int, default=7),
-        usage="eco-fast bench [RECIPE ...] [--out DIR] [--compare FILE] [--across KEY=[...]]\n"
-        "       [--memory-format FORMAT ...] [--rounds N] [--KEY VALUE ...]",
+        usage="eco-fast bench [RECIPE ...] [--out DIR] [--compare FILE] [--rounds N]\n"
+        "       [--across KEY=[...]] [--memory-format FORMAT ...] [--KEY VALUE ...]",
         **WITH_KEYS,
     )
     add_keys(bench)

@@ -28,6 +28,8 @@ from eco_fast.cli.study_commands import add_studies
 BAD_INPUT = 2
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of the compilers
 TIMEOUT = 3600  # seconds that ranks wait for each other
+AGAIN = {"train": "go on with --resume", "bench": "what was measured until then is kept"}
+REPEAT = "run the same command again to go on"
 COMPLETION = (
     'bash: put eval "$(eco-fast completion bash)" into ~/.bashrc; zsh: write it to _eco-fast in a folder of $fpath; '
     "fish: write it to eco-fast.fish in ~/.config/fish/completions"
@@ -54,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eco-fast: {_printable(_sentence(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as error:
-        again = "go on with --resume" if parsed.command == "train" else "run the same command again to go on"
-        print(f"\neco-fast: interrupted; {again}", file=sys.stderr)
+        print(f"\neco-fast: interrupted; {AGAIN.get(parsed.command, REPEAT)}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
 
 

@@ -150,7 +150,7 @@ class _Help(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, _: str | None = None) -> None:
         from eco_fast import config
 
-        recipe = getattr(namespace, "recipe", None)
+        recipe = getattr(namespace, "recipe", None) or next(iter(getattr(namespace, "recipes", None) or ()), None)
         if recipe:
             values = config.load(recipe).model_dump()
             for action in parser._actions:  # noqa: SLF001 - argparse has no other way to them

@@ -45,26 +45,25 @@ def measure_case(
         "rounds": rounds,
     }
     path = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
-    process = subprocess.Popen(  # its own session: all that it starts ends with it, and Ctrl-C is for this process
+    answer: dict[str, Any] = {}
+    with subprocess.Popen(  # its own session: all that it starts ends with it, and Ctrl-C is for this process
         [sys.executable, "-m", "eco_fast.training.bench.alone", json.dumps(request)],
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         encoding="utf-8",
         start_new_session=True,
-    )
-    answer: dict[str, Any] = {}
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            answer = json.loads(line)
-            if "round" in answer:
-                on_round(answer["round"])
-        code = process.wait()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                answer = json.loads(line)
+                if "round" in answer:
+                    on_round(answer["round"])
+            code = process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if "result" in answer:
         result: dict[str, Any] = answer["result"]
         return {**result, "figures": {name: Spread(*values) for name, values in result["figures"].items()}}

@@ -25,7 +25,7 @@ SUITE_ON_CPU: Mapping[str, Mapping[str, Any]] = {
     "swinir_small_x2_eco": {"train.batch_size": 4},
     "rcan_x2_eco": {"train.batch_size": 2},
 }
-"""On a CPU, where their own batches would take half an hour."""
+"""On a CPU, for which their own batches are too long to wait for."""
 STEPS = 1_000_000
 """Of every recipe: how long it would train does not matter, and it is not to come to its end."""
 NOT_NAMED = ("train.device", "train.steps")

@@ -13,6 +13,7 @@ from eco_fast.training.bench.images import bench_images
 from eco_fast.training.bench.results import RESULTS, read_bench
 from eco_fast.training.bench.tables import show_changes, tables_of
 from eco_fast.training.run_folder import environment
+from eco_fast.utils.device import why_not_compile
 from eco_fast.utils.files import make_folder, write_json
 from eco_fast.utils.progress import ProgressLine
 
@@ -53,16 +54,19 @@ def bench(
     folder = out or Path("runs") / time.strftime("bench-%Y-%m-%d-%H%M%S")
     if (folder / RESULTS).exists():
         raise ValueError(f"{folder / RESULTS}: exists already; name another folder with --out")
-    make_folder(folder)
+    for reason in {why_not_compile(case.device) for case in cases if case.recipe.train.compile} - {None}:
+        print(f"not compiled: {reason}; nor is a training here", flush=True)
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": environment(cases[0].recipe),
         "cases": [],
     }
-    with tempfile.TemporaryDirectory() as work:
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work:  # on a run's disk, which /tmp may not be
         images = Path(work, "images")
         for case in cases:
             bench_images(case.recipe, images)
+        write_json(folder / RESULTS, results)  # a folder that cannot be written shows before the first case
         for number, case in enumerate(cases, 1):
             made = _measure(case, f"{number}/{len(cases)}", images, Path(work, f"run-{number}"), rounds)
             results["cases"].append(made)

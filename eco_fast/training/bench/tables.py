@@ -66,7 +66,7 @@ def show_changes(then: Mapping[str, Any], now: Mapping[str, Any], file: str) -> 
         Table(f"Share of the machine's peak, in {file} and now", ("", "then", "now", "faster by"), rows).show()
     compared = {one.name for one in changes}
     if alone := [case["name"] for case in measured(now) if case["name"] not in compared]:
-        print(f"{file} has no such case, of this network and batch size: {', '.join(alone)}")
+        print(f"{file}: has {len(alone)} of these cases not, or with another network or batch size; first {alone[0]}")
     devices = [results["machine"]["device"] for results in (then, now)]
     if devices[0] != devices[1]:
         print(f"another machine: {devices[0]} then, {devices[1]} now; shares of the peak compare, times do not")
