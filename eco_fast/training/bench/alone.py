@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -93,6 +94,9 @@ def main() -> None:
             result = turns.result()
     except ValueError as error:
         say(failed=str(error))
+    except Exception as error:  # noqa: BLE001 - the other cases are to have their turn
+        traceback.print_exception(error)
+        say(failed=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     else:
         say(result=result)
 

@@ -14,7 +14,7 @@ PART = "ms_"
 def tables_of(results: Mapping[str, Any]) -> list[Table]:
     """All cases, and the parts of their steps."""
     cases = measured(results)
-    title = f"{results['machine']['device']}: medians of {len(cases[0]['rounds'])} rounds, and their quartiles"
+    title = f"{results['machine']['device']}: medians over the rounds ({len(cases[0]['rounds'])}), and their quartiles"
     header = ("", "ms a step", "patches/s", "of the peak", "against bare", "field against it", "waiting", "memory")
     parts = list(dict.fromkeys(part for case in cases for part in case["figures"] if part.startswith(PART)))
     return [

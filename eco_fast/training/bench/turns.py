@@ -37,6 +37,7 @@ from eco_fast.training.profiling import (
     peak_memory,
     training_flops,
 )
+from eco_fast.utils.device import pick_device
 
 WARM_UP = 6  # steps: compilation, the search for convolutions, the recording of a GPU's graph
 LONG = 0.25  # seconds of a step after which two are warm-up enough
@@ -137,7 +138,7 @@ def take_turns(case: BenchCase, images: BenchImages, folder: Path) -> Iterator[T
     Raises:
         ValueError: out of memory, or something cannot be compiled; says what to do.
     """
-    recipe, device = case.recipe, case.device
+    recipe, device = case.recipe, pick_device(case.device)  # a GPU: this process's from here on
     with (
         explain_oom(recipe.train),
         explain_compiler(),
