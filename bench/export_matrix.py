@@ -19,7 +19,7 @@ from torch.nn import functional
 from eco_fast.data.folders import builtin_images
 from eco_fast.data.images import read_image
 from eco_fast.data.resize import downsample_image
-from eco_fast.interop.export import ExportedFile, export
+from eco_fast.interop.export import export
 from eco_fast.interop.export.formats import FORMATS, why_not
 from eco_fast.models import Network, save_network
 from eco_fast.models.edsr import EDSR
@@ -44,7 +44,7 @@ NETWORKS: dict[str, tuple[tuple[int, ...], Callable[[int], Network]]] = {
     "SwinIR-M": ((2, 3, 4, 8), lambda scale: SwinIR(scale, patch=64)),
     "EDSR": ((2, 3, 4, 8), lambda scale: EDSR(scale, 256, 32, 0.1)),
 }
-COLUMNS = ("network", "scale", "format", "precision", "MB", "grey levels", "relative")
+REFUSED = "refused"
 
 
 @torch.no_grad()
@@ -81,34 +81,27 @@ def fit_to_images(network: Network) -> None:
 
 
 def export_all(name: str, scale: int) -> list[dict[str, object]]:
-    """All files of one network.
-
-    Raises:
-        ValueError: one failed.
-    """
+    """All files of one network; of one that is not as it should be the reason is printed."""
     torch.manual_seed(0)
     network = NETWORKS[name][1](scale).eval()
     fit_to_images(network)
-    made: list[ExportedFile] = []
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "matrix.safetensors")
         save_network(path, network)
-        there_is = {kind: _precisions(network, kind) for kind in FORMATS}
-        for precisions in set(there_is.values()) - {()}:
-            kinds = [kind for kind, those in there_is.items() if those == precisions]
-            made += export(path, folder, formats=kinds, precisions=precisions)
-        return [
-            {
-                "network": name,
-                "scale": scale,
-                "format": one.format,
-                "precision": one.precision,
-                "MB": round(one.bytes / 1e6, 1),
-                "grey levels": f"{one.difference.levels:.2g}",
-                "relative": f"{one.difference.relative:.1e}",
-            }
-            for one in made
-        ]
+        for kind in FORMATS:
+            for precision in _precisions(network, kind):
+                row: dict[str, object] = {"network": name, "scale": scale, "format": kind, "precision": precision}
+                try:
+                    (made,) = export(path, folder, formats=(kind,), precisions=(precision,))
+                    row["MB"] = round(made.bytes / 1e6, 1)
+                    row["grey levels"] = f"{made.difference.levels:.2g}"
+                    row["relative"] = f"{made.difference.relative:.1e}"
+                except ValueError as error:
+                    print(f"{name} x{scale}: {error}", flush=True)
+                    row |= {"MB": "", "grey levels": REFUSED, "relative": ""}
+                rows.append(row)
+    return rows
 
 
 def _precisions(network: Network, kind: str) -> tuple[str, ...]:
@@ -144,7 +137,7 @@ def record(rows: list[dict[str, object]]) -> None:
 
 
 def main() -> int:
-    """Export; returns how many networks failed."""
+    """Export; returns how many files were refused."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)}; all", metavar="NETWORK")
     parser.add_argument("--scale", type=int, nargs="*", help="these scales alone")
@@ -156,12 +149,8 @@ def main() -> int:
             here = [row for row in known_results() if (row["network"], row["scale"]) == (name, str(scale))]
             if scale not in (args.scale or [scale]) or (here and args.missing):
                 continue
-            try:
-                rows = export_all(name, scale)
-            except ValueError as error:
-                print(f"{name} x{scale}: {error}", flush=True)
-                failed += 1
-                continue
+            rows = export_all(name, scale)
+            failed += sum(row["grey levels"] == REFUSED for row in rows)
             others = [row for row in known_results() if (row["network"], row["scale"]) != (name, str(scale))]
             record([*others, *rows])
     return failed
