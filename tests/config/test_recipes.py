@@ -89,7 +89,8 @@ def test_the_recipes_of_a_speedrun_differ_in_optimizer_and_length(track: str) ->
     assert [one.optimizer.name for one in (muon, adam, lamb)] == ["muon", "adam", "lamb"]
     assert {one.objective.name for one in (muon, adam, lamb)} == {"eco"}
     assert adam.train == lamb.train
-    assert adam.train.steps == 4 * muon.train.steps
+    assert 4 * muon.train.steps <= adam.train.steps
+    assert 3 * muon.train.steps <= muon.teacher.steps, "a weaker teacher does harm"
     for other in (adam, lamb):
         differs = {key for key in config.differences(muon, other) if not key.startswith("optimizer.")}
         assert differs == {"description", "train.steps"}
