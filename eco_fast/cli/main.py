@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parser().parse_args(arguments, parsed)
         return parsed.run(parsed) or 0
-    except ValueError as error:
-        print(f"eco-fast: {_printable(str(error))}", file=sys.stderr)
+    except (ValueError, MemoryError, ImportError) as error:  # the latter two: no room for the libraries themselves
+        print(f"eco-fast: {_printable(str(error) or 'out of memory')}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:  # a full or read-only disk, a missing permission
         print(f"eco-fast: {_printable(_sentence(error))}", file=sys.stderr)
@@ -190,7 +190,7 @@ def _train(args: argparse.Namespace) -> None:
         recipe = str(saved)
     resolved = config.load(recipe, args.overrides)
     if args.dry_run:
-        from eco_fast.training.pipeline import dry_run
+        from eco_fast.training.dry_run import dry_run
 
         dry_run(resolved, folder, resume=resume)
         return

@@ -20,6 +20,7 @@ from eco_fast.data.open_loader import open_loader
 from eco_fast.data.sources import ImageSource
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import Checkpoints, load_state, settle
+from eco_fast.training.forecast import Forecast
 from eco_fast.training.memory import explain_oom, room_beside
 from eco_fast.training.micro_batch import settle_micro_batch
 from eco_fast.training.optim.optimizer_step import OptimizerStep
@@ -45,11 +46,13 @@ def train_network(
     label: str = "train",
     *,
     profile: bool = False,
+    forecast: Forecast | None = None,
 ) -> Network:
     """Train to the end of the run's recipe, from the last checkpoint if there is one.
 
     `hr` are the images, pinned by the caller; `sr` the centroids, where the objective needs them; `label` precedes
-    every line; `profile` writes a trace of a few steps into the run folder.
+    every line; `profile` writes a trace of a few steps into the run folder; `forecast` knows of the
+    run's other trainings.
 
     Returns:
         The trained network (the running average of its weights, where the recipe keeps one), in evaluation mode.
@@ -59,6 +62,7 @@ def train_network(
         StoppedBySignal: a signal stopped it, with a checkpoint.
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
+    forecast = forecast or Forecast()
     device = pick_device(train.device)
     state = take_up(run, sr, sets, label)
     if state.start == steps:
@@ -79,6 +83,9 @@ def train_network(
             telemetry.add(batch.step)
 
             done, signal = batch.step + 1, stop.requested()
+            if forecast.add(done, state):
+                forecast.tell(done, state, validation, checkpoints, telemetry)
+                telemetry.restart_clock(done)
             last = done == steps
             if last or done % train.log_every == 0:
                 telemetry.report(done)
@@ -92,7 +99,9 @@ def train_network(
                 checkpoints.wait()
                 raise StoppedBySignal(signal)
             telemetry.stopwatch.mark("data")
+            forecast.mark()
     distributed.all_gather(None)  # the files are there, for all
+    forecast.compare(device, label)
     return state.result.eval()
 
 

@@ -38,10 +38,13 @@ def explain_oom(train: Train) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         at_once = patches_at_once(train, -(-train.batch_size // distributed.world_size()))
+        smaller = f"set train.micro_batch below {at_once}, which gives the same gradients"
+        if train.micro_batch == "auto":  # which has found nothing smaller that helps, or had no part in it
+            smaller = "give the run more memory"
         precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"
         raise ValueError(
-            f"out of memory ({str(error).splitlines()[0]}): set train.micro_batch below {at_once}, which gives the "
-            f"same gradients{precision}; or lower train.batch_size or data.patch, which do not"
+            f"out of memory ({str(error).splitlines()[0]}): {smaller}{precision}; a lower "
+            "train.batch_size or data.patch takes less too, but changes the result"
         ) from error
 
 

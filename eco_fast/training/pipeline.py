@@ -25,9 +25,10 @@ from eco_fast.evaluation.evaluate import mean_scores
 from eco_fast.evaluation.scoring import ImagePair, pairs_of, score_bicubic, score_network
 from eco_fast.models import Network
 from eco_fast.training.checkpoints import weights_path
-from eco_fast.training.cost import estimate, network_without_memory
+from eco_fast.training.cost import network_without_memory
 from eco_fast.training.crops import SAMPLES, cut_crops, write_crops
 from eco_fast.training.figures import draw_curves, draw_samples, show_summary
+from eco_fast.training.forecast import Forecast
 from eco_fast.training.loop import train_network
 from eco_fast.training.optim.muon import check_muon_recipe
 from eco_fast.training.pinned import contents_of, contents_of_file, pin, pin_names
@@ -57,7 +58,7 @@ from eco_fast.training.training_data import (
 from eco_fast.training.validation import ValidationSets, validation_pairs, validation_scores
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name, pick_device
-from eco_fast.utils.files import size_in_words, write_json
+from eco_fast.utils.files import write_json
 from eco_fast.utils.lasting import lasting_output
 
 
@@ -159,7 +160,10 @@ class Pipeline:
         if self.teacher is None:
             sets = ValidationSets(self.sets.images)
             own = self.folder / "teacher"
-            self.teacher = train_teacher(self.config, own, self.images.hr, sets, resume=self.resume)
+            following = [self.config] * (1 + self.config.train.baseline)
+            self.teacher = train_teacher(
+                self.config, own, self.images.hr, sets, resume=self.resume, forecast=Forecast(following)
+            )
 
     def _state_of_centroids(self) -> str:
         checkpoint, own = Path(self.config.teacher.checkpoint), self.folder / "teacher"
@@ -182,7 +186,13 @@ class Pipeline:
 
     def _train(self) -> None:
         self.networks["student"] = train_network(
-            self.runs["student"], self.images.hr, self.centroids, self.sets, "student", profile=self.profile
+            self.runs["student"],
+            self.images.hr,
+            self.centroids,
+            self.sets,
+            "student",
+            profile=self.profile,
+            forecast=Forecast([self.config] * self.config.train.baseline),
         )
 
     def _state_of_baseline(self) -> str:
@@ -244,33 +254,6 @@ def run_recipe(config: Config, folder: Path, *, resume: bool = False, profile: b
             show_summary(summary, folder)
             report_if_possible(write_run_report, folder)
     return summary
-
-
-def dry_run(config: Config, folder: Path, *, resume: bool) -> None:
-    """Print what `run_recipe` with the same arguments would cost, and the state of each of its stages.
-
-    Raises:
-        ValueError: as `Pipeline`; or the device cannot do the recipe's precision.
-    """
-    pipeline = Pipeline(config, folder, resume=resume)
-    train, patch = config.train, config.data.patch
-    precision = choose_precision(train, pipeline.device)
-    cost = estimate(config, pipeline.device, precision)
-    lines = {
-        "recipe": config.description,
-        "network": f"{config.model.name} x{config.scale}, {cost.parameters:,} parameters, {cost.multiply_adds:,} "
-        f"multiply-adds for a patch of {patch}x{patch} LR pixels",
-        "training": f"{config.objective.name}, {config.objective.loss}; {config.optimizer.name}, "
-        f"{config.optimizer.learning_rate:.2e}, {config.optimizer.schedule}; {train.steps:,} steps of "
-        f"{train.batch_size} patches, {train.steps * train.batch_size:,} patches in all",
-        "memory": f"{size_in_words(cost.memory)} on {pipeline.device}, for {cost.at_once} patches at once in "
-        f"{precision.name}: {size_in_words(cost.copies * cost.weights)} of weights, gradients and optimizer, "
-        f"{size_in_words(cost.activations)} of activations at most",
-        "validate": state_of_images(config.data.validation),
-        **{stage.name: stage.state() for stage in pipeline.stages},
-    }
-    for name, text in lines.items():
-        print(f"{name:<9} {text}", flush=True)
 
 
 def check_start(start: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ from eco_fast.data.sources import ImageSource, names_of, without_small
 from eco_fast.data.store import MANIFEST, Store
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import Network, load_network_of_scale
+from eco_fast.training.forecast import Forecast
 from eco_fast.training.loop import train_network
 from eco_fast.training.pinned import name_in_source
 from eco_fast.training.run_folder import RunFolder
@@ -109,11 +110,17 @@ def load_teacher(checkpoint: Path, scale: int) -> LoadedTeacher:
 
 
 def train_teacher(
-    config: Config, folder: Path, hr: ImageSource, sets: ValidationSets, *, resume: bool
+    config: Config,
+    folder: Path,
+    hr: ImageSource,
+    sets: ValidationSets,
+    *,
+    resume: bool,
+    forecast: Forecast | None = None,
 ) -> LoadedTeacher:
     """The teacher "self": the end of a vanilla run of the same architecture, in a run folder of its own."""
     with RunFolder(folder, config.self_teacher, resume=resume) as run:
-        train_network(run, hr, None, sets, "teacher")
+        train_network(run, hr, None, sets, "teacher", forecast=forecast)
     return load_teacher(run.checkpoint("last"), config.scale)
 
 

@@ -86,14 +86,37 @@ class Validation:
         self._spent += self._last
         return self._is_best(scores.psnr_y)
 
+    def foretell(self) -> float:
+        """Seconds of a validation, from one of this rank's images: the largest, and the others by their pixels.
+
+        All ranks take part. Nothing is reported.
+        """
+        sets = {**self.sets.monitored, "": self.sets.images}
+        pairs = [pair for name, images in sets.items() for pair in self._pairs_of(name, images)]
+        if not self.sets.images:
+            return 0.0
+        sizes = [pair.hr.shape[0] * pair.hr.shape[1] for _, pair in pairs]
+        largest = [pairs[sizes.index(max(sizes))]] if pairs else []
+        seconds = 0.0
+        for _ in range(2):  # at first a device's libraries choose their code
+            began = self.clock()
+            validation_scores(self.state.result, largest, self.state.precision, self.state.device)
+            seconds = self.clock() - began
+        self.state.network.train()
+        return seconds * sum(sizes) / max(sizes, default=1)
+
     def _affordable(self, share: float) -> bool:
         return self._spent + self._last <= share * (self.clock() - self._began)
 
     def _score(self, name: str, images: Mapping[str, Pixels]) -> Scores:
         state = self.state
+        return validation_scores(state.result, self._pairs_of(name, images), state.precision, state.device)
+
+    def _pairs_of(self, name: str, images: Mapping[str, Pixels]) -> list[tuple[str, ImagePair]]:
+        state = self.state
         if name not in self._pairs:
             self._pairs[name] = list(validation_pairs(images, state.network.scale, state.config.data, state.device))
-        return validation_scores(state.result, self._pairs[name], state.precision, state.device)
+        return self._pairs[name]
 
     def _is_best(self, psnr: float) -> bool:
         before, self.state.best = self.state.best, max(psnr, self.state.best)

@@ -44,22 +44,20 @@ class MemoryMeter:
         if device == "cpu" and platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is no part of the base
         self._base = self._now()
-        self.forget_peak()
-
-    def forget_peak(self) -> None:
-        """`taken` counts from now on; where the system keeps its highest value for ever, it goes on from that."""
-        if self.device != "cpu":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats(device)
         else:
             with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the resident peak
+        self._earlier = _status()
 
     def taken(self) -> dict[str, int]:
-        """The most bytes, by kind."""
+        """The most bytes since, by kind; 0 where that is not more than the system's mark from before."""
         if self.device != "cpu":
             return {ON_GPU: torch.cuda.max_memory_allocated(self.device) - self._base[ON_GPU]}
         status = _status()
-        return {kind: max(status[name] - self._base[kind], 0) for kind, name in PEAK.items()}
+        higher = {kind: status[name] > self._earlier[name] for kind, name in PEAK.items()}
+        return {kind: status[name] - self._base[kind] if higher[kind] else 0 for kind, name in PEAK.items()}
 
     def rooms(self) -> list[Room]:
         """What each limit leaves. Ranks of one machine get equal parts of what they share."""

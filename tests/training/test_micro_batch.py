@@ -98,14 +98,14 @@ def assert_same_bits(run: str, other: str) -> None:
 class Training:
     """A step that has not been made, of a recipe of tiny networks."""
 
-    def __init__(self, folder: Path, **train: Any) -> None:
-        values = {"patch": 8, "train": ["hr"]}
-        model = {"features": 8, "blocks": 1}
+    def __init__(self, folder: Path, patch: int = 8, features: int = 8, **train: Any) -> None:
+        values = {"patch": patch, "train": ["hr"]}
+        model = {"features": features, "blocks": 1}
         settings = {"steps": 100, "device": "cpu", "compile": False, "micro_batch": "auto", **train}
         self.config = config.validate({"data": values, "model": model, "train": settings}, "test")
         self.folder = folder
         self.state = TrainingState(self.config, "cpu", None, "test")
-        self.planner = BatchPlanner(self.config, [(60, 70), (80, 50)])
+        self.planner = BatchPlanner(self.config, [(60, 70), (80, 60)])
         self.step = TrainStep(self.state, self.planner.count)
 
     def settle(self) -> list[int]:
@@ -266,7 +266,7 @@ def test_too_small_for_one_patch_is_one_sentence(here: Path, capsys: pytest.Capt
 def test_a_limit_is_never_reached(tmp_path: Path, timed: Any) -> None:
     """What fits is chosen by a computation of it: nothing that would fail is tried."""
     seen = timed({size: 1 / size for size in range(1, 65)})
-    training = Training(tmp_path, batch_size=64)
+    training = Training(tmp_path, patch=24, features=32, batch_size=64)
     one, two = (passes_bytes(training.config, "cpu", training.state.precision, count) for count in (1, 2))
     with room_of((256 << 20) + 10 * (two - one) + (4 << 20)):
         parts = training.settle()
@@ -290,7 +290,8 @@ def test_the_meter_sees_what_is_taken() -> None:
     room = {one.of: one for one in meter.rooms()}["that the computer has available"]
     held = torch.ones(16 << 20)  # 64 MB
     taken = meter.taken()
-    assert all(64 << 20 <= size < 80 << 20 for size in taken.values()), taken
+    assert 64 << 20 <= taken["resident"] < 80 << 20
+    assert taken["addresses"] == 0 or taken["addresses"] >= 64 << 20  # whose peak the system never forgets
     with room_of(1 << 30):
         (left,) = addresses()
     assert 0 <= (1 << 30) - left.bytes < 16 << 20
