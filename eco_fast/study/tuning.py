@@ -20,8 +20,6 @@ from eco_fast.study.variants import Variant
 from eco_fast.utils.files import name_damaged
 from eco_fast.utils.table_io import Table, write_csv
 
-TUNING = "tuning.csv"
-
 
 @dataclass(frozen=True)
 class Pick:
@@ -121,4 +119,4 @@ def write_tuning(folder: Path, picks: Sequence[Pick]) -> None:
             which = {"variant": found.variant.name, **one.tuned, "picked": one == found.picked}
             end = " ".join(found.ends.values()) if one == found.picked else ""
             rows.append({**which, "end": end, "seeds": len(some), "psnr_y": mean, "interval": width})
-    write_csv(folder / TUNING, rows)
+    write_csv(folder / "tuning.csv", rows)

@@ -37,6 +37,17 @@ def test_a_variant_is_tried_with_every_combination_and_keeps_its_other_keys(base
     assert tuned_variants(base, muon, []) == [muon]
 
 
+def test_every_point_of_across_is_tuned_by_itself(base: Config) -> None:
+    variants = make_variants(base, [("vanilla",), ("eco",)], ["train.batch_size=[2, 4]"])
+    tried = [[one.name for one in tuned_variants(base, variant, [RATES])] for variant in variants]
+    assert [len(names) for names in tried] == [3] * 4
+    assert tried[3][0] == "eco_batch_size=4_learning_rate=0.001"
+    with pytest.raises(
+        ValueError, match=r"variant 'vanilla_batch_size=2' changes train.batch_size, which --tune picks"
+    ):
+        tuned_variants(base, variants[0], ["train.batch_size=[2, 4]"])
+
+
 def test_a_number_has_one_name_however_it_is_written(base: Config) -> None:
     """A changed list finds what was run before."""
     (vanilla,) = make_variants(base, [("vanilla",)], [])
