@@ -5,6 +5,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from eco_fast.training.bench.results import Round, changes_between, figures_of, 
 from eco_fast.training.bench.tables import show_changes, tables_of
 from eco_fast.training.bench.timing import Spread
 from eco_fast.training.step import TrainStep
-from tests.helpers import complaint, write_photos
+from tests.helpers import complaint, wait_until, write_photos
 
 TINY = {"data.patch": 8, "model.features": 8, "model.blocks": 1, "train.batch_size": 2, "train.compile": False}
 FIXED = {"train.steps": cases.STEPS, "train.trackers": []}
@@ -307,17 +308,22 @@ def test_a_case_that_fails_says_why(text: str, why: str, tmp_path: Path, monkeyp
 
 
 def test_an_interrupted_case_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        sys, "executable", program(tmp_path, f"""echo $$ > {tmp_path}/pid; echo '{{"round": 1}}'; sleep 1000""")
-    )
+    """Nor one that its process has started."""
+    text = f"""sleep 1000 & echo $! $$ > {tmp_path}/started; echo '{{"round": 1}}'; wait"""
+    monkeypatch.setattr(sys, "executable", program(tmp_path, text))
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         measure_case(a_case(), tmp_path, tmp_path, 1, interrupt)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text(encoding="utf-8")), 0)
+    for process in (tmp_path / "started").read_text(encoding="utf-8").split():
+        wait_until(partial(has_ended, Path("/proc", process, "stat")))
+
+
+def has_ended(stat: Path) -> bool:
+    """Whether a process is gone, or a zombie that nobody has asked for yet."""
+    return not stat.exists() or stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
 
 
 def test_the_request_is_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
