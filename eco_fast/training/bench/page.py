@@ -56,6 +56,21 @@ def bench(
         raise ValueError(f"{folder / RESULTS}: exists already; name another folder with --out")
     for reason in {why_not_compile(case.device) for case in cases if case.recipe.train.compile} - {None}:
         print(f"not compiled: {reason}; nor is a training here", flush=True)
+    results = _measure_all(cases, folder, rounds)
+    failed = [case for case in results["cases"] if "failed" in case]
+    if len(failed) == len(cases):
+        raise ValueError(f"{failed[0]['name']}: {failed[0]['failed']}")
+    for table in tables_of(results):
+        table.show()
+    if then is not None:
+        show_changes(then, results, str(earlier))
+    draw_bench(folder / FIGURE, results, then)
+    print(f"in {folder}: {RESULTS}, {FIGURE}")
+    return results
+
+
+def _measure_all(cases: Sequence[BenchCase], folder: Path, rounds: int) -> dict[str, Any]:
+    """What the file holds, which is written after each case."""
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": environment(cases[0].recipe),
@@ -71,15 +86,6 @@ def bench(
             made = _measure(case, f"{number}/{len(cases)}", images, Path(work, f"run-{number}"), rounds)
             results["cases"].append(made)
             write_json(folder / RESULTS, results)
-    failed = [case for case in results["cases"] if "failed" in case]
-    if len(failed) == len(cases):
-        raise ValueError(f"{failed[0]['name']}: {failed[0]['failed']}")
-    for table in tables_of(results):
-        table.show()
-    if then is not None:
-        show_changes(then, results, str(earlier))
-    draw_bench(folder / FIGURE, results, then)
-    print(f"in {folder}: {RESULTS}, {FIGURE}")
     return results
 
 
