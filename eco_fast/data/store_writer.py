@@ -173,13 +173,16 @@ class Writer:
         """Make what was noted survive a power cut: first the pixels, then the journal."""
         if not self._pending:
             return
-        for number in sorted({entry.pack for entry in self._pending}):
-            _sync_file(self.folder / pack_file(number))
+        packs = [self.folder / pack_file(number) for number in sorted({entry.pack for entry in self._pending})]
+        for pack in packs:
+            _sync_file(pack)
+        sync_folder(packs[0].parent)
         path = self.folder / JOURNAL.format(f"-{distributed.rank()}" if distributed.rank() else "")
         with name_file_in_errors(path), path.open("a", encoding="utf-8") as journal:
             journal.write("".join(_journal_line(entry) for entry in self._pending))
             journal.flush()
             os.fsync(journal.fileno())
+        sync_folder(self.folder)
         self._pending.clear()
         self._synced = time.monotonic()
 

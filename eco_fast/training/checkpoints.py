@@ -30,7 +30,7 @@ from eco_fast.config import Config
 from eco_fast.models import METADATA, Network, description, read_state, save_network, save_weights
 from eco_fast.utils import distributed
 from eco_fast.utils.content_hash import content_hash
-from eco_fast.utils.files import unused, write_atomically
+from eco_fast.utils.files import sync_folder, unused, write_atomically
 from eco_fast.utils.lasting import patiently
 
 STEP = "step-{:08d}"
@@ -108,9 +108,7 @@ class Checkpoints:
         whole = {**state, HASH: content_hash(state)}
         for name in names:
             patiently(self.folder, partial(self._write_one, name, whole, weights, metadata))
-        for old in _numbered(self.folder)[: -self.config.train.keep_checkpoints]:
-            weights_path(self.folder, old).unlink(missing_ok=True)
-            state_path(self.folder, old).unlink()
+        _drop_old(self.folder, self.config.train.keep_checkpoints)
 
     def _write_one(self, name: str, whole: Any, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
         self.folder.parent.stat()  # never make the run's folder anew, below a disk that is not there at the moment
@@ -194,6 +192,7 @@ def settle(folder: Path, found: FoundState, network: Network) -> None:
             _write_state(state_path(folder, name), {**state, HASH: content_hash(state)})
         if _step_of(weights_path(folder, name)) != step:
             save_network(weights_path(folder, name), network, **_facts(state))
+    _drop_old(folder, tomllib.loads(state["config"])["train"]["keep_checkpoints"])
 
 
 def _facts(state: Mapping[str, Any]) -> dict[str, str | int]:
@@ -202,11 +201,14 @@ def _facts(state: Mapping[str, Any]) -> dict[str, str | int]:
 
 
 def _set_aside_newer(folder: Path, step: int) -> None:
-    """Rename what is newer than a step, or cannot be read."""
-    for path in [*sorted(folder.glob("*.state.pt")), *sorted(folder.glob("*.safetensors"))]:
-        if _step_of(path) > step:
-            aside = path.rename(unused(path.with_name(f"set-aside.{path.name}.kept")))
-            print(f"{path}: not of the state that the run goes on from; kept as {aside.name}", flush=True)
+    """Rename what is newer than a step, or cannot be read; last of all "last", which tells that this is to be done."""
+    files = [*sorted(folder.glob("*.state.pt")), *sorted(folder.glob("*.safetensors"))]
+    for last in (False, True):
+        for path in files:
+            if path.name.startswith("last.") == last and _step_of(path) > step:
+                aside = path.rename(unused(path.with_name(f"set-aside.{path.name}.kept")))
+                print(f"{path}: not of the state that the run goes on from; kept as {aside.name}", flush=True)
+        sync_folder(folder)
 
 
 def _step_of(path: Path) -> float:
@@ -223,6 +225,16 @@ def _step_of(path: Path) -> float:
 
 def _write_state(path: Path, whole: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(whole, file))
+
+
+def _drop_old(folder: Path, keep: int) -> None:
+    """Remove numbered checkpoints but for the newest; states last, which tell that something is to be removed."""
+    old = _numbered(folder)[:-keep]
+    for path_of in (weights_path, state_path):
+        for name in old:
+            path_of(folder, name).unlink(missing_ok=True)
+        if old:
+            sync_folder(folder)
 
 
 def _numbered(folder: Path) -> list[str]:

@@ -31,7 +31,7 @@ from eco_fast.config.resuming import ROUNDING, differing
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.utils import distributed
 from eco_fast.utils.device import device_name
-from eco_fast.utils.files import name_damaged, name_file_in_errors, unused, write_json, write_text
+from eco_fast.utils.files import name_damaged, name_file_in_errors, sync_folder, unused, write_json, write_text
 from eco_fast.utils.lasting import patiently
 from eco_fast.utils.locks import Lock, file_lock
 
@@ -118,6 +118,8 @@ class RunFolder:
                 if file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - as the system says it next
                 os.fsync(file.fileno())  # a checkpoint must never be ahead of the rows that led to it
+                if not whole:
+                    sync_folder(self.folder)
             except OSError:
                 file.truncate(whole)
                 raise
@@ -144,13 +146,16 @@ class RunFolder:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of a run's metrics.jsonl; a last line that a kill or a power cut left in part is left out."""
     metrics = folder / METRICS
     if not metrics.exists():
         return []
     with name_damaged(metrics):
         whole, _, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
-        rows = [json.loads(line) for line in whole.splitlines()]
+        lines = whole.splitlines()
+        if len(lines) > 1 and "\0" in lines[-1]:  # of two blocks of the disk, the second alone was written
+            lines.pop()
+        rows = [json.loads(line) for line in lines]
         return [{**row, "step": int(row["step"])} for row in rows]
 
 

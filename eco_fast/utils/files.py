@@ -71,15 +71,19 @@ def unused(path: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with its parents.
+    """Make a folder with its parents, so that they survive a power cut.
 
     Raises:
         ValueError: a file is in the way.
     """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"{folder}: expected a folder or room for one, but a file is in the way") from error
+    for one in made:
+        if os.access(one.parent, os.R_OK):  # some folders that all may write in cannot be opened
+            sync_folder(one.parent)
 
 
 @contextmanager
@@ -95,6 +99,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise ValueError(f"{folder}: exists already; choose another folder, or move it away")
     make_folder(folder.parent)
     beside = folder.with_name(f".{zlib.crc32(os.fsencode(folder.name)):08x}.{os.getpid()}.partial")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that had this one's number, as those of a container do
     try:
         with name_file_in_errors(folder):
             beside.mkdir()

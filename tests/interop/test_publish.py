@@ -477,6 +477,16 @@ def test_a_full_disk_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_a_dead_process_of_the_same_number_left_is_not_in_the_way(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "release") as half:
+        (half / "half").write_text("x", encoding="utf-8")
+    (tmp_path / "release").rename(half)
+    with new_folder(tmp_path / "release") as folder:
+        (folder / "whole").write_text("x", encoding="utf-8")
+    assert [path.name for path in (tmp_path / "release").iterdir()] == ["whole"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "release"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk has gone")])
 def test_an_interrupted_folder_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
     def interrupted() -> None:

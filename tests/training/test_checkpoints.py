@@ -127,6 +127,45 @@ def test_the_newest_whole_state_goes_on_and_what_is_newer_is_kept(
     assert content(tmp_path) == kept
 
 
+@pytest.mark.parametrize("done", range(4))
+def test_newer_files_are_kept_also_where_a_kill_comes_while_they_are_renamed(
+    done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, (3, 6, 9), keep=3)
+    for name in ("last", "step-00000009"):
+        state_path(tmp_path, name).write_bytes(name.encode())
+    newer = {path for name in ("last", "step-00000009") for path in tmp_path.glob(f"{name}.*")}
+    rename, renamed = Path.rename, 0
+
+    def killed(path: Path, target: Path) -> Path:
+        nonlocal renamed
+        if renamed == done:
+            raise KeyboardInterrupt
+        renamed += 1
+        return rename(path, target)
+
+    found = load_state(tmp_path)
+    assert found is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            settle(tmp_path, found, network_at(6))
+    again = load_state(tmp_path)
+    assert again is not None
+    settle(tmp_path, again, network_at(6))
+    assert {path.with_name(f"set-aside.{path.name}.kept") for path in newer} == set(tmp_path.glob("set-aside.*"))
+
+
+def test_what_is_left_of_a_checkpoint_that_was_being_removed_goes(tmp_path: Path) -> None:
+    saved(tmp_path, (3, 6, 9), keep=2)
+    whole = content(tmp_path)
+    shutil.copy(state_path(tmp_path, "last"), state_path(tmp_path, "step-00000003"))
+    found = load_state(tmp_path)
+    assert found is not None
+    settle(tmp_path, found, network_at(9))
+    assert content(tmp_path) == whole
+
+
 @pytest.mark.parametrize("left", ["last.safetensors", "best.safetensors", "step-00000003.safetensors", "last.state.pt"])
 def test_where_no_whole_state_is_left_nothing_is_touched(left: str, tmp_path: Path) -> None:
     saved(tmp_path, (3,), keep=2, best=3)

@@ -60,6 +60,19 @@ def test_a_damaged_file_of_a_run_is_named_and_left_as_it_is(name: str, content: 
     assert (tmp_path / name).read_bytes() == content + b"\n"
 
 
+def test_a_row_of_which_a_power_cut_left_the_second_block_is_left_out(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, RECIPE, resume=True)
+    for step in range(3):
+        run.append({"step": step})
+    whole = run.rows()
+    with run.metrics.open("ab") as file:
+        file.write(b"\0" * 9 + b'"loss": 0.1}\n')
+    assert run.rows() == whole
+    run.rewind(2)
+    run.append({"step": 3})
+    assert run.rows() == [*whole, {"step": 3}]
+
+
 @pytest.mark.parametrize("key", ["seed=1", "scale=3", "objective.name=vanilla", "train.steps=7"])
 def test_a_checkpoint_of_another_run_is_refused_and_one_of_this_run_goes_on(key: str) -> None:
     other = config.changed(RECIPE, [key], "test")
