@@ -1,7 +1,7 @@
 """What one training takes, counted on tensors that have a shape and no memory."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,15 +100,14 @@ def passes_bytes(config: Config, device: str, precision: Precision, samples: int
         return int(most.bytes)
 
 
-def scoring_bytes(config: Config, sizes: Iterable[tuple[int, int]]) -> int:
-    """What it takes on a CPU to score images of these (height, width) in HR pixels; 0 without any."""
-    sizes = list(sizes)
+def scoring_bytes(network: Network, sizes: Sequence[tuple[int, int]]) -> int:
+    """What it takes on a CPU to score images of these (height, width) in HR pixels by a `network_without_memory`."""
     if not sizes:
         return 0
-    network = network_without_memory(config.model, config.scale, config.data.patch).eval()
+    network.eval()
     height, width = max(sizes, key=math.prod)
     most = network.tile + 2 * network.halo
-    shape = [min(side // config.scale, most) for side in (height, width)]
+    shape = [min(side // network.scale, most) for side in (height, width)]
     with torch.inference_mode(), Appetite(network.state_dict().values()) as tile:
         network(torch.empty(1, 3, *shape, device="meta"))
     return int(tile.bytes) + SCORED_PIXEL * height * width + KEPT_PIXEL * sum(map(math.prod, sizes))

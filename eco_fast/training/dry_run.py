@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,99 +68,112 @@ def dry_run(config: Config, folder: Path, *, resume: bool) -> None:
     }
     for name, text in lines.items():
         print(f"{name:<9} {text}", flush=True)
-    print(f"{'time':<9} {time_in_words(config, folder, pipeline.device, cost)}", flush=True)
+    print(f"{'time':<9} {Rehearsal(config, pipeline.device, cost).in_words(folder)}", flush=True)
 
 
-def time_in_words(config: Config, folder: Path, device: str, cost: Cost) -> str:
-    """What the trainings that are left will take: time, energy, price, memory, and what that was measured on."""
-    if config.data.source == "files":
-        return "unknown for data.source=files; the run says it after its first steps"
-    left = trainings_left(config, folder)
-    if not left:
-        return "nothing is left to train"
-    try:
-        measured, how = rehearse(config, device, cost)
-    except ValueError as error:
-        return f"unknown: {error}"
-    seconds = {name: measured.start + measured.seconds(one.train, done) for name, (one, done) in left.items()}
-    each = ", ".join(f"{name} {duration_in_words(spent)}" for name, spent in seconds.items())
-    return f"{measured.told(sum(seconds.values()), config.train.price_per_hour)} to train ({each}); {how}"
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the trainings of a run take on a device."""
 
+    config: Config
+    """The run's recipe."""
+    device: str
+    cost: Cost
 
-def trainings_left(config: Config, folder: Path) -> dict[str, tuple[Config, int]]:
-    """The trainings of a run that have not ended, by stage: recipe, and steps that are made."""
-    stages = {"teacher": (config.self_teacher, folder / "teacher"), "train": (config, folder)}
-    if not config.needs_centroids or config.teacher.checkpoint != "self" or config.data.centroids:
-        del stages["teacher"]
-    if config.train.baseline:
-        stages["baseline"] = (config, folder / "baseline")
-    made = {name: (one, steps_done(where) or 0) for name, (one, where) in stages.items()}
-    return {name: (one, done) for name, (one, done) in made.items() if done < one.train.steps}
+    def in_words(self, folder: Path) -> str:
+        """What is left to train in a run's folder: time, energy, price, memory, and what that was measured on."""
+        if self.config.data.source == "files":
+            return "unknown for data.source=files; the run says it after its first steps"
+        left = self.trainings_left(folder)
+        if not left:
+            return "nothing is left to train"
+        try:
+            measured, how = self.measure()
+        except ValueError as error:
+            return f"unknown: {error}"
+        seconds = {name: measured.start + measured.seconds(one.train, done) for name, (one, done) in left.items()}
+        each = ", ".join(f"{name} {duration_in_words(spent)}" for name, spent in seconds.items())
+        return f"{measured.told(sum(seconds.values()), self.config.train.price_per_hour)} to train ({each}); {how}"
 
+    def trainings_left(self, folder: Path) -> dict[str, tuple[Config, int]]:
+        """The trainings of the run that have not ended, by stage: recipe, and steps that are made."""
+        config = self.config
+        stages = {"teacher": (config.self_teacher, folder / "teacher"), "train": (config, folder)}
+        if not config.needs_centroids or config.teacher.checkpoint != "self" or config.data.centroids:
+            del stages["teacher"]
+        if config.train.baseline:
+            stages["baseline"] = (config, folder / "baseline")
+        made = {name: (one, steps_done(where) or 0) for name, (one, where) in stages.items()}
+        return {name: (one, done) for name, (one, done) in made.items() if done < one.train.steps}
 
-def rehearse(config: Config, device: str, cost: Cost) -> tuple[Measured, str]:
-    """What a training takes on this device, and in words how that was found.
+    def measure(self) -> tuple[Measured, str]:
+        """What a training takes, and in words how that was found.
 
-    Raises:
-        ValueError: it cannot be trained; one sentence.
-    """
-    precision = choose_precision(config.train, device)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"start_from": ""})})
-    step = 6 * cost.multiply_adds * config.train.batch_size / measured_peak(device, precision.dtype or torch.float32)
-    if (FIRST + TIMED) * step > PATIENCE:
-        return from_one_patch(config, device, cost)
-    with tempfile.TemporaryDirectory() as name, redirect_stdout(io.StringIO()):
-        folder = Path(name)
-        images = random_images(folder, config)
-        sets, scored = largest_validation_image(config)
-        for steps in [1, FIRST + TIMED] if config.train.compile or device != "cpu" else [FIRST + TIMED]:
-            changed = {"steps": steps, "trackers": (), "validate_every": FIRST + TIMED, "keep_checkpoints": 1}
-            short = config.model_copy(update={"train": config.train.model_copy(update=changed)})
-            forecast = Forecast(least=FIRST + TIMED)
-            with RunFolder(folder / f"{steps} steps", short, resume=False) as run:
-                centroids = images if config.needs_centroids else None
-                used = sets if steps > 1 else ValidationSets()
-                train_network(run, images, centroids, used, "rehearsal", forecast=forecast)
-            settled = folder / f"{steps} steps" / MICRO_BATCH
-            at_once = f", {json.loads(settled.read_text())['patches']} patches at once" if settled.exists() else ""
-    measured = forecast.measured
-    assert measured is not None, "it has as many steps as that takes"
-    how = f"{1000 * measured.step:.3g} ms a step{at_once}, measured on random images"
-    return replace(measured, validation=measured.validation * scored), how
+        Raises:
+            ValueError: it cannot be trained; one sentence.
+        """
+        precision = choose_precision(self.config.train, self.device)
+        peak = measured_peak(self.device, precision.dtype or torch.float32)
+        step = 6 * self.cost.multiply_adds * self.config.train.batch_size / peak
+        return self._from_one_patch() if (FIRST + TIMED) * step > PATIENCE else self._from_steps()
 
+    def _from_steps(self) -> tuple[Measured, str]:
+        """From a training of a few steps."""
+        model = self.config.model.model_copy(update={"start_from": ""})
+        compiles = self.config.train.compile or self.device != "cpu"
+        with tempfile.TemporaryDirectory() as name, redirect_stdout(io.StringIO()):
+            folder = Path(name)
+            images = self._random_images(folder)
+            sets, scored = self._largest_validation_image()
+            for steps in [1, FIRST + TIMED] if compiles else [FIRST + TIMED]:
+                changed = {"steps": steps, "trackers": (), "validate_every": FIRST + TIMED, "keep_checkpoints": 1}
+                train = self.config.train.model_copy(update=changed)
+                short = self.config.model_copy(update={"model": model, "train": train})
+                forecast = Forecast(least=FIRST + TIMED)
+                with RunFolder(folder / f"{steps} steps", short, resume=False) as run:
+                    centroids = images if self.config.needs_centroids else None
+                    used = sets if steps > 1 else ValidationSets()
+                    train_network(run, images, centroids, used, "rehearsal", forecast=forecast)
+                settled = folder / f"{steps} steps" / MICRO_BATCH
+                at_once = f", {json.loads(settled.read_text())['patches']} patches at once" if settled.exists() else ""
+        measured = forecast.measured
+        assert measured is not None, "it has as many steps as that takes"
+        how = f"{1000 * measured.step:.3g} ms a step{at_once}, measured on random images"
+        return replace(measured, validation=measured.validation * scored), how
 
-def from_one_patch(config: Config, device: str, cost: Cost) -> tuple[Measured, str]:
-    """The same from forward and backward pass of one patch, not compiled: where steps take too long to be rehearsed."""
-    single = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 1, "micro_batch": 0})})
-    with redirect_stdout(io.StringIO()), torch.compiler.set_stance("force_eager"):
-        state = TrainingState(single, device, None, "rehearsal")
-        step, samples = TrainStep(state, 1), made_up(BatchPlanner(single, [(SIDE, SIDE)]), device)
-        spent = min(seconds_of(lambda: step.try_part(samples, 1), device) for _ in range(2))
-    measured = Measured(0.0, spent * config.train.batch_size, 0.0, 0.0, None, cost.memory / GIGA)
-    return measured, f"{spent:.3g} s for one patch, not compiled, stand for the rest; validation is left out"
+    def _from_one_patch(self) -> tuple[Measured, str]:
+        """From the passes of one patch, not compiled: where steps take too long to be rehearsed."""
+        train = self.config.train.model_copy(update={"batch_size": 1, "micro_batch": 0})
+        model = self.config.model.model_copy(update={"start_from": ""})
+        single = self.config.model_copy(update={"model": model, "train": train})
+        with redirect_stdout(io.StringIO()), torch.compiler.set_stance("force_eager"):
+            state = TrainingState(single, self.device, None, "rehearsal")
+            step, samples = TrainStep(state, 1), made_up(BatchPlanner(single, [(SIDE, SIDE)]), self.device)
+            spent = min(seconds_of(lambda: step.try_part(samples, 1), self.device) for _ in range(2))
+        measured = Measured(0.0, spent * self.config.train.batch_size, 0.0, 0.0, None, self.cost.memory / GIGA)
+        return measured, f"{spent:.3g} s for one patch, not compiled, stand for the rest; validation is left out"
 
+    def _random_images(self, folder: Path) -> Store:
+        """A store of random images that a patch fits into."""
+        side = max(SIDE, 2 * self.config.scale * self.config.data.patch)
+        for index in range(IMAGES):
+            pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
+            write_png(folder / "images" / f"{index}.png", pixels)
+        return prepare([str(folder / "images")], folder / "store")
 
-def random_images(folder: Path, config: Config) -> Store:
-    """A store of random images that a patch fits into."""
-    side = max(SIDE, 2 * config.scale * config.data.patch)
-    for index in range(IMAGES):
-        pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        write_png(folder / "images" / f"{index}.png", pixels)
-    return prepare([str(folder / "images")], folder / "store")
-
-
-def largest_validation_image(config: Config) -> tuple[ValidationSets, float]:
-    """The largest of the images that a training is validated on, and how often all of them have its pixels."""
-    try:
-        found = {name: path for source in (config.data.validation, config.data.monitor) if source
-                 for name, path in find_images(source).items()}  # fmt: skip
-    except ValueError:  # which the line about them says
-        return ValidationSets(), 0.0
-    if not config.data.validation:
-        return ValidationSets(), 0.0
-    sizes = {}
-    for name, path in found.items():
-        with Image.open(path) as image:  # reads the header alone
-            sizes[name] = math.prod(image.size)
-    largest = max(sizes, key=sizes.__getitem__)
-    return ValidationSets({largest: read_image(found[largest])}), sum(sizes.values()) / sizes[largest]
+    def _largest_validation_image(self) -> tuple[ValidationSets, float]:
+        """The largest of the images that the run validates on, and how often all of them have its pixels."""
+        data = self.config.data
+        if not data.validation:
+            return ValidationSets(), 0.0
+        try:
+            found = {name: path for source in (data.validation, data.monitor) if source
+                     for name, path in find_images(source).items()}  # fmt: skip
+        except ValueError:  # which the line about them says
+            return ValidationSets(), 0.0
+        sizes = {}
+        for name, path in found.items():
+            with Image.open(path) as image:  # reads the header alone
+                sizes[name] = math.prod(image.size)
+        largest = max(sizes, key=sizes.__getitem__)
+        return ValidationSets({largest: read_image(found[largest])}), sum(sizes.values()) / sizes[largest]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from eco_fast.data.batch import BatchPlanner, Crops, Samples
 from eco_fast.models import Network
-from eco_fast.training.cost import passes_bytes, scoring_bytes
+from eco_fast.training.cost import network_without_memory, passes_bytes, scoring_bytes
 from eco_fast.training.memory import RESERVE, is_out_of_memory
 from eco_fast.training.run_folder import MICRO_BATCH
 from eco_fast.training.state import TrainingState
@@ -186,7 +186,8 @@ def need_of(state: TrainingState, sets: ValidationSets, *, compiled: bool) -> Ne
     if state.device != "cpu":
         return Need(beside, {ON_GPU: 0})
     images = [*sets.images.values(), *(image for group in sets.monitored.values() for image in group.values())]
-    scoring = scoring_bytes(config, [(image.shape[0], image.shape[1]) for image in images])
+    in_shapes = network_without_memory(config.model, config.scale, config.data.patch)
+    scoring = scoring_bytes(in_shapes, [(image.shape[0], image.shape[1]) for image in images])
     compiling = COMPILING if compiled else dict.fromkeys(COMPILING, 0)
     copies = (4 if state.averaged is not None else 3) * weights
     return Need(beside + copies, {kind: max(scoring, size) for kind, size in compiling.items()})
