@@ -125,8 +125,9 @@ class Rehearsal:
             folder = Path(name)
             images = self._random_images(folder)
             sets, scored = self._largest_validation_image()
+            own = tuple(one for one in self.config.train.trackers if one == "tensorboard")  # others tell the world
             for steps in [1, FIRST + TIMED] if compiles else [FIRST + TIMED]:
-                changed = {"steps": steps, "trackers": (), "validate_every": FIRST + TIMED, "keep_checkpoints": 1}
+                changed = {"steps": steps, "trackers": own, "validate_every": FIRST + TIMED, "keep_checkpoints": 1}
                 train = self.config.train.model_copy(update=changed)
                 short = self.config.model_copy(update={"model": model, "train": train})
                 forecast = Forecast(least=FIRST + TIMED)

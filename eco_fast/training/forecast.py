@@ -48,12 +48,14 @@ class Measured:
 
     def seconds(self, train: Train, done: int = 0) -> float:
         """What the steps from `done` on take, with what happens between them."""
-        steps = train.steps - done
-        share = share_of_time(train.validate_every)
-        validations = 1 if share else _times(train.validate_every, done, train.steps)
-        checkpoints = validations * (self.validation > 0) + _times(train.checkpoint_every, done, train.steps)
-        spent = steps * self.step + validations * self.validation + checkpoints * self.checkpoint
-        return spent / (1 - min(share, 0.5)) if share and self.validation else spent
+        steps, share = train.steps, share_of_time(train.validate_every)
+        validations, checkpoints = {steps}, {steps, *_multiples(train.checkpoint_every, done, steps)}
+        if share is None:
+            validations |= {*_multiples(int(train.validate_every), done, steps)}
+        if self.validation:
+            checkpoints |= validations  # each may be the best so far
+        spent = (steps - done) * self.step + len(validations) * self.validation + len(checkpoints) * self.checkpoint
+        return spent * (1 + share) if share and self.validation else spent
 
     def told(self, seconds: float, price_per_hour: float) -> str:
         """What so many seconds mean: time, energy, cost, memory."""
@@ -65,10 +67,9 @@ class Measured:
         return ", ".join([*words, f"{self.memory:.2f} GB of memory"])
 
 
-def _times(interval: int | str, done: int, steps: int) -> int:
-    """How often something happens every so many steps, and at the end."""
-    every = int(interval)
-    return steps // every - done // every + (steps % every > 0)
+def _multiples(interval: int, done: int, steps: int) -> range:
+    """The steps behind `done` that are multiples of an interval."""
+    return range((done // interval + 1) * interval, steps + 1, interval)
 
 
 class Forecast:
@@ -127,7 +128,7 @@ class Forecast:
         )
         self._predicted = self._clock() - self._began + self.measured.seconds(train, done)
         words = self.measured.told(self._predicted, train.price_per_hour)
-        whole = self._predicted + sum(self.measured.seconds(one.train) for one in self._following)
+        whole = self._predicted + sum(self.measured.start + self.measured.seconds(one.train) for one in self._following)
         more = f"; with the trainings behind it {duration_in_words(whole)}" if self._following else ""
         say.say(
             f"will take {words}: {1000 * self.measured.step:.3g} ms a step, {self.measured.validation:.2g} s a "

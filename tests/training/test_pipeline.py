@@ -11,7 +11,9 @@ from eco_fast.config.recipe_files import recipe_names
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
+from eco_fast.training import dry_run
 from eco_fast.training.cost import Cost, estimate
+from eco_fast.training.forecast import Measured
 from eco_fast.training.precision import Precision
 from eco_fast.training.profiling import saved_bytes
 from eco_fast.training.state import TrainingState
@@ -48,6 +50,13 @@ device = "cpu"
 compile = false
 baseline = true
 """
+
+
+@pytest.fixture(autouse=True)
+def _without_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which test_forecast.py makes one."""
+    measured = Measured(start=1.0, step=0.5, validation=0.0, checkpoint=0.0, watts=None, memory=1.0)
+    monkeypatch.setattr(dry_run, "rehearse", lambda *_: (measured, "not measured"))
 
 
 @pytest.fixture
