@@ -9,16 +9,18 @@ import torch
 
 from eco_fast import config
 from eco_fast.cli import main as cli
-from eco_fast.config import Train
+from eco_fast.config import Config, Train
 from eco_fast.data.batch import Batch, Samples
 from eco_fast.data.images import Pixels, write_png
 from eco_fast.data.prepare import prepare
 from eco_fast.evaluation import scoring
 from eco_fast.training import dry_run, forecast, validation
 from eco_fast.training.checkpoints import Checkpoints
-from eco_fast.training.dry_run import trainings_left
+from eco_fast.training.cost import estimate
+from eco_fast.training.dry_run import Rehearsal
 from eco_fast.training.forecast import Forecast, Measured, joules
 from eco_fast.training.loop import train_network
+from eco_fast.training.precision import choose_precision
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
@@ -249,6 +251,11 @@ def test_what_cannot_be_rehearsed_says_why(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr(TrainStep, "__call__", small)
     assert time_line(capsys).startswith("time      unknown: out of memory (CUDA out of memory. Tried ")
+
+
+def trainings_left(recipe: Config, folder: Path) -> dict[str, tuple[Config, int]]:
+    cost = estimate(recipe, "cpu", choose_precision(recipe.train, "cpu"))
+    return Rehearsal(recipe, "cpu", cost).trainings_left(folder)
 
 
 @pytest.mark.usefixtures("here")
