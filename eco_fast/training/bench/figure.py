@@ -1,5 +1,6 @@
 """The figure of `eco-fast bench`."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from eco_fast.training.bench.timing import Spread
 from eco_fast.training.figures import save_figure
 
 BAR = 0.35
-INCHES_A_CASE = 0.7
+INCHES_A_CASE = 0.8
+NAME = 36  # characters in a line of a case's name
 
 
 def draw_bench(path: Path, results: Mapping[str, Any], then: Mapping[str, Any] | None) -> None:
@@ -30,8 +32,8 @@ def draw_bench(path: Path, results: Mapping[str, Any], then: Mapping[str, Any] |
         changes = changes_between(then, results)
         _draw_spreads(shares, [at[one.name] + BAR / 2 for one in changes], [one.then for one in changes], "then")
         shares.legend()
-    shares.set(xlabel="share of the machine's measured peak", xlim=(0, None))
-    ways.set_yticks(places, [case["name"].replace(" ", "\n", 1) for case in cases], fontsize="small")
+    shares.set(xlabel="share of the measured peak", xlim=(0, None))
+    ways.set_yticks(places, [textwrap.fill(case["name"], NAME) for case in cases], fontsize="small")
     ways.invert_yaxis()
     for axes in (ways, shares):
         axes.grid(axis="x", alpha=0.3)
