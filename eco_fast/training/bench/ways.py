@@ -26,6 +26,7 @@ from eco_fast.models.network import SubPixelConvolution
 from eco_fast.training.bench.images import BenchImages, SubImages
 from eco_fast.training.bench.timing import recorded, time_of
 from eco_fast.training.memory import room_beside
+from eco_fast.training.micro_batch import settle_micro_batch
 from eco_fast.training.precision import choose_precision
 from eco_fast.training.profiling import Stopwatch, Work
 from eco_fast.training.run_folder import RunFolder
@@ -33,6 +34,7 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.training.step_graph import choose_recorder
 from eco_fast.training.telemetry import Telemetry
+from eco_fast.training.validation import ValidationSets
 from eco_fast.utils.device import why_not_compile
 from eco_fast.utils.workers import cores
 
@@ -68,6 +70,8 @@ def whole(recipe: Config, images: BenchImages, device: str, folder: Path, stack:
     watch = Stopwatch(device, 0, sys.maxsize)
     recorder, _ = choose_recorder(recipe.train, recipe.optimizer, device)
     step = TrainStep(state, loader.planner.count, watch.mark, recorder)
+    if recipe.train.micro_batch == "auto":
+        settle_micro_batch(step, state, loader.planner, ValidationSets(), folder, "bench")
     if recorder is None:
         step.loss.network.register_forward_pre_hook(_mark_network(watch))
 
