@@ -17,7 +17,6 @@ from eco_fast.config import Config, Train
 from eco_fast.config.intervals import share_of_time
 from eco_fast.training.checkpoints import Checkpoints
 from eco_fast.training.profiling import peak_memory
-from eco_fast.training.state import TrainingState
 from eco_fast.training.telemetry import Telemetry
 from eco_fast.training.validation import Validation
 from eco_fast.utils import distributed
@@ -93,11 +92,12 @@ class Forecast:
         self._spent, self._first, self._joules = 0.0, 0.0, 0.0
         self._predicted = 0.0
 
-    def add(self, done: int, state: TrainingState) -> bool:
-        """Count a step, of which `done` are made; whether it is time to `tell`."""
+    def add(self, done: int, validation: Validation, checkpoints: Checkpoints, telemetry: Telemetry) -> None:
+        """Count a step, of which `done` are made; once there are enough, say what the training takes."""
+        state = validation.state
         steps = done - state.start
         if steps > FIRST + TIMED or state.config.train.steps - state.start < self._least:
-            return False
+            return
         if steps in (FIRST, FIRST + TIMED):
             state.updater.counters.accepted.item()  # wait for the device
         now = self._clock()
@@ -105,16 +105,17 @@ class Forecast:
             self._first, self._joules = now - self._began, joules(state.device) or 0.0
         elif steps > FIRST:
             self._spent += now - self._marked
-        return steps == FIRST + TIMED
+        if steps == FIRST + TIMED:
+            telemetry.say(self._told(done, validation, checkpoints))
+            telemetry.restart_clock(done)
 
     def mark(self) -> None:
         """A step begins: what has happened since the last one was counted is no part of either."""
         self._marked = self._clock()
 
-    def tell(
-        self, done: int, state: TrainingState, validation: Validation, checkpoints: Checkpoints, say: Telemetry
-    ) -> None:
-        """Measure what remains to be measured, and say what the training takes. All ranks take part."""
+    def _told(self, done: int, validation: Validation, checkpoints: Checkpoints) -> str:
+        """Measure what remains to be measured; all ranks take part."""
+        state = validation.state
         train, used = state.config.train, joules(state.device)
         watts = None if used is None else (used - self._joules) / self._spent
         validated = validation.foretell()
@@ -130,7 +131,7 @@ class Forecast:
         words = self.measured.told(self._predicted, train.price_per_hour)
         whole = self._predicted + sum(self.measured.start + self.measured.seconds(one.train) for one in self._following)
         more = f"; with the trainings behind it {duration_in_words(whole)}" if self._following else ""
-        say.say(
+        return (
             f"will take {words}: {1000 * self.measured.step:.3g} ms a step, {self.measured.validation:.2g} s a "
             f"validation, {self.measured.checkpoint:.2g} s a checkpoint{more}"
         )

@@ -63,7 +63,6 @@ def train_network(
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
     forecast = forecast or Forecast()
-    device = pick_device(train.device)
     state = take_up(run, sr, sets, label)
     if state.start == steps:
         return state.result.eval()
@@ -71,7 +70,7 @@ def train_network(
     with (
         explain_oom(train),
         explain_compiler(),
-        open_loader(config, hr, sr, state.start, device, room=room_beside(state), label=label) as loader,
+        open_loader(config, hr, sr, state.start, state.device, room=room_beside(state), label=label) as loader,
         Telemetry(run, loader, hr.entries, state, label, profile=profile) as telemetry,
         StopSignal.heard() as stop,
         Checkpoints(run.checkpoints, config) as checkpoints,
@@ -81,11 +80,8 @@ def train_network(
         for batch in loader:
             step(batch)
             telemetry.add(batch.step)
-
             done, signal = batch.step + 1, stop.requested()
-            if forecast.add(done, state):
-                forecast.tell(done, state, validation, checkpoints, telemetry)
-                telemetry.restart_clock(done)
+            forecast.add(done, validation, checkpoints, telemetry)
             last = done == steps
             if last or done % train.log_every == 0:
                 telemetry.report(done)
@@ -101,7 +97,7 @@ def train_network(
             telemetry.stopwatch.mark("data")
             forecast.mark()
     distributed.all_gather(None)  # the files are there, for all
-    forecast.compare(device, label)
+    forecast.compare(state.device, label)
     return state.result.eval()
 
 
