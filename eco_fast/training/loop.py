@@ -51,8 +51,7 @@ def train_network(
     """Train to the end of the run's recipe, from the last checkpoint if there is one.
 
     `hr` are the images, pinned by the caller; `sr` the centroids, where the objective needs them; `label` precedes
-    every line; `profile` writes a trace of a few steps into the run folder; `forecast` knows of the
-    run's other trainings.
+    every line; `profile` writes a trace of a few steps into the run folder; `forecast` knows of the other trainings.
 
     Returns:
         The trained network (the running average of its weights, where the recipe keeps one), in evaluation mode.
@@ -80,9 +79,8 @@ def train_network(
         for batch in loader:
             step(batch)
             telemetry.add(batch.step)
-            done, signal = batch.step + 1, stop.requested()
+            done, signal, last = batch.step + 1, stop.requested(), batch.step + 1 == steps
             forecast.add(done, validation, checkpoints, telemetry)
-            last = done == steps
             if last or done % train.log_every == 0:
                 telemetry.report(done)
                 check_progress(state.updater)
