@@ -37,7 +37,7 @@ def add_machine_commands(commands: Commands) -> None:
             default=[],
             dest="memory_formats",
         ),
-        option("--rounds", "N", "in each of which all ways take their turn (%(default)s)", type=int, default=7),
+        option("--rounds", "N", "in each of which all ways take their turn (%(default)s)", type=int, default=5),
         usage="eco-fast bench [RECIPE ...] [--out DIR] [--compare FILE] [--rounds N]\n"
         "       [--across KEY=[...]] [--memory-format FORMAT ...] [--KEY VALUE ...]",
         **WITH_KEYS,

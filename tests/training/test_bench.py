@@ -163,7 +163,7 @@ def test_every_combination_is_a_case() -> None:
 def test_without_a_recipe_the_suite_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     suite = make_cases([], {"train.device": "cpu"}, [], [])
     assert [case.name.split()[0] for case in suite] == list(SUITE)
-    assert [case.recipe.train.batch_size for case in suite] == [16, 8, 4, 2]
+    assert [case.recipe.train.batch_size for case in suite] == [16, 8, 4, 1]
     monkeypatch.setattr(cases, "SUITE", {"quickstart": SUITE["quickstart"]})
     (case,) = make_cases([], {"train.device": "cpu", "train.batch_size": 3}, [], [])
     assert (case.recipe.train.batch_size, case.recipe.train.compile) == (3, True)

@@ -56,7 +56,7 @@ baseline = true
 def _without_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which test_forecast.py makes one."""
     measured = Measured(start=1.0, step=0.5, validation=0.0, checkpoint=0.0, watts=None, memory=1.0)
-    monkeypatch.setattr(dry_run, "rehearse", lambda *_: (measured, "not measured"))
+    monkeypatch.setattr(dry_run.Rehearsal, "measure", lambda _: (measured, "not measured"))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def bench(
     *,
     across: Sequence[str] = (),
     memory_formats: Sequence[str] = (),
-    rounds: int = 7,
+    rounds: int = 5,
     out: Path | None = None,
     earlier: Path | None = None,
 ) -> dict[str, Any]:
