@@ -28,6 +28,7 @@ from eco_fast_kernels.epilogues import parts_of
 from eco_fast_kernels.fused.epilogues import (
     constants,
     dense,
+    load_channels,
     part_of_sample,
     programs,
     rows_of_part,
@@ -49,13 +50,6 @@ def sum_of_parts(sums, row, count, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr
         mask = (i_part < count)[:, None] & (o_column < CHANNELS)[None, :]
         total += tl.load(sums + row * CHANNELS + i_part[:, None] * CHANNELS + o_column[None, :], mask=mask, other=0.0)
     return tl.sum(total, axis=0)
-
-
-@triton.jit
-def load_channels(values, row, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A row of values of channels, in float32; 0 for those that pad it."""
-    o_column = tl.arange(0, COLUMNS)
-    return tl.load(values + row * CHANNELS + o_column, mask=o_column < CHANNELS, other=0.0).to(tl.float32)
 
 
 @triton.jit

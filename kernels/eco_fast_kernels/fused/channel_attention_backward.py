@@ -21,7 +21,6 @@ from torch.library import triton_op, wrap_triton
 
 from eco_fast_kernels.fused.channel_attention import (
     few_sums,
-    load_channels,
     small_constants,
     sum_of_parts,
     weight_block,
@@ -29,6 +28,7 @@ from eco_fast_kernels.fused.channel_attention import (
 from eco_fast_kernels.fused.epilogues import (
     constants,
     dense,
+    load_channels,
     part_of_sample,
     programs,
     rows_of_part,

@@ -59,6 +59,13 @@ def store_sums(sums, total, index, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr
 
 
 @triton.jit
+def load_channels(values, row, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A row of values of channels, in float32; 0 for those that pad it."""
+    o_column = tl.arange(0, COLUMNS)
+    return tl.load(values + row * CHANNELS + o_column, mask=o_column < CHANNELS, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def bias_relu_kernel(
     x,
     bias,
@@ -71,8 +78,7 @@ def bias_relu_kernel(
     PART: tl.constexpr,
 ):
     _, start, count = part_of_sample(parts, pixels, CHANNELS, PART)
-    o_column = tl.arange(0, COLUMNS)
-    b_bias = tl.load(bias + o_column, mask=o_column < CHANNELS, other=0.0).to(tl.float32)[None, :]
+    b_bias = load_channels(bias, 0, CHANNELS, COLUMNS)[None, :]
     for top in range(0, PART, ROWS):
         o, mask = rows_of_part(top, count, CHANNELS, COLUMNS, ROWS)
         b_sum = tl.load(x + start + o, mask=mask, other=0.0).to(tl.float32) + b_bias
@@ -96,8 +102,7 @@ def add_residual_kernel(
     PART: tl.constexpr,
 ):
     i_sample, start, count = part_of_sample(parts, pixels, CHANNELS, PART)
-    o_column = tl.arange(0, COLUMNS)
-    b_bias = tl.load(bias + o_column, mask=o_column < CHANNELS, other=0.0).to(tl.float32)[None, :]
+    b_bias = load_channels(bias, 0, CHANNELS, COLUMNS)[None, :]
     scale = FACTOR if factors is None else FACTOR * tl.load(factors + i_sample).to(tl.float32)
     for top in range(0, PART, ROWS):
         o, mask = rows_of_part(top, count, CHANNELS, COLUMNS, ROWS)
