@@ -90,6 +90,12 @@ def oriented(pixels: Pixels, *, flip_rows: bool, flip_columns: bool, transpose: 
     return np.swapaxes(pixels, 0, 1) if transpose else pixels
 
 
+def write_crops_of(photo: Pixels, folder: Path) -> None:
+    """Three square images of different sizes to train on."""
+    for index, side in enumerate((40, 60, 90)):
+        write_png(folder / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+
+
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one sentence that a command of eco-fast ends with, exit code 2."""
     capsys.readouterr()

@@ -15,10 +15,10 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.plan import OPTIONS
-from bench.gpu_day.timing import device_seconds, wall_seconds
+from bench.gpu_day.timing import device_seconds
 from eco_fast.training.bench.images import bench_images
 from eco_fast.training.bench.ways import whole
-from eco_fast.training.profiling import Work
+from eco_fast.training.profiling import Work, time_of
 
 COUNTERS = ("dram__bytes_read.sum", "dram__bytes_write.sum", "gpu__time_duration.sum")
 OURS = (
@@ -89,7 +89,7 @@ def _autotuned(day: Day) -> float:
         work = whole(recipe, images, DEVICE, Path(folder) / "run", stack).work
         for _ in range(6):
             work()
-        return wall_seconds(work, 10 if day.rehearse else 200)
+        return time_of(work, 10 if day.rehearse else 200, DEVICE)
 
 
 def read_counters(day: Day) -> None:

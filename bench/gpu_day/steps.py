@@ -12,13 +12,13 @@ import torch
 
 from bench.gpu_day.day import DEVICE, Day
 from bench.gpu_day.plan import RECIPES, STEPS, StepCase
-from bench.gpu_day.timing import busy_share, host_seconds, wall_seconds
+from bench.gpu_day.timing import busy_share, host_seconds
 from eco_fast.config import Config
 from eco_fast.training.bench.images import bench_images
 from eco_fast.training.bench.ways import bare, field, seconds_apart, start_apart, whole
 from eco_fast.training.cost import estimate
 from eco_fast.training.precision import choose_precision
-from eco_fast.training.profiling import Work, forget_peak_memory, peak_memory
+from eco_fast.training.profiling import Work, forget_peak_memory, peak_memory, time_of
 from eco_fast.utils.device import why_not_dali
 
 WARM_UP = 6  # steps: compilation, the search for convolutions, the recording of the graph
@@ -76,7 +76,7 @@ def _timed(day: Day, case: StepCase, images: Path, folder: Path, trace: Path | N
         torch.cuda.synchronize()
         first = time.perf_counter() - began
         steps = _steps_in_a_second(work)
-        seconds = wall_seconds(work, steps)
+        seconds = time_of(work, steps, DEVICE)
         return {
             "ms": 1e3 * seconds,
             "patches_per_s": case.batch / seconds,
@@ -100,7 +100,7 @@ def _field(day: Day, case: StepCase, images: Path) -> dict[str, float]:
 
 def _steps_in_a_second(work: Work) -> int:
     """At least 10, at most 500."""
-    return min(max(int(1 / wall_seconds(work, 2)), 10), 500)
+    return min(max(int(1 / time_of(work, 2, DEVICE)), 10), 500)
 
 
 def _cudagraph_trees() -> AbstractContextManager[None]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from bench.gpu_day.day import DEVICE
 from eco_fast.training.bench.timing import recorded
-from eco_fast.training.profiling import CLOCK_TICK, Work
+from eco_fast.training.profiling import CLOCK_TICK, Work, time_of
 
 REPEATS = 20
 
@@ -46,23 +47,13 @@ def host_seconds(work: Work, repeats: int = 10) -> float:
     return statistics.median(seconds)
 
 
-def wall_seconds(work: Work, steps: int) -> float:
-    """Of one of some steps that follow each other, as a training makes them."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(steps):
-        work()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - began) / steps
-
-
 def busy_share(work: Work, steps: int, trace: Path | None = None) -> float:
     """Share of the time of some steps in which a kernel or a copy is running; the profiler's own cost included."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     if trace is not None:  # for people, who want to see the host too
         activities.append(torch.profiler.ProfilerActivity.CPU)
     with torch.profiler.profile(activities=activities) as profiler:
-        seconds = wall_seconds(work, steps)
+        seconds = time_of(work, steps, DEVICE)
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     spans = sorted(

@@ -27,10 +27,10 @@ from eco_fast.data.store import Store
 from eco_fast.training.cost import Cost, estimate
 from eco_fast.training.forecast import FIRST, TIMED, Forecast, Measured
 from eco_fast.training.loop import train_network
-from eco_fast.training.micro_batch import made_up, seconds_of
+from eco_fast.training.micro_batch import made_up
 from eco_fast.training.pipeline import Pipeline
 from eco_fast.training.precision import choose_precision
-from eco_fast.training.profiling import GIGA, measured_peak
+from eco_fast.training.profiling import GIGA, measured_peak, time_of
 from eco_fast.training.run_folder import MICRO_BATCH, RunFolder
 from eco_fast.training.stage_state import state_of_images, steps_done
 from eco_fast.training.state import TrainingState
@@ -150,7 +150,7 @@ class Rehearsal:
         with redirect_stdout(io.StringIO()), torch.compiler.set_stance("force_eager"):
             state = TrainingState(single, self.device, None, "rehearsal")
             step, samples = TrainStep(state, 1), made_up(BatchPlanner(single, [(SIDE, SIDE)]), self.device)
-            spent = min(seconds_of(lambda: step.try_part(samples, 1), self.device) for _ in range(2))
+            spent = min(time_of(lambda: step.try_part(samples, 1), 1, self.device) for _ in range(2))
         measured = Measured(0.0, spent * self.config.train.batch_size, 0.0, 0.0, None, self.cost.memory / GIGA)
         return measured, f"{spent:.3g} s for one patch, not compiled, stand for the rest; validation is left out"
 

@@ -27,6 +27,7 @@ from eco_fast.data.batch import BatchPlanner, Crops, Samples
 from eco_fast.models import Network
 from eco_fast.training.cost import network_without_memory, passes_bytes, scoring_bytes
 from eco_fast.training.memory import RESERVE, is_out_of_memory
+from eco_fast.training.profiling import time_of
 from eco_fast.training.run_folder import MICRO_BATCH
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
@@ -137,7 +138,7 @@ class Search:
             ends = time.perf_counter() + MINUTE
             for done in range(rounds):
                 for patches, work in works.items():
-                    best[patches] = min(best[patches], seconds_of(work, self.step.device) / patches)
+                    best[patches] = min(best[patches], time_of(work, 1, self.step.device) / patches)
                 if done and time.perf_counter() > ends:
                     break
         return best
@@ -157,16 +158,6 @@ class Search:
         if self.step.device != "cpu":
             torch.cuda.empty_cache()
         return None
-
-
-def seconds_of(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call, until the device has done it."""
-    wait: Callable[[], None] = torch.cuda.synchronize if device != "cpu" else lambda: None
-    wait()
-    began = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - began
 
 
 class Need(NamedTuple):

@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,17 @@ def measured_peak(device: str, dtype: torch.dtype, *, again: bool = False) -> fl
     return _PEAKS[device, dtype]
 
 
+def time_of(work: Work, times: int, device: str) -> float:
+    """Seconds per call, averaged over some calls that follow each other; nothing else is in the device's queue."""
+    wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else lambda: None
+    wait()
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait()
+    return (time.perf_counter() - began) / times
+
+
 def best_seconds(work: Work, device: str) -> float:
     """Of one call, in the best of some repetitions, behind two calls for which a GPU's libraries choose their code."""
     for _ in range(2):
@@ -157,9 +169,7 @@ def best_seconds(work: Work, device: str) -> float:
 def _seconds(work: Work, device: str) -> float:
     """Of one call; on a GPU of one among several, which wait in its queue so that the host's time does not count."""
     if not device.startswith("cuda"):
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
+        return time_of(work, 1, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     for _ in range(8):

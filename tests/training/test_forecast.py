@@ -11,7 +11,7 @@ from eco_fast import config
 from eco_fast.cli import main as cli
 from eco_fast.config import Config, Train
 from eco_fast.data.batch import Batch, Samples
-from eco_fast.data.images import Pixels, write_png
+from eco_fast.data.images import Pixels
 from eco_fast.data.prepare import prepare
 from eco_fast.evaluation import scoring
 from eco_fast.training import dry_run, forecast, validation
@@ -25,7 +25,7 @@ from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.training.validation import Validation, ValidationSets
-from tests.helpers import leaves
+from tests.helpers import leaves, write_crops_of
 
 TINY = """
 [data]
@@ -59,8 +59,7 @@ class Clock:
 @pytest.fixture
 def here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for index, side in enumerate((40, 60, 90)):
-        write_png(Path("hr") / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+    write_crops_of(photo, Path("hr"))
     Path("tiny.toml").write_text(TINY, encoding="utf-8")
     return tmp_path
 
@@ -236,7 +235,7 @@ def test_steps_that_take_too_long_are_not_rehearsed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dry_run, "PATIENCE", 0.0)
-    monkeypatch.setattr(dry_run, "seconds_of", lambda work, _: (work(), 30.0)[1])
+    monkeypatch.setattr(dry_run, "time_of", lambda work, *_: (work(), 30.0)[1])
     said = time_line(capsys, "--objective.name", "vanilla")
     assert said.startswith(f"time      {110 * 2 * 30 / 3600:.1f} h, ")
     assert said.endswith("; 30 s for one patch, not compiled, stand for the rest; validation is left out")

@@ -1,9 +1,12 @@
 """`train.micro_batch = "auto"`: what is chosen and kept, what the search leaves as it was, and too little memory."""
 
 import json
+import multiprocessing
 import resource
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.data.batch import Batch, BatchPlanner, Samples
-from eco_fast.data.images import Pixels, write_png
+from eco_fast.data.images import Pixels
 from eco_fast.inference.whole_images import Appetite
 from eco_fast.training import micro_batch
 from eco_fast.training.cost import passes_bytes
@@ -22,7 +25,7 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.training.validation import ValidationSets
 from eco_fast.utils.memory_meter import MemoryMeter, addresses, control_groups
-from tests.helpers import complaint, leaves, plain_loader
+from tests.helpers import complaint, leaves, plain_loader, write_crops_of
 
 TINY = """
 [data]
@@ -49,35 +52,35 @@ compile = false
 @pytest.fixture
 def here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for index, side in enumerate((40, 60, 90)):
-        write_png(Path("hr") / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+    write_crops_of(photo, Path("hr"))
     Path("tiny.toml").write_text(TINY, encoding="utf-8")
     return tmp_path
 
 
+def give_seconds(patch: pytest.MonkeyPatch, seconds: Mapping[int, float]) -> list[int]:
+    """Gives a patch of each size its seconds; lists the sizes that are timed."""
+    seen: list[int] = []
+    last: list[int] = []
+    whole = TrainStep.try_part
+
+    def try_part(step: TrainStep, samples: Samples, patches: int) -> None:
+        last[:] = [patches]
+        whole(step, samples, patches)
+
+    def time_of(work: Callable[[], object], _: int, __: str) -> float:
+        work()
+        seen.extend(last)
+        return seconds[last[0]] * last[0]
+
+    patch.setattr(TrainStep, "try_part", try_part)
+    patch.setattr(micro_batch, "time_of", time_of)
+    return seen
+
+
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[int, float]], list[int]]:
-    """Gives a patch of each size its seconds; what it returns lists the sizes that were timed."""
-
-    def give(seconds: Mapping[int, float]) -> list[int]:
-        seen: list[int] = []
-        last: list[int] = []
-        whole = TrainStep.try_part
-
-        def try_part(step: TrainStep, samples: Samples, patches: int) -> None:
-            last[:] = [patches]
-            whole(step, samples, patches)
-
-        def seconds_of(work: Callable[[], object], _: str) -> float:
-            work()
-            seen.extend(last)
-            return seconds[last[0]] * last[0]
-
-        monkeypatch.setattr(TrainStep, "try_part", try_part)
-        monkeypatch.setattr(micro_batch, "seconds_of", seconds_of)
-        return seen
-
-    return give
+    """The same for one test."""
+    return partial(give_seconds, monkeypatch)
 
 
 def train(*settings: str, run: str, resume: bool = False) -> int:
@@ -263,13 +266,23 @@ def test_too_small_for_one_patch_is_one_sentence(here: Path, capsys: pytest.Capt
     assert not (here / "run" / "micro_batch.json").exists()
 
 
-def test_a_limit_is_never_reached(tmp_path: Path, timed: Any) -> None:
-    """What fits is chosen by a computation of it: nothing that would fail is tried."""
-    seen = timed({size: 1 / size for size in range(1, 65)})
-    training = Training(tmp_path, patch=24, features=32, batch_size=64)
-    one, two = (passes_bytes(training.config, "cpu", training.state.precision, count) for count in (1, 2))
-    with room_of((256 << 20) + 10 * (two - one) + (4 << 20)):
-        parts = training.settle()
+def search_under_a_limit(folder: Path) -> tuple[list[int], list[int]]:
+    """The parts that are chosen where about ten patches fit, and the sizes that were tried."""
+    with pytest.MonkeyPatch.context() as patch:
+        seen = give_seconds(patch, {size: 1 / size for size in range(1, 65)})
+        training = Training(folder, patch=24, features=32, batch_size=64)
+        one, two = (passes_bytes(training.config, "cpu", training.state.precision, count) for count in (1, 2))
+        with room_of((256 << 20) + 10 * (two - one) + (4 << 20)):
+            return training.settle(), seen
+
+
+def test_a_limit_is_never_reached(tmp_path: Path) -> None:
+    """What fits is chosen by a computation of it: nothing that would fail is tried.
+
+    In a new process: the memory that other tests have left would serve more patches.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        parts, seen = fresh.submit(search_under_a_limit, tmp_path).result()
     assert 1 <= max(parts) < 10
     assert max(seen) == max(parts)
 

@@ -23,7 +23,7 @@ from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.config import Config, Optimizer, Train
 from eco_fast.data.batch import Batch, Samples
-from eco_fast.data.images import Pixels, write_png
+from eco_fast.data.images import Pixels
 from eco_fast.models import build, load_network
 from eco_fast.training.memory import explain_oom
 from eco_fast.training.optim.optimizer_step import FIRST_SCALE, OptimizerStep
@@ -31,7 +31,7 @@ from eco_fast.training.precision import Precision, set_precision
 from eco_fast.training.profiling import Stopwatch, measured_peak, training_flops
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainingLoss, TrainStep, split
-from tests.helpers import READS_THE_DEVICE, leaves, plain_loader
+from tests.helpers import READS_THE_DEVICE, leaves, plain_loader, write_crops_of
 
 OPTIMIZERS = ["adam", "adamw", "lamb", "muon"]
 SMALL: dict[str, dict[str, Any]] = {
@@ -310,8 +310,7 @@ compile = false
 @pytest.fixture
 def _here(tmp_path: Path, photo: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for index, side in enumerate((40, 60, 90)):
-        write_png(Path("hr") / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+    write_crops_of(photo, Path("hr"))
     Path("tiny.toml").write_text(TINY, encoding="utf-8")
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from eco_fast import config
 from eco_fast.cli.main import main
-from eco_fast.data.images import Pixels, write_png
+from eco_fast.data.images import Pixels
 from eco_fast.training.run_folder import RunFolder
+from tests.helpers import write_crops_of
 
 pytestmark = pytest.mark.slow
 
@@ -103,8 +104,7 @@ Answers = list[tuple[int, str, str]]
 def work(photo: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, a recipe, and its run in one process."""
     folder = tmp_path_factory.mktemp("ranks")
-    for index, side in enumerate((40, 60, 90)):
-        write_png(folder / "hr" / f"{index}.png", photo[100 : 100 + side, 150 : 150 + side])
+    write_crops_of(photo, folder / "hr")
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
     assert launch(folder, 1, ["--run", "one"])[0][0] == 0

@@ -1,13 +1,12 @@
 """Seconds of work, and what several rounds of them say."""
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from eco_fast.training.profiling import Work
+from eco_fast.training.profiling import Work, time_of
 
 
 class Spread(NamedTuple):
@@ -29,16 +28,6 @@ def spread(values: Sequence[float]) -> Spread:
 def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
     """Of each round."""
     return [one / other for one, other in zip(first, second, strict=True)]
-
-
-def time_of(work: Work, times: int, device: str) -> float:
-    """Seconds per call, averaged over some calls that follow each other."""
-    began = time.perf_counter()
-    for _ in range(times):
-        work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / times
 
 
 def alternately(ways: Mapping[str, Work], steps: int, device: str) -> dict[str, float]:

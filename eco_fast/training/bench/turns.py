@@ -15,7 +15,7 @@ from eco_fast.models import build
 from eco_fast.training.bench.cases import BenchCase
 from eco_fast.training.bench.images import BenchImages
 from eco_fast.training.bench.results import Round, figures_of
-from eco_fast.training.bench.timing import alternately, time_of
+from eco_fast.training.bench.timing import alternately
 from eco_fast.training.bench.ways import (
     WholeStep,
     bare,
@@ -35,6 +35,7 @@ from eco_fast.training.profiling import (
     forget_peak_memory,
     matmul,
     peak_memory,
+    time_of,
     training_flops,
 )
 from eco_fast.utils.device import pick_device

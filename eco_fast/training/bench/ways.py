@@ -24,11 +24,11 @@ from eco_fast.data.open_loader import open_loader
 from eco_fast.models import Network, build, compile_blocks
 from eco_fast.models.network import SubPixelConvolution
 from eco_fast.training.bench.images import BenchImages, SubImages
-from eco_fast.training.bench.timing import recorded, time_of
+from eco_fast.training.bench.timing import recorded
 from eco_fast.training.memory import room_beside
 from eco_fast.training.micro_batch import settle_micro_batch
 from eco_fast.training.precision import choose_precision
-from eco_fast.training.profiling import Stopwatch, Work
+from eco_fast.training.profiling import Stopwatch, Work, time_of
 from eco_fast.training.run_folder import RunFolder
 from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
