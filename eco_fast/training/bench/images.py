@@ -18,6 +18,7 @@ from eco_fast.data.folders import builtin_images
 from eco_fast.data.images import Pixels, read_image
 from eco_fast.data.sources import ImageSource
 from eco_fast.training.training_data import open_images
+from eco_fast.utils.files import write_atomically
 
 SUB_IMAGE = 480  # pixels a side
 COUNT = 32
@@ -100,7 +101,8 @@ def _write(folder: Path, make: Callable[[], Iterable[Pixels]]) -> None:
     if not folder.exists():
         folder.mkdir(parents=True)
         for index, image in enumerate(make()):
-            Image.fromarray(image).save(folder / f"{index}.png", compress_level=3)
+            save = partial(Image.fromarray(image).save, format="PNG", compress_level=3)
+            write_atomically(folder / f"{index}.png", save)
 
 
 class SubImages(Dataset[tuple[Tensor, ...]]):
