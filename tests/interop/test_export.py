@@ -1,5 +1,6 @@
 """Exported files against the networks that they are of: each in its own runtime, by the tests' own calls of it."""
 
+import copy
 import io
 import json
 import sys
@@ -23,7 +24,7 @@ from eco_fast.interop.export.rounding import rounded_model
 from eco_fast.models import Network, save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.models.onnx_network import onnx_session
-from eco_fast.models.rcan import RCAN
+from eco_fast.models.rcan import RCAN, AttentionBlock
 from eco_fast.models.rrdb import RRDB
 from eco_fast.models.swinir import SwinIR
 from tests.helpers import complaint
@@ -169,26 +170,46 @@ def test_safetensors_hold_the_weights_rounded_once(
     assert made[1].bytes < 0.8 * made[0].bytes
 
 
-def test_ncnn_files_run_in_ncnn(networks: dict[str, Network], checkpoints: Path, tmp_path: Path) -> None:
+def run_in_ncnn(made: ExportedFile, lr: Tensor, input_name: str) -> Tensor:
     ncnn = pytest.importorskip("ncnn")
-    pytest.importorskip("pnnx")
-    (made,) = export(checkpoints / "rcan.pth", tmp_path, formats=["ncnn"], input_name="data")
-    param, weights = made.paths
-    assert [path.name for path in made.paths] == ["2x_rcan_fp32.param", "2x_rcan_fp32.bin"]
     net = ncnn.Net()
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-    assert (net.load_param(str(param)), net.load_model(str(weights))) == (0, 0)
+    assert [net.load_param(str(made.paths[0])), net.load_model(str(made.paths[1]))] == [0, 0]
+    mat = ncnn.Mat(lr.shape[3], lr.shape[2], 3)
+    np.array(mat, copy=False)[...] = lr[0].numpy()
+    extractor = net.create_extractor()
+    extractor.input(input_name, mat)
+    failed, sr = extractor.extract("output")
+    assert not failed
+    return torch.from_numpy(np.array(sr))[None]
+
+
+def test_ncnn_files_run_in_ncnn(networks: dict[str, Network], checkpoints: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pnnx")
+    (made,) = export(checkpoints / "rcan.pth", tmp_path, formats=["ncnn"], input_name="data")
+    assert [path.name for path in made.paths] == ["2x_rcan_fp32.param", "2x_rcan_fp32.bin"]
     for height, width in ((9, 14), (23, 8)):
         lr = torch.rand(1, 3, height, width)
-        mat = ncnn.Mat(width, height, 3)
-        np.array(mat, copy=False)[...] = lr[0].numpy()
-        extractor = net.create_extractor()
-        extractor.input("data", mat)
-        failed, sr = extractor.extract("output")
-        assert not failed
         with torch.inference_mode():
-            expected = networks["rcan"](lr)[0].numpy()
-        np.testing.assert_allclose(np.array(sr), expected, rtol=0, atol=1e-5)
+            expected = networks["rcan"](lr)
+        torch.testing.assert_close(run_in_ncnn(made, lr, "data"), expected, rtol=0, atol=1e-5)
+
+
+def test_halves_in_ncnn_files_are_the_nearest(networks: dict[str, Network], tmp_path: Path) -> None:
+    """Also the small ones, which pnnx makes zero."""
+    pytest.importorskip("pnnx")
+    network, lr = copy.deepcopy(networks["rcan"]), torch.rand(1, 3, 9, 14)
+    for body in (module.body for module in network.modules() if isinstance(module, AttentionBlock)):
+        for weight in body[0].parameters():
+            weight.data /= 2000  # to about 1e-5
+        body[2].get_parameter("weight").data *= 2000
+    torch.save(network.state_dict(), tmp_path / "small.pth")
+    (made,) = export(tmp_path / "small.pth", tmp_path, formats=["ncnn"], precisions=["fp16"])
+    for weight in network.parameters():
+        if weight.ndim > 1:
+            weight.data = weight.data.half().float()
+    with torch.inference_mode():
+        torch.testing.assert_close(run_in_ncnn(made, lr, "input"), network(lr), rtol=0, atol=1e-5)
 
 
 def test_openvino_files_run_in_openvino(networks: dict[str, Network], checkpoints: Path, tmp_path: Path) -> None:
