@@ -42,8 +42,9 @@ def explain_oom(train: Train) -> Iterator[None]:
         if train.micro_batch == "auto":  # which has found nothing smaller that helps, or had no part in it
             smaller = "give the run more memory"
         precision = "" if train.precision in ("bf16", "fp16") else ", or train.precision=bf16"
+        said = str(error).partition("\n")[0] or "of Python's objects"  # whose MemoryError has no words
         raise ValueError(
-            f"out of memory ({str(error).splitlines()[0]}): {smaller}{precision}; a lower "
+            f"out of memory ({said}): {smaller}{precision}; a lower "
             "train.batch_size or data.patch takes less too, but changes the result"
         ) from error
 

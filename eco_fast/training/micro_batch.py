@@ -43,7 +43,6 @@ SAME = 1.01  # what timing cannot tell apart: the larger one is taken
 FINALISTS = 3  # sizes that are compiled
 ROUNDS, MINUTE = 7, 60.0  # of timing in turns, and seconds after which there is no further round
 COMPILING = {RESIDENT: 768 << 20, ADDRESSES: 640 << 20}  # bytes of torch.compile with its helpers on a CPU
-ADVICE = "give the run more memory, or lower data.patch"
 
 
 @dataclass
@@ -215,7 +214,10 @@ def settle_micro_batch(
             print(f"{label} micro-batch: the run began with {patches} patches at once; now {reason}", flush=True)
         search.climb(halvings(share))
         if not search.seconds:
-            raise ValueError(f"train.micro_batch=auto: no patch fits, {search.stopped}; {ADVICE}")
+            smaller = "set train.compile=false" if step.compiled else "lower data.patch"
+            raise ValueError(
+                f"train.micro_batch=auto: no patch fits, {search.stopped}; give the run more memory, or {smaller}"
+            )
         if search.stopped:
             search.refine(share)
         patches = search.choose()

@@ -410,6 +410,8 @@ def test_memory_that_runs_out_says_what_helps() -> None:
     advice = r"set train\.micro_batch below 4"
     with pytest.raises(ValueError, match=advice), explain_oom(Train(batch_size=16, micro_batch=4)):
         np.empty(1 << 60, dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"^out of memory \(of Python's objects\): set "), explain_oom(Train()):
+        bytearray(1 << 62)
     with pytest.raises(RuntimeError, match="inconsistent tensor size"), explain_oom(Train()):
         torch.ones(2) @ torch.ones(3)
 
