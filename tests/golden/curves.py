@@ -105,9 +105,11 @@ def conditions() -> dict[str, str]:
     asked = [compiler, "--version"] if compiler else ["echo", "none"]
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    caches = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
     return {
         # the name alone is that of many processors: of a virtual machine it may be "AMD EPYC"
         "processor": ", ".join(f"{name} {facts.get(name)}" for name in ("model name", "cpu family", "model")),
+        "caches": ", ".join(path.read_text(encoding="ascii").strip() for path in caches),  # oneDNN's blocks fit them
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "compiler": subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()[0],
