@@ -4,9 +4,9 @@
     python -m bench.speedrun mine.toml --run runs/mine --leave-one-out --who NAME --what "a rate of 0.02"
 
 For each seed in turn it trains the baseline (Adam, real pairs alone), the attempt, and with `--leave-one-out` the
-attempt without its objective and without its optimizer. Validation comes at every `train.validate_every` steps, and the
-clock stands still for it. The attempt's teacher and centroids are made once, first; their seconds are told apart, and
-counted in a column of its own.
+attempt without its objective, its optimizer and its precision. Validation comes at every `train.validate_every` steps,
+and the clock stands still for it. The attempt's teacher and centroids are made once, first; their seconds are told
+apart, and counted in a column of its own.
 
 Keys of the command line are both the attempt's and the baseline's; what is the attempt's alone is in its recipe.
 Run again, the command goes on with the trainings that are missing. DIR/speedrun.json holds every validation of every
@@ -92,10 +92,17 @@ def entrants(attempt: Config, baseline: Config, *, leave_one_out: bool) -> dict[
         raise ValueError("expected images of validation, and a number of steps as train.validate_every")
     found = {"baseline": baseline.vanilla, "attempt": attempt}
     if leave_one_out:
-        without = baseline.model_copy(update={"objective": attempt.objective, "teacher": attempt.teacher})
+        precision, usual = attempt.train.precision, baseline.train.precision
         found[f"attempt without {attempt.objective.name}"] = attempt.vanilla
-        found[f"attempt without {attempt.optimizer.name}"] = without
+        parts = {"objective": attempt.objective, "teacher": attempt.teacher}
+        found[f"attempt without {attempt.optimizer.name}"] = _in(precision, baseline.model_copy(update=parts))
+        if precision != usual:
+            found[f"attempt without {precision}"] = _in(usual, attempt)
     return found
+
+
+def _in(precision: str, recipe: Config) -> Config:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
 
 
 def train_once(recipe: Config, hr: ImageSource, sr: ImageSource | None, sets: ValidationSets) -> Points:

@@ -76,12 +76,14 @@ def test_an_attempt_that_is_not_to_be_compared_is_refused(key: str, sentence: st
 def test_leaving_a_part_out_puts_the_baselines_in_its_place() -> None:
     attempt, baseline = config.load(TRACKS[0]), config.load(f"{TRACKS[0]}_adam")
     found = entrants(attempt, baseline, leave_one_out=True)
-    assert [(name, one.optimizer, one.objective.name, one.train.steps) for name, one in found.items()] == [
-        ("baseline", baseline.optimizer, "vanilla", baseline.train.steps),
-        ("attempt", attempt.optimizer, "eco", attempt.train.steps),
-        ("attempt without eco", attempt.optimizer, "vanilla", attempt.train.steps),
-        ("attempt without muon", baseline.optimizer, "eco", baseline.train.steps),
-    ]
+    parts = [(one.optimizer, one.objective.name, one.train.precision, one.train.steps) for one in found.values()]
+    assert dict(zip(found, parts, strict=True)) == {
+        "baseline": (baseline.optimizer, "vanilla", "auto", 800),
+        "attempt": (attempt.optimizer, "eco", "bf16", 240),
+        "attempt without eco": (attempt.optimizer, "vanilla", "bf16", 240),
+        "attempt without muon": (baseline.optimizer, "eco", "bf16", 800),
+        "attempt without bf16": (attempt.optimizer, "eco", "auto", 240),
+    }
 
 
 @pytest.fixture
@@ -117,7 +119,8 @@ def test_it_trains_as_the_trainer_does_and_the_clock_stands_still_for_validation
     speedrun.main()
     monkeypatch.setattr(time, "perf_counter", clock)
     log = json.loads(Path("r/speedrun.json").read_text(encoding="utf-8"))
-    assert list(log["trainings"]) == ["baseline", "attempt", "attempt without eco", "attempt without muon"]
+    parts = [f"attempt without {part}" for part in ("eco", "muon", "bf16")]
+    assert list(log["trainings"]) == ["baseline", "attempt", *parts]
     for name, by_seed in log["trainings"].items():
         assert list(by_seed) == ["2", "3"]
         recipe = config.validate(tomllib.loads(log["recipes"][name]), name).model_copy(update={"seed": 3})

@@ -84,16 +84,16 @@ def test_its_name_tells_what_it_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("track", ["speedrun_edsr_small_x2", "speedrun_edsr_baseline_x2"])
-def test_the_recipes_of_a_speedrun_differ_in_optimizer_and_length(track: str) -> None:
+def test_the_recipes_of_a_speedrun_differ_in_optimizer_precision_and_length(track: str) -> None:
     muon, adam, lamb = (config.load(f"{track}{end}") for end in ("", "_adam", "_lamb"))
     assert [one.optimizer.name for one in (muon, adam, lamb)] == ["muon", "adam", "lamb"]
     assert {one.objective.name for one in (muon, adam, lamb)} == {"eco"}
     assert adam.train == lamb.train
-    assert 4 * muon.train.steps <= adam.train.steps
+    assert 3 * muon.train.steps <= adam.train.steps
     assert 3 * muon.train.steps <= muon.teacher.steps, "a weaker teacher does harm"
     for other in (adam, lamb):
         differs = {key for key in config.differences(muon, other) if not key.startswith("optimizer.")}
-        assert differs == {"description", "train.steps"}
+        assert differs - {"train.precision"} == {"description", "train.steps"}
 
 
 def test_rcan_x4_is_the_papers_exception() -> None:
