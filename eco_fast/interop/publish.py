@@ -26,7 +26,7 @@ from eco_fast.interop.model_card import card_of
 from eco_fast.interop.openmodeldb import entry_of, model_id
 from eco_fast.interop.release import Declaration, Release
 from eco_fast.models import METADATA, Network, load_network, read_state, save_network
-from eco_fast.models.edsr import EDSR, usual_residual_scale
+from eco_fast.models.edsr import as_others_read_it
 from eco_fast.study.run_results import Result, read_results
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.figures import draw_curves
@@ -120,22 +120,6 @@ def _trained_network(run: Path, recipe: Config, device: str) -> Network:
             f"`eco-fast train --run {run} --resume` brings it to its end"
         )
     return network
-
-
-def as_others_read_it(network: Network) -> Network:
-    """An equal network whose weights alone say how to build it: an unusual residual scale goes into them."""
-    if not isinstance(network, EDSR):
-        return network
-    features, actual = network.hyperparameters["features"], network.hyperparameters["residual_scale"]
-    usual = usual_residual_scale(features)
-    if actual == usual:
-        return network
-    state = {
-        key: value * (actual / usual) if ".body.2." in key else value for key, value in network.state_dict().items()
-    }
-    equal = EDSR(network.scale, features, network.hyperparameters["blocks"], usual)
-    equal.load_state_dict(state)
-    return equal.eval().requires_grad_(requires_grad=False).to(next(network.parameters()).device)
 
 
 def _shown(samples: Sequence[str], recipe: Config) -> Mapping[str, Pixels]:

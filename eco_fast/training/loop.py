@@ -11,6 +11,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import CppCompileError, InductorError
@@ -38,6 +39,15 @@ from eco_fast.utils.device import pick_device, why_not_compile
 MAX_SKIPPED_IN_ROW = 100
 
 
+class Repetition(NamedTuple):
+    """A part of a training that is made again, to be compared; see `verify/`."""
+
+    end: int
+    """The step that it ends at, with a checkpoint."""
+    validated: frozenset[int] | None
+    """The steps after which to validate, where the clock had chosen them; None: as the recipe says."""
+
+
 def train_network(
     run: RunFolder,
     hr: ImageSource,
@@ -47,11 +57,13 @@ def train_network(
     *,
     profile: bool = False,
     forecast: Forecast | None = None,
+    repetition: Repetition | None = None,
 ) -> Network:
     """Train to the end of the run's recipe, from the last checkpoint if there is one.
 
     `hr` are the images, pinned by the caller; `sr` the centroids, where the objective needs them; `label` precedes
-    every line; `profile` writes a trace of a few steps into the run folder; `forecast` knows of the other trainings.
+    every line; `profile` writes a trace of a few steps into the run folder; `forecast` knows of the other trainings;
+    `repetition` says how far to go instead of to the end.
 
     Returns:
         The trained network (the running average of its weights, where the recipe keeps one), in evaluation mode.
@@ -61,7 +73,7 @@ def train_network(
         StoppedBySignal: a signal stopped it, with a checkpoint.
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
-    forecast = forecast or Forecast()
+    forecast, until = forecast or Forecast(), repetition.end if repetition else steps
     state = take_up(run, sr, sets, label)
     if state.start == steps:
         return state.result.eval()
@@ -75,7 +87,7 @@ def train_network(
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
         step = make_step(state, loader.planner, telemetry, sets)
-        validation = Validation(state, sets, telemetry)
+        validation = Validation(state, sets, telemetry, at=repetition.validated if repetition else None)
         for batch in loader:
             step(batch)
             telemetry.add(batch.step)
@@ -85,7 +97,7 @@ def train_network(
                 telemetry.report(done)
                 check_progress(state.updater)
             improved = validation.due(done) and validation.run(done)
-            if improved or last or signal or done % train.checkpoint_every == 0:
+            if improved or done == until or signal or done % train.checkpoint_every == 0:
                 checkpoints.save(state.result, done, state.state_dict(), best=improved)
                 telemetry.restart_clock(done)
             checkpoints.check()
@@ -94,6 +106,8 @@ def train_network(
                 raise StoppedBySignal(signal)
             telemetry.stopwatch.mark("data")
             forecast.mark()
+            if done == until:
+                break
     distributed.all_gather(None)  # the files are there, for all
     forecast.compare(state.device, label)
     return state.result.eval()

@@ -24,10 +24,10 @@ from eco_fast.data.resize import to_pixels, to_tensor
 from eco_fast.inference.upscale import super_resolve
 from eco_fast.interop.model_card import card_of
 from eco_fast.interop.openmodeldb import entry_of, model_id, user_id
-from eco_fast.interop.publish import as_others_read_it, publish
+from eco_fast.interop.publish import publish
 from eco_fast.interop.release import Declaration, Release
 from eco_fast.models import load_network, read_state, save_network
-from eco_fast.models.edsr import EDSR
+from eco_fast.models.edsr import EDSR, as_others_read_it
 from eco_fast.study.run_results import Result
 from eco_fast.training.pipeline import run_recipe
 from eco_fast.utils.files import new_folder
