@@ -177,7 +177,7 @@ def difference(made: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
     wrong = [place for place in {**theirs, **ours} if not same_bits(ours.get(place), theirs.get(place))]
     if not wrong:
         return ""
-    place = wrong[0]
+    place = next((one for one in wrong if one.startswith(tuple(KINDS))), wrong[0])
     kind = next((prefix for prefix in KINDS if place.startswith(f"{prefix}.")), "")
     name = f"{KINDS[kind]} {place.removeprefix(f'{kind}.')}" if kind else place
     more = f", and {len(wrong) - 1} more of {len(theirs)} values" if len(wrong) > 1 else ""
