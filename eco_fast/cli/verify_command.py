@@ -25,8 +25,8 @@ def add_verify(commands: Commands) -> None:
         option("--choice", "SEED", "which of them: the seed of an earlier audit (a new one)", type=int),
         option("--network", "FILE", "published weights that have to be the run's", nargs="+", type=Path, default=[]),
         option("--out", "FILE", "the certificate (RUN.certificate.json, beside the run)", type=Path),
-        usage="eco-fast verify RUN [--stretches N|all] [--choice SEED] [--network FILE ...]\n"
-        "       [--out FILE] [--KEY VALUE ...]",
+        usage="eco-fast verify RUN [--stretches N|all] [--choice SEED]\n"
+        "       [--network FILE ...] [--out FILE] [--KEY VALUE ...]",
         **WITH_KEYS,
     )
     add_keys(verify)

@@ -10,6 +10,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,8 +63,7 @@ def train_network(
     """Train to the end of the run's recipe, from the last checkpoint if there is one.
 
     `hr` are the images, pinned by the caller; `sr` the centroids, where the objective needs them; `label` precedes
-    every line; `profile` writes a trace of a few steps into the run folder; `forecast` knows of the other trainings;
-    `repetition` says how far to go instead of to the end.
+    every line; `profile` writes a trace of a few steps; `forecast` knows of the other trainings; `repetition`: how far.
 
     Returns:
         The trained network (the running average of its weights, where the recipe keeps one), in evaluation mode.
@@ -73,7 +73,7 @@ def train_network(
         StoppedBySignal: a signal stopped it, with a checkpoint.
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
-    forecast, until = forecast or Forecast(), repetition.end if repetition else steps
+    forecast, (until, validated) = forecast or Forecast(), repetition or (steps, None)
     state = take_up(run, sr, sets, label)
     if state.start == steps:
         return state.result.eval()
@@ -87,8 +87,8 @@ def train_network(
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
         step = make_step(state, loader.planner, telemetry, sets)
-        validation = Validation(state, sets, telemetry, at=repetition.validated if repetition else None)
-        for batch in loader:
+        validation = Validation(state, sets, telemetry, at=validated)
+        for batch in islice(loader, until - state.start):
             step(batch)
             telemetry.add(batch.step)
             done, signal, last = batch.step + 1, stop.requested(), batch.step + 1 == steps
@@ -106,8 +106,6 @@ def train_network(
                 raise StoppedBySignal(signal)
             telemetry.stopwatch.mark("data")
             forecast.mark()
-            if done == until:
-                break
     distributed.all_gather(None)  # the files are there, for all
     forecast.compare(state.device, label)
     return state.result.eval()

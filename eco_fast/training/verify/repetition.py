@@ -27,6 +27,7 @@ from eco_fast.training.run_folder import (
     environment,
     other_bits,
     read_rows,
+    starts_of,
 )
 from eco_fast.training.state import initial_network
 from eco_fast.training.verify.audited import KeptTraining, RefutedError, Stretch, recipe_of
@@ -71,7 +72,7 @@ def repeat(stretch: Stretch, evidence: Evidence, given: Sequence[str], work: Pat
     before = stretch.read(training.states[stretch.begin][0]) if stretch.begin else None
     recipe = recipe_of_stretch(stretch, recipe_of(state), given)
     shutil.rmtree(work, ignore_errors=True)
-    begin(work, recipe, stretch)
+    place_state(work, recipe, stretch)
     rows = [row for row in read_rows(training.folder) if stretch.begin < row["step"] <= stretch.end]
     validated = None
     if share_of_time(recipe.train.validate_every) is not None:  # the clock had chosen when
@@ -120,7 +121,7 @@ def recipe_of_stretch(stretch: Stretch, then: Config, given: Sequence[str]) -> C
     return config.changed(training.recipe, changes, str(training.folder))
 
 
-def begin(work: Path, recipe: Config, stretch: Stretch) -> None:
+def place_state(work: Path, recipe: Config, stretch: Stretch) -> None:
     """A run folder that stopped where the stretch begins."""
     write_text(work / RECIPE, config.dump(recipe))
     if stretch.begin:
@@ -132,7 +133,7 @@ def begin(work: Path, recipe: Config, stretch: Stretch) -> None:
 
 def why_not_to_the_bit(stretch: Stretch, recipe: Config, then: Config) -> list[str]:
     """What makes the last bits of the weights others than they were; nothing: they are to be the same."""
-    now, starts = environment(recipe), starts_of(stretch.training)
+    now, starts = environment(recipe), starts_of(stretch.training.folder)
     reasons = [change.removeprefix("warning: ") for start in starts for change in other_bits(start, now)]
     reasons += ["the run has kept no environment.json"] * (not starts)
     differ = config.differences(then, recipe)
@@ -144,18 +145,11 @@ def why_not_to_the_bit(stretch: Stretch, recipe: Config, then: Config) -> list[s
     return reasons
 
 
-def starts_of(training: KeptTraining) -> list[dict[str, Any]]:
-    """The conditions of each start of a training."""
-    path = training.folder / "environment.json"
-    with name_damaged(path):
-        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
-
-
 @contextmanager
 def threads_of(training: KeptTraining) -> Iterator[None]:
     """Compute with as many threads as the training's last start: others add in another order."""
     before = torch.get_num_threads()
-    torch.set_num_threads(next((start["threads"] for start in reversed(starts_of(training))), before))
+    torch.set_num_threads(next((start["threads"] for start in reversed(starts_of(training.folder))), before))
     try:
         yield
     finally:

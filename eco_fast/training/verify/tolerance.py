@@ -17,11 +17,11 @@ STATED = {"weights": WEIGHTS, "loss": LOSS, "psnr_y": PSNR, "ssim_y": SSIM}
 """By what they hold for."""
 
 Weights = Mapping[str, Tensor]
-Rows = Sequence[Mapping[str, Any]]
+Reports = Sequence[Mapping[str, Any]]
 
 
 def beyond_tolerance(
-    start: Mapping[str, Any], made: Mapping[str, Any], kept: Mapping[str, Any], made_rows: Rows, rows: Rows
+    start: Mapping[str, Any], made: Mapping[str, Any], kept: Mapping[str, Any], made_rows: Reports, rows: Reports
 ) -> tuple[float, str]:
     """How far apart two courses from the same weights ended, and what of that is too much, in words.
 
