@@ -284,7 +284,7 @@ TAMPERINGS: dict[str, Tampering] = {
     "pixel of a training image": Tampering(lambda: edit_pixels(RUN / "store"), ALL),
     "training image swapped": Tampering(lambda: edit_pixels(RUN / "store", "training images"), ALL),
     "pixel of a centroid": Tampering(lambda: edit_pixels(centroids()), ALL),
-    "centroid swapped": Tampering(lambda: edit_pixels(centroids(), "centroids"), FIRST),
+    "centroid swapped": Tampering(lambda: edit_pixels(centroids(), "centroids"), ALL),
     "teacher": Tampering(another_teacher, ALL),
     "validation image": Tampering(
         lambda: shutil.copyfile("images/a.png", "validation/eye.png"),

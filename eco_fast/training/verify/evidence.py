@@ -36,6 +36,8 @@ class Evidence:
 
     hr: ImageSource
     sr: ImageSource | None
+    teacher: Path | None
+    """Whose outputs the centroids of a store are."""
     sets: ValidationSets
     contents: Mapping[str, Contents]
     """Of all of it, by kind."""
@@ -66,13 +68,11 @@ def open_evidence(student: KeptTraining) -> Evidence:
     )
     images = open_kept_images(recipe, run)
     contents: dict[str, Contents] = {"training images": contents_of(images.hr)}
-    sr = None
-    if recipe.needs_centroids:
-        teacher = Path(recipe.teacher.checkpoint)
-        if recipe.teacher.checkpoint == "self":
-            teacher = weights_path(run / "teacher" / CHECKPOINTS, "last")
-        if images.centroid_files is None:
-            contents["weights of the teacher"] = contents_of_file(teacher)
+    sr = teacher = None
+    if recipe.needs_centroids and images.centroid_files is None:
+        own = recipe.teacher.checkpoint == "self"
+        teacher = weights_path(run / "teacher" / CHECKPOINTS, "last") if own else Path(recipe.teacher.checkpoint)
+        contents["weights of the teacher"] = contents_of_file(teacher)
     contents |= contents_of_sets(sets.images, sets.monitored)
     if recipe.model.start_from and Path(recipe.model.start_from).is_file():
         contents["weights to start from"] = contents_of_file(Path(recipe.model.start_from))
@@ -84,7 +84,7 @@ def open_evidence(student: KeptTraining) -> Evidence:
     for source in filter(None, (images.hr, sr)):
         for damaged in damaged_images(source):
             raise RefutedError(student.whole, f"the pixels of {damaged} are not those that were stored")
-    return Evidence(images.hr, sr, sets, contents)
+    return Evidence(images.hr, sr, teacher, sets, contents)
 
 
 def open_kept_images(recipe: Config, run: Path) -> TrainingImages:

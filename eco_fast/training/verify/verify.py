@@ -9,7 +9,8 @@ from typing import Any
 
 from eco_fast.training.run_folder import environment
 from eco_fast.training.signals import stops_cleanly
-from eco_fast.training.verify.audited import KeptTraining, RefutedError, Stretch, draw, trainings_of
+from eco_fast.training.verify.audited import KeptTraining, RefutedError, draw, trainings_of
+from eco_fast.training.verify.centroids import check_centroids
 from eco_fast.training.verify.certificate import (
     PROVEN,
     REFUTED,
@@ -18,9 +19,9 @@ from eco_fast.training.verify.certificate import (
     recipe_digest,
     write_certificate,
 )
-from eco_fast.training.verify.evidence import open_evidence
+from eco_fast.training.verify.evidence import Evidence, open_evidence
 from eco_fast.training.verify.networks import check_networks, check_released
-from eco_fast.training.verify.repetition import Repeated, repeat, threads_of
+from eco_fast.training.verify.repetition import Repeated, repeat, threads_of, why_not_to_the_bit
 from eco_fast.training.verify.tolerance import STATED
 from eco_fast.utils.lasting import lasting_output
 
@@ -99,32 +100,46 @@ def audit(
     """
     trainings = trainings_of(run, overrides)
     with threads_of(trainings[-1]):
-        check_all(trainings, draw(trainings, wanted, seed), list(overrides), released, facts)
+        check_all(trainings, wanted, seed, list(overrides), released, facts)
 
 
 def check_all(
     trainings: Sequence[KeptTraining],
-    drawn: Sequence[Stretch],
+    wanted: int | None,
+    seed: int,
     given: Sequence[str],
     released: Sequence[Path],
     facts: dict[str, Any],
 ) -> None:
-    """What `audit` does of trainings and stretches."""
-    student = trainings[-1]
+    """What `audit` does of the run's trainings."""
+    student, drawn = trainings[-1], draw(trainings, wanted, seed)
     facts |= {"recipe": recipe_digest(student.recipe), "conditions": conditions(student)}
     networks = [check_networks(training) for training in trainings]
     facts["networks"] = networks[-1] | check_released(released, student)
     evidence = open_evidence(student)
     facts["data"] = evidence.digests()
+    facts |= repeat_centroids(student, evidence, wanted, seed)
     total = sum(training.last for training in trainings)
     steps = sum(one.steps for one in drawn)
     every = sum(len(training.stretches()) for training in trainings)
-    choice = f"{len(drawn)} of {every} stretches, of --choice {facts['choice']['seed']}"
+    choice = f"{len(drawn)} of {every} stretches, of --choice {seed}"
     print(f"{student.folder}: repeats {steps} of {total} steps, {choice}", flush=True)
     facts |= {"steps": {"repeated": 0, "of": total}, "stretches": {"repeated": [], "of": every}}
     with tempfile.TemporaryDirectory() as name:
         for stretch in drawn:
             note(repeat(stretch, evidence, given, Path(name, "run")), facts)
+
+
+def repeat_centroids(
+    student: KeptTraining, evidence: Evidence, wanted: int | None, seed: int
+) -> dict[str, dict[str, int]]:
+    """Make as many centroids again as stretches, where the run's are a teacher's; returns what to note of that."""
+    if evidence.sr is None or evidence.teacher is None:
+        return {}
+    exact = not why_not_to_the_bit(student.whole, student.recipe, student.recipe)
+    made, off = check_centroids(student, evidence, wanted, seed, exact=exact)
+    print(f"centroids: {made} of {len(evidence.hr.entries)} repeated, up to {off} grey levels off", flush=True)
+    return {"centroids": {"repeated": made, "of": len(evidence.hr.entries), "grey_levels_off": off}}
 
 
 def note(repeated: Repeated, facts: dict[str, Any]) -> None:
