@@ -24,6 +24,7 @@ from eco_fast.cli.options import (
 from eco_fast.cli.publish_command import add_publish
 from eco_fast.cli.recipe_options import add_keys
 from eco_fast.cli.study_commands import add_studies
+from eco_fast.cli.verify_command import add_verify
 
 BAD_INPUT = 2
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of the compilers
@@ -99,6 +100,7 @@ def parser() -> Parser:
     commands.add("recipes", "List the shipped recipes, with the paper's rows and scores.", "eco-fast recipes", _recipes)
     _add_tools(commands)
     add_machine_commands(commands)
+    add_verify(commands)
     add_publish(commands)
     commands.add(
         "completion",

@@ -47,6 +47,8 @@ MAY_DIFFER: Mapping[str, str] = {
     "optimizer.clip_value": COURSE,
     "optimizer.spike_factor": COURSE,
 }
+SAME_RESULT = frozenset(key for key, meaning in MAY_DIFFER.items() if meaning not in (COURSE, REPORTS))
+"""Keys that change no weight and no row of metrics.jsonl, up to rounding."""
 
 
 def differing(saved: Config, now: Config, *, same_course: bool = False) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from eco_fast_kernels import Rounding, imresize
 
 from eco_fast.data.centroid_store import centroid_folder, open_centroids, teacher_hash
 from eco_fast.data.decode import Stored, still_intact
-from eco_fast.data.images import prefix_errors
+from eco_fast.data.images import Pixels, prefix_errors
 from eco_fast.data.resize import modcrop, to_pixels, to_tensor
 from eco_fast.data.store import Store, locked
 from eco_fast.data.store_writer import Wanted, Writer
@@ -74,13 +74,31 @@ def make_centroids(
                 _warn_of(teacher, checkpoint, store, rounding)
             for index in track(distributed.shard(missing), "centroids"):
                 with prefix_errors(store.entries[index].name):
-                    (lr,) = imresize(to_tensor(modcrop(store.images[index], scale), device)[None], scale, rounding)
-                writer.add(index, to_pixels(upscale_tiled(teacher, lr, tile=tile, self_ensemble=self_ensemble)))
+                    centroid = centroid_of(teacher, store.images[index], rounding, tile, self_ensemble=self_ensemble)
+                writer.add(index, centroid)
             writer.sync()
             for added, rows in distributed.all_gather((writer.added, writer.rows[writer.added])):
                 writer.rows[added] = rows
             distributed.on_rank0(writer.finish)
     return open_centroids(store, out, scale)
+
+
+def centroid_of(teacher: Network, hr: Pixels, rounding: Rounding, tile: int, *, self_ensemble: bool = False) -> Pixels:
+    """SR = teacher(D(HR)) of one image, as 8 bits; inside `whole_images`.
+
+    Args:
+        teacher: `ready`, on the device that makes it.
+        hr: uint8 [H, W, 3].
+        rounding: MATLAB's convention of D.
+        tile: LR pixels a side of a tile.
+        self_ensemble: the mean over the 8 orientations.
+
+    Returns:
+        uint8, H and W cropped to multiples of the scale.
+    """
+    device = next(teacher.parameters()).device
+    (lr,) = imresize(to_tensor(modcrop(hr, teacher.scale), str(device))[None], teacher.scale, rounding)
+    return to_pixels(upscale_tiled(teacher, lr, tile=tile, self_ensemble=self_ensemble))
 
 
 def _plan(writer: Writer, store: Store, scale: int, *, verify: bool) -> list[int]:

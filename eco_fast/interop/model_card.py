@@ -32,6 +32,8 @@ PAPER = (
     "The method is that of Lee and Heo, *Noise-free Optimization in Early Training Steps for Image Super-Resolution*, "
     "AAAI 2024."
 )
+CERTIFICATE = "certificate.json"
+CERTIFIED = f"`{CERTIFICATE}` says which parts of the training `eco-fast verify` has repeated, to the same result."
 GROWTH = 32  # channels: what spandrel expects of RRDB
 
 
@@ -50,6 +52,7 @@ def card_of(release: Release) -> str:
         _training(release).markdown().rstrip(),
         "![Loss, PSNR-Y, alpha and learning rate over the steps](curves.png)",
         "`recipe.toml` has every key, `environment.json` the versions and the machine.",
+        *([CERTIFIED] if (release.folder / CERTIFICATE).is_file() else []),
         *([PAPER] if release.result.run.needs_centroids else []),
         "## Samples",
         *(f"![LR]({quote(lr)}) ![SR]({quote(sr)})" for lr, sr in release.samples),

@@ -4,10 +4,12 @@ SCALEx_NAME.safetensors   the weights, and beside them what was exported
 README.md                 the model card; see `model_card.py`
 SCALEx-NAME.json          the entry in OpenModelDB; see `openmodeldb.py`
 recipe.toml environment.json curves.png *_LR.png *_SR.png
+certificate.json          of `eco-fast verify`, where one lies beside the run
 SHA256SUMS                of all of them
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,16 @@ from eco_fast.evaluation.scoring import image_pair
 from eco_fast.inference.tiling import upscale_tiled
 from eco_fast.inference.whole_images import largest_tile, ready, whole_images
 from eco_fast.interop.export import export
-from eco_fast.interop.model_card import card_of
+from eco_fast.interop.model_card import CERTIFICATE, card_of
 from eco_fast.interop.openmodeldb import entry_of, model_id
 from eco_fast.interop.release import Declaration, Release
 from eco_fast.models import METADATA, Network, load_network, read_state, save_network
-from eco_fast.models.edsr import EDSR, usual_residual_scale
+from eco_fast.models.edsr import as_others_read_it
 from eco_fast.study.run_results import Result, read_results
 from eco_fast.training.checkpoints import weights_path
 from eco_fast.training.figures import draw_curves
 from eco_fast.training.run_folder import CHECKPOINTS, PINNED, RECIPE, read_rows
+from eco_fast.training.verify.certificate import fitting_certificate
 from eco_fast.utils.files import name_damaged, new_folder, sha256_of, write_json, write_text
 
 MOST_SAMPLES = 4  # images at most
@@ -63,8 +66,8 @@ def publish(
         The files.
 
     Raises:
-        ValueError: the run is not finished, has no scores or cannot be shown; something is not said; or the folder
-            exists: one sentence.
+        ValueError: the run is not finished, has no scores or cannot be shown; something is not said; the certificate
+            beside the run is of something else; or the folder exists: one sentence.
     """
     result = _finished(run)
     recipe = result.run
@@ -72,6 +75,7 @@ def publish(
     network = as_others_read_it(_trained_network(run, recipe, device))
     images = _shown(samples, recipe)
     environment, curves, training_images = _environment(run), _curves(run), _training_images(run)
+    certificate = fitting_certificate(run)
     with new_folder(out) as folder:
         weights = folder / f"{recipe.scale}x_{said.name}.safetensors"
         save_network(weights, network, step=recipe.train.steps, objective=recipe.objective.name)
@@ -79,6 +83,8 @@ def publish(
         write_text(folder / "recipe.toml", config.dump(_without_places(recipe)))
         write_json(folder / "environment.json", environment)
         draw_curves(folder / "curves.png", curves)
+        if certificate is not None:
+            shutil.copyfile(certificate, folder / CERTIFICATE)
         release = Release(
             said=said,
             result=result,
@@ -120,22 +126,6 @@ def _trained_network(run: Path, recipe: Config, device: str) -> Network:
             f"`eco-fast train --run {run} --resume` brings it to its end"
         )
     return network
-
-
-def as_others_read_it(network: Network) -> Network:
-    """An equal network whose weights alone say how to build it: an unusual residual scale goes into them."""
-    if not isinstance(network, EDSR):
-        return network
-    features, actual = network.hyperparameters["features"], network.hyperparameters["residual_scale"]
-    usual = usual_residual_scale(features)
-    if actual == usual:
-        return network
-    state = {
-        key: value * (actual / usual) if ".body.2." in key else value for key, value in network.state_dict().items()
-    }
-    equal = EDSR(network.scale, features, network.hyperparameters["blocks"], usual)
-    equal.load_state_dict(state)
-    return equal.eval().requires_grad_(requires_grad=False).to(next(network.parameters()).device)
 
 
 def _shown(samples: Sequence[str], recipe: Config) -> Mapping[str, Pixels]:

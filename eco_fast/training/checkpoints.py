@@ -142,7 +142,7 @@ def load_state(folder: Path) -> FoundState | None:
     """
     wrong: dict[str, str] = {}
     found: dict[str, dict[str, Any]] = {}
-    for name in ("last", *reversed(_numbered(folder)), "best"):
+    for name in ("last", *reversed(numbered(folder)), "best"):
         try:
             found[name] = read_whole_state(state_path(folder, name))
         except ValueError as error:
@@ -237,7 +237,7 @@ def _write_state(path: Path, whole: dict[str, Any]) -> None:
 
 def _drop_old(folder: Path, keep: int) -> None:
     """Remove numbered checkpoints but for the newest; states last, which tell that something is to be removed."""
-    old = _numbered(folder)[:-keep]
+    old = numbered(folder)[:-keep]
     for path_of in (weights_path, state_path):
         for name in old:
             path_of(folder, name).unlink(missing_ok=True)
@@ -245,7 +245,7 @@ def _drop_old(folder: Path, keep: int) -> None:
             sync_folder(folder)
 
 
-def _numbered(folder: Path) -> list[str]:
+def numbered(folder: Path) -> list[str]:
     """The names of the states that `STEP` names, oldest first; other files are not this module's."""
     names = (path.name.removesuffix(".state.pt") for path in folder.glob("step-*.state.pt"))
     return sorted(name for name in names if re.fullmatch(r"step-\d{8,}", name))

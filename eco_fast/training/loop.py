@@ -10,7 +10,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import CppCompileError, InductorError
@@ -38,6 +40,15 @@ from eco_fast.utils.device import pick_device, why_not_compile
 MAX_SKIPPED_IN_ROW = 100
 
 
+class Repetition(NamedTuple):
+    """A part of a training that is made again, to be compared; see `verify/`."""
+
+    end: int
+    """The step that it ends at, with a checkpoint."""
+    validated: frozenset[int] | None
+    """The steps after which to validate, where the clock had chosen them; None: as the recipe says."""
+
+
 def train_network(
     run: RunFolder,
     hr: ImageSource,
@@ -47,11 +58,12 @@ def train_network(
     *,
     profile: bool = False,
     forecast: Forecast | None = None,
+    repetition: Repetition | None = None,
 ) -> Network:
     """Train to the end of the run's recipe, from the last checkpoint if there is one.
 
     `hr` are the images, pinned by the caller; `sr` the centroids, where the objective needs them; `label` precedes
-    every line; `profile` writes a trace of a few steps into the run folder; `forecast` knows of the other trainings.
+    every line; `profile` writes a trace of a few steps; `forecast` knows of the other trainings; `repetition`: how far.
 
     Returns:
         The trained network (the running average of its weights, where the recipe keeps one), in evaluation mode.
@@ -61,7 +73,7 @@ def train_network(
         StoppedBySignal: a signal stopped it, with a checkpoint.
     """
     config, train, steps = run.config, run.config.train, run.config.train.steps
-    forecast = forecast or Forecast()
+    forecast, (until, validated) = forecast or Forecast(), repetition or (steps, None)
     state = take_up(run, sr, sets, label)
     if state.start == steps:
         return state.result.eval()
@@ -75,8 +87,8 @@ def train_network(
         Checkpoints(run.checkpoints, config) as checkpoints,
     ):
         step = make_step(state, loader.planner, telemetry, sets)
-        validation = Validation(state, sets, telemetry)
-        for batch in loader:
+        validation = Validation(state, sets, telemetry, at=validated)
+        for batch in islice(loader, until - state.start):
             step(batch)
             telemetry.add(batch.step)
             done, signal, last = batch.step + 1, stop.requested(), batch.step + 1 == steps
@@ -85,7 +97,7 @@ def train_network(
                 telemetry.report(done)
                 check_progress(state.updater)
             improved = validation.due(done) and validation.run(done)
-            if improved or last or signal or done % train.checkpoint_every == 0:
+            if improved or done == until or signal or done % train.checkpoint_every == 0:
                 checkpoints.save(state.result, done, state.state_dict(), best=improved)
                 telemetry.restart_clock(done)
             checkpoints.check()

@@ -39,14 +39,25 @@ def pin(folder: Path, kind: str, contents: Contents) -> None:
 
 def pin_sets(folder: Path, images: Mapping[str, Pixels], monitored: BenchmarkSets) -> None:
     """`pin` what is scored during the training; a set that is monitored or no longer monitored changes no other."""
-    pin(folder, "validation images", _scored(images))
-    for name, monitor in monitored.items():
-        pin(folder, f"monitored images of {name}", _scored(monitor))
+    for kind, contents in contents_of_sets(images, monitored).items():
+        pin(folder, kind, contents)
 
 
 def pin_names(folder: Path, sources: Sequence[str]) -> None:
     """`pin` which training images there are, before they change a store."""
     pin(folder, "names of the training images", [(name, "") for name in find_images(sources)])
+
+
+def read_pinned(folder: Path) -> dict[str, Contents]:
+    """What a run has noted, by kind; nothing where it has noted nothing.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
+    path = folder / PINNED
+    with name_damaged(path):
+        noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {kind: [(str(name), str(what)) for name, what in contents] for kind, contents in noted.items()}
 
 
 def contents_of_file(path: Path) -> Contents:
@@ -75,6 +86,12 @@ def _sha256_of_file(path: Path, _stamp: str) -> str:
     return sha256_of(path)
 
 
+def contents_of_sets(images: Mapping[str, Pixels], monitored: BenchmarkSets) -> dict[str, Contents]:
+    """What is scored during a training, by kind."""
+    sets = {"validation images": images} | {f"monitored images of {name}": one for name, one in monitored.items()}
+    return {kind: _scored(one) for kind, one in sets.items()}
+
+
 def _scored(images: Mapping[str, Pixels]) -> Contents:
     return [
         (name, f"{image.shape[0]}x{image.shape[1]} {hashlib.sha256(image.tobytes()).hexdigest()}")
@@ -83,20 +100,17 @@ def _scored(images: Mapping[str, Pixels]) -> Contents:
 
 
 def _pin(path: Path, kind: str, contents: Contents) -> None:
-    pinned: dict[str, Any] = {}
-    with name_damaged(path):
-        pinned |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        before = [(str(name), str(what)) for name, what in pinned.get(kind, ())]
+    pinned = read_pinned(path.parent)
     if kind not in pinned:
         write_json(path, {**pinned, kind: contents})
-    elif change := _first_change(before, contents):
+    elif change := first_change(pinned[kind], contents):
         raise ValueError(
             f"{path.parent}: the {kind} have changed since the run began: {change}; "
             "restore them, or begin a new run with --run"
         )
 
 
-def _first_change(before: Contents, now: Contents) -> str | None:
+def first_change(before: Contents, now: Contents) -> str | None:
     """The first difference, in words."""
     if [(name_in_source(name), what) for name, what in before] == [(name_in_source(name), what) for name, what in now]:
         return None

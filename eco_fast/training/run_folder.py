@@ -159,6 +159,14 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         return [{**row, "step": int(row["step"])} for row in rows]
 
 
+def starts_of(folder: Path) -> list[dict[str, Any]]:
+    """The conditions of each start of a run."""
+    path = folder / "environment.json"
+    with name_damaged(path):
+        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        return [{**start, "packages": dict(start["packages"])} for start in starts]
+
+
 def begun(folder: Path) -> bool:
     """Whether a training has left anything there, or in the folder of its teacher."""
     return any((one / name).exists() for one in (folder, folder / "teacher") for name in (METRICS, CHECKPOINTS))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -47,6 +47,7 @@ class Validation:
         sets: what it is scored on.
         telemetry: where the scores go.
         clock: seconds, which go on.
+        at: the steps after which to validate, instead of those that the recipe says.
     """
 
     def __init__(
@@ -55,14 +56,18 @@ class Validation:
         sets: ValidationSets,
         telemetry: Telemetry,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        at: Collection[int] | None = None,
     ) -> None:
-        self.state, self.sets, self.telemetry, self.clock = state, sets, telemetry, clock
+        self.state, self.sets, self.telemetry, self.at, self.clock = state, sets, telemetry, at, clock
         self._pairs: dict[str, list[tuple[str, ImagePair]]] = {}
         self._began, self._spent, self._last = clock(), 0.0, 0.0
 
     def due(self, done: int) -> bool:
         """Whether to validate after so many steps: all ranks ask, and hear the same."""
         train = self.state.config.train
+        if self.at is not None:
+            return done in self.at
         if not self.sets.images or done == train.steps:
             return bool(self.sets.images)
         if (share := share_of_time(train.validate_every)) is None:

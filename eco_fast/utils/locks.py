@@ -142,6 +142,14 @@ def file_lock(path: Path, *, wait: bool = False) -> Iterator[Lock | None]:
         os.close(file)
 
 
+def holder_of(path: Path) -> Holder | None:
+    """Who holds a lock file, as far as that can be read: nothing is written."""
+    holder = _read(path)
+    if holder is None or (holder.here and not holder.alive):
+        return None
+    return holder if holder.here or time.time() - path.stat().st_mtime < SILENCE else None
+
+
 def _close_in_child() -> None:
     """A forked process shares its parent's locks, and would keep them when the parent dies."""
     for file in OPEN:

@@ -15,7 +15,7 @@ from eco_fast.config.model_sections import MODELS
 from tests.cli.command_line import commands, text
 
 COMMANDS = list(commands())
-TAKES_KEYS = ("train", "compare", "analyze targets", "bench")
+TAKES_KEYS = ("train", "compare", "analyze targets", "bench", "verify")
 
 
 def test_the_command_line_is_what_it_was() -> None:

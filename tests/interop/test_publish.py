@@ -24,12 +24,14 @@ from eco_fast.data.resize import to_pixels, to_tensor
 from eco_fast.inference.upscale import super_resolve
 from eco_fast.interop.model_card import card_of
 from eco_fast.interop.openmodeldb import entry_of, model_id, user_id
-from eco_fast.interop.publish import as_others_read_it, publish
+from eco_fast.interop.publish import publish
 from eco_fast.interop.release import Declaration, Release
 from eco_fast.models import load_network, read_state, save_network
-from eco_fast.models.edsr import EDSR
+from eco_fast.models.edsr import EDSR, as_others_read_it
 from eco_fast.study.run_results import Result
 from eco_fast.training.pipeline import run_recipe
+from eco_fast.training.verify.verify import verify
+from eco_fast.utils.content_hash import content_hash
 from eco_fast.utils.files import new_folder
 from tests.helpers import complaint
 
@@ -121,6 +123,25 @@ def test_the_hashes_are_those_of_the_files(published: Path) -> None:
     assert hashes.keys() == {path.name for path in published.iterdir()} - {"SHA256SUMS"}
     for name, digest in hashes.items():
         assert hashlib.sha256((published / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_certificate_beside_a_run_goes_along_where_it_fits(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    assert verify(tmp_path / "run")
+    made = tmp_path / "run.certificate.json"
+    publish(tmp_path / "run", tmp_path / "release", SAID, samples=[str(finished / "Set5/HR")])
+    assert (tmp_path / "release" / "certificate.json").read_bytes() == made.read_bytes()
+    assert "certificate.json" in (tmp_path / "release" / "SHA256SUMS").read_text(encoding="utf-8")
+    assert "`certificate.json` says which parts" in (tmp_path / "release" / "README.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in made.read_text(encoding="utf-8")
+    weights, _ = read_state(tmp_path / "release" / "2x_Photo.safetensors")
+    facts = json.loads(made.read_text(encoding="utf-8"))
+    assert facts["networks"]["last"]["weights"] == content_hash(dict(sorted(weights.items())))
+    assert verify(tmp_path / "run", released=[tmp_path / "release" / "2x_Photo.safetensors"])
+    change_recipe(tmp_path / "run", optimizer={"epsilon": 1e-7})
+    with pytest.raises(ValueError, match=r"run\.certificate\.json: of another recipe than the run's now; `eco-f"):
+        publish(tmp_path / "run", tmp_path / "second", SAID)
+    assert not (tmp_path / "second").exists()
 
 
 def test_the_recipe_differs_in_places_alone(finished: Path, published: Path) -> None:

@@ -24,9 +24,8 @@ from eco_fast.training.report.sections import (
     page_head,
     recipe_text,
     skipped_section,
-    starts_of,
 )
-from eco_fast.training.run_folder import RECIPE, read_rows
+from eco_fast.training.run_folder import RECIPE, read_rows, starts_of
 from eco_fast.utils.files import name_damaged
 from eco_fast.utils.progress import duration_in_words
 

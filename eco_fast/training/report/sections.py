@@ -113,14 +113,6 @@ def recipe_text(folder: Path) -> Html:
     return folded(f"{folder.name}/{RECIPE}", path.read_text(encoding="utf-8"))
 
 
-def starts_of(folder: Path) -> list[dict[str, Any]]:
-    """The conditions of each start of a run."""
-    path = folder / "environment.json"
-    with name_damaged(path):
-        starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        return [{**start, "packages": dict(start["packages"])} for start in starts]
-
-
 def machine_section(starts: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
     """Machine, versions and command of some starts, by name; those with the same machine and versions are one."""
     groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
