@@ -8,6 +8,7 @@ file to its table; so does the command that goes on, until one ends before its t
 a soak that was stopped goes on there, with other moments. What ended otherwise is kept beside it.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -16,21 +17,36 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import chdir, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from eco_fast.training import loop  # noqa: F401 - before the first command, and so for all
 from eco_fast.utils.files import write_json
-from tests.crash.operations import OPERATIONS, TRAIN, Operation, command, result
+from tests.crash.operations import OPERATIONS, TRAIN, Operation, command, in_turn, result
 from tests.crash.recorder import read_tree
 
 FORK = multiprocessing.get_context("fork")
 OWN = (*TRAIN, "--teacher.checkpoint", "self", "--teacher.steps", "6", "--train.baseline", "true")
 LATE = 1.2  # times the command's own time, up to which the moments lie: some commands end before
 SLOWER = 1.05  # what a kill adds to that time: on a machine that has become slow, a command must end some day
+
+
+def import_what(act: Callable[[], object]) -> None:
+    """Import what something imports on its way, by doing it in another process: those that are forked then have it."""
+    here, there = FORK.Pipe(duplex=False)
+
+    def learn() -> None:
+        act()
+        there.send(list(sys.modules))
+
+    process = FORK.Process(target=learn)
+    process.start()
+    for name in here.recv():
+        with suppress(ImportError):  # made by others as they are imported
+            importlib.import_module(name)
+    process.join()
 
 
 class Soak:
@@ -72,7 +88,7 @@ class Soak:
         shutil.rmtree(work)
         return kills, writing
 
-    def _attempt(self, where: Path, act: Any, limit: float) -> float | None:
+    def _attempt(self, where: Path, act: Callable[[], object], limit: float) -> float | None:
         """Seconds that something took, in a process of its own; None: it was killed after `limit`, if that is not 0."""
         process = FORK.Process(target=self._do, args=(where, act))
         began = time.monotonic()
@@ -84,7 +100,7 @@ class Soak:
             raise SystemExit(f"WRONG: it failed, as said above, in {where}")
         return time.monotonic() - began if process.exitcode == 0 else None
 
-    def _do(self, where: Path, act: Any) -> None:
+    def _do(self, where: Path, act: Callable[[], object]) -> None:
         os.chdir(where)
         try:
             act()
@@ -103,6 +119,9 @@ def main(folder: Path, kills: int) -> None:
     operations = {**OPERATIONS, "run, with teacher and baseline": own}
     moments = random.Random(sum(one["ends"] for one in counts.values()))  # noqa: S311 - moments, no secret
     here = folder / f"process-{os.getpid()}"
+    (here / "first").mkdir(parents=True)
+    with chdir(here / "first"):
+        import_what(in_turn(own.make, own.act))
     soaks = {name: Soak(one, here / name.replace(", ", "-"), moments) for name, one in operations.items()}
     while sum(one["kills"] for one in counts.values()) < kills:
         for name, soak in soaks.items():
