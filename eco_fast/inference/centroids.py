@@ -54,7 +54,7 @@ def make_centroids(
         The centroids, in the order of the store.
 
     Raises:
-        ValueError: too little space, or another process is making them.
+        ValueError: too little space, another process is making them, or not all ranks see their folder.
     """
     scale = ready(teacher).scale
     sha256 = teacher_hash(store.folder, scale, rounding, checkpoint)
@@ -70,6 +70,8 @@ def make_centroids(
         with Writer(out, attributes) as writer:
             distributed.all_gather(None)  # no journal grows before all ranks have read it
             missing = _plan(writer, store, scale, verify=verify)
+            if any(distributed.all_gather(bool(missing))):
+                distributed.check_shared(out)
             if missing and distributed.is_main_process():
                 _warn_of(teacher, checkpoint, store, rounding)
             for index in track(distributed.shard(missing), "centroids"):
