@@ -4,8 +4,8 @@
 
 Without torchrun there is one rank, and every call is a no-op. Tensors on GPUs travel by NCCL, those on CPUs and Python
 objects by gloo. torchrun ends the run when a rank fails, and prints that rank's number, signal or traceback. It knows
-the ranks of its own machine alone: those of others learn the cause from the store that all ranks share. What they share besides is
-the run folder, which `check_shared` makes sure of.
+the ranks of its own machine alone: those of others learn the cause from the store that all ranks share. The run folder
+they share too, which `check_shared` makes sure of.
 
 That is tested with gloo. With NCCL, of which nothing has been measured, torch's documentation and source say: where a
 rank dies, the others wait in the CUDA driver, where Python's signal handlers do not run, so none of them names it.
