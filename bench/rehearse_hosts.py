@@ -9,6 +9,7 @@ queued again, with the losses of one host.
 
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -16,11 +17,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.hosts import RANKS, STEPS, Net, why_not
+from bench.hosts import RANKS, STEPS, Host, Net, why_not
 from eco_fast.training.run_folder import read_rows
 from tests.helpers import wait_until
 
 TIMEOUT = 60  # train.timeout where a link is cut
+CAUSES = re.compile(r"rank \d+ stopped[^\n]*")
+
+
+def causes(host: Host) -> list[str]:
+    """What its ranks say of why they stopped, each sentence once."""
+    return sorted(set(CAUSES.findall(host.said())))
 
 
 def rows(run: Path) -> list[float]:
@@ -83,12 +90,20 @@ class Rehearsal:
         return f"{self.named([1 - which])}; {self.again(run)}"
 
     def cut(self) -> str:
-        """The link between two hosts is cut, and the job is queued again on mended ones."""
-        with self.net.held_run("--run", "cut", "--train.timeout", str(TIMEOUT)):
+        """The link between two hosts is cut. The ranks name it; then the cluster ends the job, and queues it again."""
+        timeout = ("--train.timeout", str(TIMEOUT))
+        with self.net.held_run("--run", "cut", *timeout):
             self.net.hosts[1].cut()
-        words = self.named([0, 1])
+        began, told = time.monotonic(), []
+        for host in self.net.hosts[:2]:
+            wait_until(lambda host=host: len(CAUSES.findall(host.said())) >= 2)  # type: ignore[misc]
+            told.append(f"{host.name} after {time.monotonic() - began:.0f} s: {'; '.join(causes(host))}")
+        waiting = [host.name for host in self.net.hosts[:2] if host.process is not None and host.process.poll() is None]
+        for host in self.net.hosts[:2]:
+            host.lose()
         self.net.hosts[1].mend()
-        return f"{words}; {self.again('cut', '--train.timeout', str(TIMEOUT))}"
+        told.append(f"torchrun still waits on {', '.join(waiting) or 'no host'} then")
+        return f"{' | '.join(told)}; {self.again('cut', *timeout)}"
 
     def named(self, hosts: Sequence[int]) -> str:
         """How and when these hosts ended since all ranks were let go; each must name a cause."""
@@ -96,10 +111,9 @@ class Rehearsal:
         for number in hosts:
             host = self.net.hosts[number]
             code, took = host.end(), time.monotonic() - began
-            sentences = sorted(set(re.findall(r"rank \d+ stopped[^\n]*", host.said())))
             assert code != 0, f"{host.name} ended as if nothing had happened"
-            assert sentences, host.said()
-            ends.append(f"{host.name} after {took:.0f} s: {'; '.join(sentences)}")
+            assert causes(host), host.said()
+            ends.append(f"{host.name} after {took:.0f} s: {'; '.join(causes(host))}")
         return " | ".join(ends)
 
     def again(self, run: str, *words: str) -> str:
@@ -150,6 +164,7 @@ def main(wanted: Sequence[str]) -> int:
     wrong = 0
     if reason := why_not():
         raise SystemExit(f"hosts cannot be rehearsed here: {reason}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no host is left behind
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         net = Net(Path(name), 4)
         stack.callback(net.close)

@@ -18,6 +18,7 @@ import ipaddress
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -33,6 +34,7 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 PATIENCE = 3.0  # seconds in which a rank whose exchange failed expects to hear why
+OUT_OF_REACH = 30.0  # seconds after which the store is not waited for any more
 CAUSE = "cause"  # key of the store: the first error that is surely its rank's own
 
 
@@ -188,20 +190,29 @@ def _publish(store: PrefixStore, number: int, reason: str) -> None:
 
 
 def _cause(store: PrefixStore, error: Exception, number: int, count: int) -> str:
-    """What another rank has said of its failure; where none has, the error gets a note that names the silent ranks."""
-    try:
+    """What another rank has said of its failure; where none has, the error gets a note that names the silent ranks.
+
+    A link that is cut leaves whoever asks the store waiting for TCP, which is a quarter of an hour: a thread asks.
+    """
+    found = ["", f"rank {number} stopped; the store of all ranks, on {os.environ['MASTER_ADDR']}, is out of reach"]
+    asking = threading.Thread(target=_ask, args=(store, number, count, found), daemon=True)
+    asking.start()
+    asking.join(OUT_OF_REACH)
+    cause, note = found
+    if not cause:
+        error.add_note(f"{note}: killed or stalled?")
+    return cause
+
+
+def _ask(store: PrefixStore, number: int, count: int, found: list[str]) -> None:
+    """Put into `found` what another rank has said of its failure, or else what is known of the silence."""
+    with suppress(dist.DistError):
         store.set(f"stopped/{number}", "")
         deadline = time.monotonic() + PATIENCE
         while not store.check([CAUSE]):
             if time.monotonic() > deadline:
                 silent = [str(one) for one in range(count) if not store.check([f"stopped/{one}"])]
-                error.add_note(f"rank {number} stopped without word from rank {', '.join(silent)}: killed or stalled?")
-                return ""
+                found[:] = "", f"rank {number} stopped without word from rank {', '.join(silent)}"
+                return
             time.sleep(0.1)
-        return str(store.get(CAUSE).decode())
-    except dist.DistError:
-        error.add_note(
-            f"rank {number} stopped; the store that the ranks share is gone, of {os.environ['MASTER_ADDR']}: "
-            "killed or cut off?"
-        )
-        return ""
+        found[:] = str(store.get(CAUSE).decode()), ""

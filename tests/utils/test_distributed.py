@@ -76,9 +76,18 @@ signal.set_wakeup_fd(wake)
 
 class Step(loop.TrainStep):
     def __call__(self, batch):
+        global stopped
         if fault == "stopped" and batch.step == 5:
             print("waits for a signal", flush=True)
             os.read(awake, 1)
+        if fault == "cut off" and batch.step == 25:
+            distributed.OUT_OF_REACH = 0.1
+            distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+            stopped = distributed.all_gather(os.getpid())[0]
+            if rank == 1:
+                os.kill(stopped, signal.SIGSTOP)  # it keeps its connections, and says nothing
+            else:
+                signal.pause()
         if fault == "stalled" and batch.step == 25:
             other = os.pidfd_open(distributed.all_gather(os.getpid())[0])
             if rank == 1:
@@ -94,7 +103,12 @@ class Step(loop.TrainStep):
         return super().__call__(batch)
 
 loop.TrainStep = Step
-code = main([word.replace("RANK", str(rank)) for word in sys.argv[1:]])
+stopped = None
+try:
+    code = main([word.replace("RANK", str(rank)) for word in sys.argv[1:]])
+finally:
+    if stopped is not None:
+        os.kill(stopped, signal.SIGKILL)
 if code == 0:  # the group is gone, with its threads: they would disturb the end of the process
     names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     code = ", ".join(name for name in names if "gloo" in name) or 0
@@ -296,6 +310,15 @@ def test_a_machine_whose_name_is_its_loopback_is_refused(work: Path) -> None:
         assert complaint.startswith(f"eco-fast: rank {rank}: the name {address} stands for {address}, where "), (
             complaint
         )
+
+
+def test_a_rank_that_is_cut_off_from_the_store_says_so(work: Path) -> None:
+    (killed, _, _), (code, _, complaint) = launch(work, 2, ["--run", "cut-off"], "cut off")
+    assert killed == -signal.SIGKILL
+    assert code == 1
+    assert complaint.endswith(
+        "rank 1 stopped; the store of all ranks, on localhost, is out of reach: killed or stalled?\n"
+    )
 
 
 def torchrun(work: Path, fault: str, *arguments: str) -> subprocess.Popen[str]:
