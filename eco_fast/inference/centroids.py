@@ -70,8 +70,6 @@ def make_centroids(
         with Writer(out, attributes) as writer:
             distributed.all_gather(None)  # no journal grows before all ranks have read it
             missing = _plan(writer, store, scale, verify=verify)
-            if any(distributed.all_gather(bool(missing))):
-                distributed.check_shared(out)
             if missing and distributed.is_main_process():
                 _warn_of(teacher, checkpoint, store, rounding)
             for index in track(distributed.shard(missing), "centroids"):
@@ -98,6 +96,8 @@ def _plan(writer: Writer, store: Store, scale: int, *, verify: bool) -> list[int
         for entry, size in zip(store.entries, sizes.tolist(), strict=True)
     ]
     missing = writer.plan(wanted, damaged)
+    if any(distributed.all_gather(bool(missing))):
+        distributed.check_shared(out)
     distributed.on_rank0(lambda: require_space(out, int(sizes[missing].sum()), "centroids"))
     return missing
 
