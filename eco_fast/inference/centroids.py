@@ -54,7 +54,7 @@ def make_centroids(
         The centroids, in the order of the store.
 
     Raises:
-        ValueError: too little space, or another process is making them.
+        ValueError: too little space, another process is making them, or not all ranks see their folder.
     """
     scale = ready(teacher).scale
     sha256 = teacher_hash(store.folder, scale, rounding, checkpoint)
@@ -114,6 +114,8 @@ def _plan(writer: Writer, store: Store, scale: int, *, verify: bool) -> list[int
         for entry, size in zip(store.entries, sizes.tolist(), strict=True)
     ]
     missing = writer.plan(wanted, damaged)
+    if any(distributed.all_gather(bool(missing))):
+        distributed.check_shared(out)
     distributed.on_rank0(lambda: require_space(out, int(sizes[missing].sum()), "centroids"))
     return missing
 

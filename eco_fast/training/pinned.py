@@ -32,9 +32,10 @@ def pin(folder: Path, kind: str, contents: Contents) -> None:
         contents: all of them.
 
     Raises:
-        ValueError: they have changed; names the first difference.
+        ValueError: they have changed, or are others on another rank; names the first difference.
     """
     distributed.on_rank0(lambda: _pin(folder / PINNED, kind, contents))
+    _check_equal(kind, contents)
 
 
 def pin_sets(folder: Path, images: Mapping[str, Pixels], monitored: BenchmarkSets) -> None:
@@ -110,12 +111,24 @@ def _pin(path: Path, kind: str, contents: Contents) -> None:
         )
 
 
-def first_change(before: Contents, now: Contents) -> str | None:
+def _check_equal(kind: str, contents: Contents) -> None:
+    """Compare what this rank sees with what rank 0 sees, perhaps on another machine."""
+    own = [(name_in_source(name), what) for name, what in contents]
+    digest = hashlib.sha256(json.dumps(own).encode()).hexdigest() if distributed.world_size() > 1 else ""
+    if len(set(distributed.all_gather(digest))) == 1:
+        return
+    first = distributed.on_rank0(lambda: list(contents))
+    if change := first_change(first, contents, "there", "here"):
+        raise ValueError(f"the {kind} are not those of rank 0: {change}; let all machines have the same")
+    distributed.all_gather(None)  # those who differ say so
+
+
+def first_change(before: Contents, now: Contents, then: str = "then", here: str = "now") -> str | None:
     """The first difference, in words."""
     if [(name_in_source(name), what) for name, what in before] == [(name_in_source(name), what) for name, what in now]:
         return None
     old, new = ({name_in_source(name): what for name, what in one} for one in (before, now))
-    counts = f"{len(before)} then, {len(now)} now"
+    counts = f"{len(before)} {then}, {len(now)} {here}"
     for name, what in now:
         if name_in_source(name) not in old:
             return f"{name} is new ({counts})"

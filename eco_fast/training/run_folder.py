@@ -59,9 +59,14 @@ class RunFolder:
         """Claim the folder; nothing is written before it is this process's.
 
         Raises:
-            ValueError: the folder is taken, or holds another recipe; names its holder, or the first key that differs.
+            ValueError: the folder is taken, holds another recipe, or is not seen by all ranks; names its holder, the
+                first key that differs, or where it is not seen.
         """
         distributed.on_rank0(self._claim)
+        with ExitStack() as stack:
+            stack.push(self)
+            distributed.check_shared(self.folder)
+            stack.pop_all()
         return self
 
     def __exit__(

@@ -9,7 +9,7 @@ from eco_fast.data.encoded import EncodedImages, match_centroids
 from eco_fast.data.folders import find_images
 from eco_fast.data.prepare import prepare
 from eco_fast.data.sources import ImageSource, names_of, without_small
-from eco_fast.data.store import MANIFEST, Store
+from eco_fast.data.store import MANIFEST, Store, read_manifest
 from eco_fast.inference.centroids import make_centroids
 from eco_fast.models import Network, load_network_of_scale
 from eco_fast.training.forecast import Forecast
@@ -68,7 +68,7 @@ def open_images(data: Data, scale: int, folder: Path, *, needs_centroids: bool) 
 
 
 def open_store(data: Data, folder: Path) -> Store:
-    """Prepare the recipe's images, or open the store as it is.
+    """Prepare the recipe's images, or open the store as it is. A machine that does not see rank 0's has its own.
 
     Raises:
         ValueError: neither images nor a store are named, or they cannot be used.
@@ -76,15 +76,21 @@ def open_store(data: Data, folder: Path) -> Store:
     where = store_folder(data, folder)
     if not data.train and not data.store:
         raise ValueError("data.train is empty: name your HR images, for example --data.train DIV2K_HR")
-    prepared = None
-    if data.train and distributed.is_main_process():
-        try:
-            prepared = prepare(data.train, where)
-        except ValueError:
-            if (prepared := from_elsewhere(data.train, where)) is None:
-                raise
+    prepared = _prepared(data.train, where) if data.train and distributed.is_main_process() else None
+    manifest = distributed.on_rank0(lambda: read_manifest(where))
+    if data.train and distributed.local_rank() == 0 and read_manifest(where) != manifest:
+        prepared = _prepared(data.train, where)
     distributed.all_gather(None)  # it is there, for all
     return prepared or Store(where)
+
+
+def _prepared(sources: Sequence[str], where: Path) -> Store:
+    try:
+        return prepare(sources, where)
+    except ValueError:
+        if (store := from_elsewhere(sources, where)) is None:
+            raise
+        return store
 
 
 def from_elsewhere(sources: Sequence[str], where: Path) -> Store | None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -50,14 +51,23 @@ compile = false
 """
 MUON = ("--optimizer.name", "muon", "--optimizer.learning_rate", "1e-3")
 SCRIPT = """
-import os, signal, sys
+import os, signal, socket, sys
+from datetime import timedelta
 from pathlib import Path
 import torch
+from torch.distributed import distributed_c10d
 from eco_fast.cli.main import main
 from eco_fast.training import loop
+from eco_fast.utils import distributed
 
 torch.set_num_threads(1)
 rank, fault = int(os.environ.get("RANK", "0")), os.environ.get("FAULT", "")
+if fault == "apart":  # machines that share no disk
+    os.chdir(f"machine-{rank}")
+if fault == "own disks":
+    os.environ["LOCAL_RANK"] = "0"
+if fault == "loopback":
+    socket.gethostname = lambda: f"127.0.0.{1 + rank}"
 first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 awake, wake = os.pipe()  # a signal writes a byte
 os.set_blocking(wake, False)
@@ -65,9 +75,18 @@ signal.set_wakeup_fd(wake)
 
 class Step(loop.TrainStep):
     def __call__(self, batch):
+        global stopped
         if fault == "stopped" and batch.step == 5:
             print("waits for a signal", flush=True)
             os.read(awake, 1)
+        if fault == "cut off" and batch.step == 25:
+            distributed.OUT_OF_REACH = 0.1
+            distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+            stopped = distributed.all_gather(os.getpid())[0]
+            if rank == 1:
+                os.kill(stopped, signal.SIGSTOP)  # it keeps its connections, and says nothing
+            else:
+                signal.pause()
         if batch.step == 25 and rank == 1 and first:
             if fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +97,12 @@ class Step(loop.TrainStep):
         return super().__call__(batch)
 
 loop.TrainStep = Step
-code = main(sys.argv[1:])
+stopped = None
+try:
+    code = main([word.replace("RANK", str(rank)) for word in sys.argv[1:]])
+finally:
+    if stopped is not None:
+        os.kill(stopped, signal.SIGKILL)
 if code == 0:  # the group is gone, with its threads: they would disturb the end of the process
     names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     code = ", ".join(name for name in names if "gloo" in name) or 0
@@ -224,6 +248,61 @@ def test_the_rank_whose_error_stops_the_others_is_named(work: Path, capsys: pyte
     assert main(["train", "recipe.toml", "--run", run.name, "--resume"]) == 0
     assert "continues at step 25 of 50" in capsys.readouterr().out
     assert_same_training(run, work / "one")
+
+
+def test_machines_without_a_common_run_folder_are_refused_before_anything_is_trained(work: Path) -> None:
+    for machine in ("machine-0", "machine-1"):
+        shutil.copytree(work / "hr", work / machine / "hr")
+        shutil.copy(work / "recipe.toml", work / machine)
+    name = socket.gethostname()
+    sentence = (
+        f"run: what {name} writes there is not seen on {name}; several machines need this folder on a disk that they "
+        "share\n"
+    )
+    for rank, (code, _, complaint) in enumerate(launch(work, 2, ["--run", "run"], "apart")):
+        assert (code, complaint) == (2, f"eco-fast: rank {rank}: {sentence}")
+    assert {path.name for path in (work / "machine-0/run").iterdir()} == {".lock", "config.toml", "environment.json"}
+    assert not (work / "machine-1/run").exists()
+
+
+def test_machines_with_a_store_each_train_the_same_network(work: Path) -> None:
+    """Each prepares its own."""
+    answers = launch(work, 2, ["--run", "own-disks", "--data.store", "store-of-RANK"], "own disks")
+    assert [code for code, _, _ in answers] == [0, 0], answers
+    assert contents(work / "store-of-0") == contents(work / "store-of-1")
+    assert_same_training(work / "own-disks", work / "one")
+
+
+def test_machines_with_other_images_are_refused(work: Path) -> None:
+    shutil.copytree(work / "hr", work / "images-of-0")
+    shutil.copytree(work / "hr", work / "images-of-1")
+    (work / "images-of-1/2.png").write_bytes((work / "hr/1.png").read_bytes())
+    given = ["--run", "others", "--data.train", "images-of-RANK", "--data.store", "other-store-of-RANK"]
+    (code, _, _), (other, _, complaint) = launch(work, 2, given, "own disks")
+    assert (code, other) == (2, 2)
+    assert complaint == (
+        "eco-fast: rank 1: the training images are not those of rank 0: images-of-1/2.png is another "
+        "(3 there, 3 here); let all machines have the same\n"
+    )
+
+
+def test_a_machine_whose_name_is_its_loopback_is_refused(work: Path) -> None:
+    """gloo would give the others that address."""
+    for rank, (code, _, complaint) in enumerate(launch(work, 2, ["--run", "loopback"], "loopback")):
+        address = f"127.0.0.{1 + rank}"
+        assert code == 2
+        assert complaint.startswith(f"eco-fast: rank {rank}: the name {address} stands for {address}, where "), (
+            complaint
+        )
+
+
+def test_a_rank_that_is_cut_off_from_the_store_says_so(work: Path) -> None:
+    (killed, _, _), (code, _, complaint) = launch(work, 2, ["--run", "cut-off"], "cut off")
+    assert killed == -signal.SIGKILL
+    assert code == 1
+    assert complaint.endswith(
+        "rank 1 stopped; the store of all ranks, on localhost, is out of reach: killed or stalled?\n"
+    )
 
 
 def torchrun(work: Path, fault: str, *arguments: str) -> subprocess.Popen[str]:
