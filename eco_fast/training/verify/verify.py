@@ -113,17 +113,17 @@ def check_all(
 ) -> None:
     """What `audit` does of the run's trainings."""
     student, drawn = trainings[-1], draw(trainings, wanted, seed)
+    total = sum(training.last for training in trainings)
+    steps = sum(one.steps for one in drawn)
+    every = sum(len(training.stretches()) for training in trainings)
+    choice = f"{len(drawn)} of {every} stretches, of --choice {seed}"
+    print(f"{student.folder}: repeats {steps} of {total} steps, {choice}", flush=True)
     facts |= {"recipe": recipe_digest(student.recipe), "conditions": conditions(student)}
     networks = [check_networks(training) for training in trainings]
     facts["networks"] = networks[-1] | check_released(released, student)
     evidence = open_evidence(student)
     facts["data"] = evidence.digests()
     facts |= repeat_centroids(student, evidence, wanted, seed)
-    total = sum(training.last for training in trainings)
-    steps = sum(one.steps for one in drawn)
-    every = sum(len(training.stretches()) for training in trainings)
-    choice = f"{len(drawn)} of {every} stretches, of --choice {seed}"
-    print(f"{student.folder}: repeats {steps} of {total} steps, {choice}", flush=True)
     facts |= {"steps": {"repeated": 0, "of": total}, "stretches": {"repeated": [], "of": every}}
     with tempfile.TemporaryDirectory() as name:
         for stretch in drawn:
