@@ -1,7 +1,6 @@
 """Several processes, one training: the same batches, the same weights, and named causes when one of them fails."""
 
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -20,7 +19,7 @@ from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels
 from eco_fast.training.run_folder import RunFolder
-from tests.helpers import write_crops_of
+from tests.helpers import PROCESSES, write_crops_of
 
 pytestmark = pytest.mark.slow
 
@@ -93,10 +92,6 @@ if code == 0:  # the group is gone, with its threads: they would disturb the end
     code = ", ".join(name for name in names if "gloo" in name) or 0
 sys.exit(code)
 """
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["eco_fast.training.loop", "eco_fast.evaluation.evaluate", "torch._dynamo"]
-)  # seconds for every rank
 Answers = list[tuple[int, str, str]]
 
 
