@@ -29,7 +29,7 @@ HANGS = 1800.0
 """Seconds after which something hangs: no test depends on how fast the machine is."""
 PROCESSES = multiprocessing.get_context("forkserver")
 """Processes that have imported what takes seconds in each rank."""
-PROCESSES.set_forkserver_preload(["eco_fast.training.loop", "eco_fast.evaluation.evaluate", "torch._dynamo"])
+PROCESSES.set_forkserver_preload(["eco_fast.cli.main", "eco_fast.training.pipeline", "torch._dynamo"])
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 """Operators that need a value of the device on the host."""
 

@@ -60,6 +60,7 @@ class Checkpoints:
 
         Raises:
             OSError: the one before could not be written.
+            ValueError: its weights were not finite, so it was not.
         """
         self.wait()
         if not distributed.is_main_process():
@@ -89,6 +90,7 @@ class Checkpoints:
 
         Raises:
             OSError: it could not be; names the file.
+            ValueError: its weights were not finite, so it was not.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -105,6 +107,12 @@ class Checkpoints:
             self.wait()
 
     def _write(self, names: list[str], weights: dict[str, Tensor], metadata: dict[str, str], state: Any) -> None:
+        for key, value in weights.items():
+            if value.is_floating_point() and not key.endswith("mask") and not value.isfinite().all():
+                raise ValueError(
+                    f"{self.folder}: {key} is not finite (NaN or infinity) after step {state['step']}, so the "
+                    "checkpoint before it is kept; go on from that one, with a lower optimizer.learning_rate"
+                )
         whole = {**state, HASH: content_hash(state)}
         for name in names:
             patiently(self.folder, partial(self._write_one, name, whole, weights, metadata))

@@ -54,6 +54,20 @@ def step_of(path: Path) -> int:
     return step
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_replace_nothing(value: float, tmp_path: Path) -> None:
+    saved(tmp_path, (3,), keep=1, best=3)
+    before = content(tmp_path)
+    network = network_at(6)
+    with torch.no_grad():
+        next(network.parameters())[0] = value
+    checkpoints = Checkpoints(tmp_path, Config())
+    checkpoints.save(network, 6, {"network": network.state_dict()}, best=True)
+    with pytest.raises(ValueError, match=r"is not finite .* after step 6, so the checkpoint before it is kept"):
+        checkpoints.wait()
+    assert content(tmp_path) == before
+
+
 def test_of_flipped_bits_each_is_found_or_harmless(tmp_path: Path) -> None:
     saved(tmp_path, (3,), keep=1)
     path = state_path(tmp_path, "last")
