@@ -115,14 +115,17 @@ def _named_failures(store: PrefixStore) -> Iterator[None]:
     except ValueError as error:
         _publish(store, str(error))
         raise ValueError(f"rank {rank()}: {error}") from error
-    except RuntimeError as error:  # perhaps that of an exchange: gloo's have no type of their own
-        cause = _cause(store, error)
-        if cause:
+    except Exception as error:
+        if not _of_exchange(error):
+            _publish(store, f"{type(error).__name__}: {error}")
+        elif cause := _cause(store, error):
             raise ValueError(f"rank {rank()} stopped, because {cause}") from error
         raise
-    except Exception as error:
-        _publish(store, f"{type(error).__name__}: {error}")
-        raise
+
+
+def _of_exchange(error: Exception) -> bool:
+    """Whether it says that another rank has not answered: gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _publish(store: PrefixStore, reason: str) -> None:
@@ -138,7 +141,9 @@ def _cause(store: PrefixStore, error: Exception) -> str:
         while not store.check([CAUSE]):
             if time.monotonic() > deadline:
                 silent = [str(one) for one in range(world_size()) if not store.check([f"stopped/{one}"])]
-                error.add_note(f"rank {rank()} stopped without word from rank {', '.join(silent)}: killed or stalled?")
+                what = f"without word from rank {', '.join(silent)}: killed or stalled?"
+                alone = "as all ranks did, each without an answer from another: is the network between them cut?"
+                error.add_note(f"rank {rank()} stopped {what if silent else alone}")
                 return ""
             time.sleep(0.1)
         return str(store.get(CAUSE).decode())

@@ -18,7 +18,7 @@ from eco_fast.models import save_network
 from eco_fast.models.edsr import EDSR
 from eco_fast.training.checkpoints import load_state
 from eco_fast.training.run_folder import read_rows
-from tests.faults.injection import NANS, PLACES, STEP, Meeting, run_rank
+from tests.faults.injection import NANS, PLACES, STEP, TIMEOUT, Meeting, run_rank
 from tests.helpers import HANGS, PROCESSES
 
 FAULTS = ("killed", "stopped", "cut", "NaN", "full", "corrupt", "slow")
@@ -46,6 +46,7 @@ batch_size = 4
 log_every = 1
 validate_every = 6
 checkpoint_every = 3
+timeout = {TIMEOUT}
 trackers = []
 device = "cpu"
 compile = false

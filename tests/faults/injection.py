@@ -27,6 +27,8 @@ from tests.helpers import wait_until
 
 STEP = 7
 """In which the fault is, counted from 0."""
+TIMEOUT = 1234
+"""Seconds that a rank waits for another by the recipe."""
 ENOUGH = timedelta(seconds=5)
 """How long the others wait for a rank that does not come; each step takes a few milliseconds."""
 FULL = 10_000
@@ -119,6 +121,9 @@ def _before(target: str, visit: int, work: Callable[..., Any], *, again: bool = 
 
 
 def _wait_less(*_: Any) -> None:
+    assert dist.group.WORLD is not None
+    options = dist.group.WORLD._get_backend(torch.device("cpu")).options
+    assert options._timeout == timedelta(seconds=TIMEOUT)
     distributed_c10d._set_pg_timeout(ENOUGH)
 
 
@@ -210,7 +215,7 @@ def _nan_weight(updater: Any, *_: Any) -> Callable[[Any], Any]:
 
 def _nan_checkpoint(_: Any, network: Any, *__: Any) -> None:
     with torch.no_grad():
-        next(network.parameters()).view(-1)[0] = torch.nan
+        next(network.parameters())[0] = torch.nan
 
 
 NANS: dict[str, Callable[..., Any]] = {
