@@ -68,7 +68,7 @@ class StopSignal:
             return self._number
         if self._in_flight is not None:
             number, reduction = self._in_flight
-            reduction.wait()
+            distributed.wait_for(reduction)
             self._agreed = int(number.item())
         number = torch.tensor(self._number)
         self._in_flight = (number, dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True))

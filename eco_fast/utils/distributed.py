@@ -16,9 +16,11 @@ is its default; there is nothing to set), but it does not see exchanges that are
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -102,6 +104,11 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
+def wait_for(exchange: dist.Work) -> None:
+    """Wait until an exchange that runs beside the training has ended."""
+    exchange.wait()
+
+
 def shard(values: Iterable[T]) -> list[T]:
     """This rank's part of the values: every world_size-th from its rank on."""
     return list(values)[rank() :: world_size()]
@@ -124,8 +131,9 @@ def _named_failures(store: PrefixStore) -> Iterator[None]:
 
 
 def _of_exchange(error: Exception) -> bool:
-    """Whether it says that another rank has not answered: gloo's errors have no type of their own."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    """Whether it was raised while this rank waited for others: gloo's errors have no type, and no word in common."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code.co_filename.startswith((str(Path(dist.__file__).parent), __file__))
 
 
 def _publish(store: PrefixStore, reason: str) -> None:

@@ -75,7 +75,7 @@ class Meeting(NamedTuple):
     place: str
     victim: int
     entered: Any
-    """Of each rank, how many exchanges it has begun: an array that all ranks share."""
+    """Of each rank, whether it has come to its place, or, if one is slow, how many exchanges it has begun; shared."""
 
 
 def run_rank(folder: Path, rank: int, world: int, port: int, arguments: list[str], meeting: Meeting | None) -> None:
@@ -97,7 +97,7 @@ def run_rank(folder: Path, rank: int, world: int, port: int, arguments: list[str
         if rank == meeting.victim:
             _before(place.at, place.visit, _suffering(meeting), again=meeting.fault == "slow")
         else:
-            _before(place.others or place.at, place.visit, _wait_less)
+            _before(place.others or place.at, place.visit, lambda *_: _wait_less(meeting, rank))
     sys.exit(main(arguments))
 
 
@@ -120,11 +120,12 @@ def _before(target: str, visit: int, work: Callable[..., Any], *, again: bool = 
     setattr(owner, name, called)
 
 
-def _wait_less(*_: Any) -> None:
+def _wait_less(meeting: Meeting, rank: int) -> None:
     assert dist.group.WORLD is not None
     options = dist.group.WORLD._get_backend(torch.device("cpu")).options
     assert options._timeout == timedelta(seconds=TIMEOUT)
     distributed_c10d._set_pg_timeout(ENOUGH)
+    meeting.entered[rank] += meeting.fault != "slow"
 
 
 def _suffering(meeting: Meeting) -> Callable[..., Any]:
@@ -141,6 +142,8 @@ def _suffering(meeting: Meeting) -> Callable[..., Any]:
     work = NANS[meeting.place] if meeting.fault == "NaN" else works[meeting.fault]
 
     def suffer(*arguments: Any) -> Any:
+        if meeting.place == "start":  # until then, others may still look for this rank
+            _come_last(meeting)
         state = Path("run/checkpoints/last.state.pt")
         saved = torch.load(state, weights_only=True)["step"] if state.exists() else 0
         Path("met.partial").write_text(str(saved), encoding="utf-8")
@@ -182,10 +185,11 @@ def _come_last(meeting: Meeting) -> None:
 def _cut(*_: Any) -> None:
     """Every connection of this process ends."""
     for link in list(Path("/proc/self/fd").iterdir()):
-        with suppress(OSError):  # it is no socket, or only listens
+        with suppress(OSError):  # it is no socket
             connection = socket.socket(fileno=os.dup(int(link.name)))
             with connection:
-                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if connection.family in (socket.AF_INET, socket.AF_INET6) and not listens:
                     connection.shutdown(socket.SHUT_RDWR)
 
 

@@ -136,6 +136,7 @@ def photos(scale: int) -> tuple[list[Pixels], list[Pixels]]:
 
 def train(made: Config) -> Curve:
     """The training itself, without a run folder. All ranks call it."""
+    torch.set_num_threads(1)
     hr, sr = photos(made.scale)
     used = source(sr) if made.needs_centroids else None
     state = TrainingState(made, "cpu", None, "golden")
@@ -185,7 +186,6 @@ def train_all() -> dict[str, Curve]:
 
 
 def _rank(file: Path, rank: int, port: str) -> None:
-    torch.set_num_threads(1)
     curves = {name_of(*curve, 1): train(recipe(*curve)) for curve in CURVES[rank::2]}
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     with distributed.process_group(timeout=1800):
