@@ -29,7 +29,7 @@ from eco_fast.cli.verify_command import add_verify
 BAD_INPUT = 2
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")  # of the compilers
 TIMEOUT = 3600  # seconds that ranks wait for each other
-AGAIN = {"train": "go on with --resume", "bench": "what was measured until then is kept"}
+AGAIN = {"train": "go on with --resume", "bench": "what was measured until then is kept", "verify": "nothing is kept"}
 REPEAT = "run the same command again to go on"
 COMPLETION = (
     'bash: put eval "$(eco-fast completion bash)" into ~/.bashrc; zsh: write it to _eco-fast in a folder of $fpath; '
