@@ -93,7 +93,8 @@ def entrants(attempt: Config, baseline: Config, *, leave_one_out: bool) -> dict[
     found = {"baseline": baseline.vanilla, "attempt": attempt}
     if leave_one_out:
         precision, usual = attempt.train.precision, baseline.train.precision
-        found[f"attempt without {attempt.objective.name}"] = attempt.vanilla
+        if attempt.objective.name != "vanilla":
+            found[f"attempt without {attempt.objective.name}"] = attempt.vanilla
         parts = {"objective": attempt.objective, "teacher": attempt.teacher}
         found[f"attempt without {attempt.optimizer.name}"] = _in(precision, baseline.model_copy(update=parts))
         if precision != usual:

@@ -70,20 +70,23 @@ def test_a_record_is_a_row_of_its_table() -> None:
 )
 def test_an_attempt_that_is_not_to_be_compared_is_refused(key: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        entrants(config.load(TRACKS[0], [key]), config.load(f"{TRACKS[0]}_adam"), leave_one_out=False)
+        entrants(
+            config.load(TRACKS[0], ["objective.name=eco", key]), config.load(f"{TRACKS[0]}_adam"), leave_one_out=False
+        )
 
 
 def test_leaving_a_part_out_puts_the_baselines_in_its_place() -> None:
-    attempt, baseline = config.load(TRACKS[0]), config.load(f"{TRACKS[0]}_adam")
+    attempt, baseline = config.load(TRACKS[0], ["objective.name=eco"]), config.load(f"{TRACKS[0]}_adam")
     found = entrants(attempt, baseline, leave_one_out=True)
     parts = [(one.optimizer, one.objective.name, one.train.precision, one.train.steps) for one in found.values()]
     assert dict(zip(found, parts, strict=True)) == {
         "baseline": (baseline.optimizer, "vanilla", "auto", 800),
-        "attempt": (attempt.optimizer, "eco", "bf16", 240),
-        "attempt without eco": (attempt.optimizer, "vanilla", "bf16", 240),
+        "attempt": (attempt.optimizer, "eco", "bf16", 280),
+        "attempt without eco": (attempt.optimizer, "vanilla", "bf16", 280),
         "attempt without muon": (baseline.optimizer, "eco", "bf16", 800),
-        "attempt without bf16": (attempt.optimizer, "eco", "auto", 240),
+        "attempt without bf16": (attempt.optimizer, "eco", "auto", 280),
     }
+    assert "attempt without vanilla" not in entrants(config.load(TRACKS[0]), baseline, leave_one_out=True)
 
 
 @pytest.fixture
@@ -96,8 +99,8 @@ def arguments(photo: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(speedrun, "DOCS", tmp_path)
     keys: dict[str, Any] = {"data.train": "train", "data.validation": "eye", "data.patch": 6, "model.features": 8}
-    keys |= {"model.blocks": 1, "teacher.steps": 3, "train.steps": 4, "train.batch_size": 2, "train.device": "cpu"}
-    keys |= {"train.validate_every": 3, "optimizer.warmup_steps": 0, "data.loader": "plain"}
+    keys |= {"objective.name": "eco", "model.blocks": 1, "teacher.steps": 3, "train.steps": 4, "train.batch_size": 2}
+    keys |= {"train.validate_every": 3, "train.device": "cpu", "optimizer.warmup_steps": 0, "data.loader": "plain"}
     given = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     return ["speedrun", "--run", "r", "--seeds", "2", "--leave-one-out", *given]
 

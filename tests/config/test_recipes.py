@@ -87,10 +87,10 @@ def test_its_name_tells_what_it_does(name: str) -> None:
 def test_the_recipes_of_a_speedrun_differ_in_optimizer_precision_and_length(track: str) -> None:
     muon, adam, lamb = (config.load(f"{track}{end}") for end in ("", "_adam", "_lamb"))
     assert [one.optimizer.name for one in (muon, adam, lamb)] == ["muon", "adam", "lamb"]
-    assert {one.objective.name for one in (muon, adam, lamb)} == {"eco"}
+    assert len({one.objective.name for one in (muon, adam, lamb)}) == 1
     assert adam.train == lamb.train
-    assert 3 * muon.train.steps <= adam.train.steps
-    assert 3 * muon.train.steps <= muon.teacher.steps, "a weaker teacher does harm"
+    assert 2 * muon.train.steps < adam.train.steps
+    assert 3 * muon.train.steps <= muon.teacher.steps or not muon.needs_centroids, "a weaker teacher does harm"
     for other in (adam, lamb):
         differs = {key for key in config.differences(muon, other) if not key.startswith("optimizer.")}
         assert differs - {"train.precision"} == {"description", "train.steps"}
