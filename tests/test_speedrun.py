@@ -69,10 +69,9 @@ def test_a_record_is_a_row_of_its_table() -> None:
     ],
 )
 def test_an_attempt_that_is_not_to_be_compared_is_refused(key: str, sentence: str) -> None:
+    attempt, baseline = config.load(TRACKS[0], ["objective.name=eco", key]), config.load(f"{TRACKS[0]}_adam")
     with pytest.raises(ValueError, match=sentence):
-        entrants(
-            config.load(TRACKS[0], ["objective.name=eco", key]), config.load(f"{TRACKS[0]}_adam"), leave_one_out=False
-        )
+        entrants(attempt, baseline, leave_one_out=False)
 
 
 def test_leaving_a_part_out_puts_the_baselines_in_its_place() -> None:
