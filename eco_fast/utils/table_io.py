@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def read_markdown(text: str) -> list[Table]:
     """The tables that `Table.markdown` has written, of cells without line ends."""
     lines, tables = text.split("\n"), []
     for number, line in enumerate(lines):
-        if line.startswith("|---"):
+        if re.fullmatch(r"\|(---\|)+", line):  # a title ends in a period, a row begins with a blank
             title, _, header = lines[number - 3 : number]
             rows = itertools.takewhile(lambda row: row.startswith("|"), lines[number + 1 :])
             tables.append(Table(title.removesuffix("."), _cells_of(header), [_cells_of(row) for row in rows]))
