@@ -42,7 +42,9 @@ class Place(NamedTuple):
     at: str
     visit: int = 0
     others: str = ""
-    """What the other ranks call at about the same time, where it is not the same."""
+    """What the other ranks call at about the same time or before, where it is not the same."""
+    others_visit: int | None = None
+    """Which of these calls, where it is not `visit`."""
 
 
 SAVE = f"{TRAINING}.checkpoints:Checkpoints.save"
@@ -50,7 +52,8 @@ PLAN = "eco_fast.inference.centroids:_plan"
 PLACES = {
     "start": Place(f"{TRAINING}.pipeline:Pipeline.begin"),
     "centroids": Place("eco_fast.inference.centroids:upscale_tiled", others=PLAN),
-    "loading": Place("eco_fast.data.loader:PlainLoader._prepare", STEP),
+    # loaders prepare batches ahead, one rank's more than another's: the others wait less from their first step on
+    "loading": Place("eco_fast.data.loader:PlainLoader._prepare", STEP, f"{TRAINING}.step:TrainingLoss.forward", 0),
     "forward": Place(f"{TRAINING}.step:TrainingLoss.forward", STEP),
     # a step marks three stages as they begin: forward, backward, and the optimizer's, which begins with the reduction
     "backward": Place(f"{TRAINING}.step:TrainStep._mark", 3 * STEP + 1),
