@@ -100,7 +100,8 @@ def run_rank(folder: Path, rank: int, world: int, port: int, arguments: list[str
         if rank == meeting.victim:
             _before(place.at, place.visit, _suffering(meeting), again=meeting.fault == "slow")
         else:
-            _before(place.others or place.at, place.visit, lambda *_: _wait_less(meeting, rank))
+            visit = place.visit if place.others_visit is None else place.others_visit
+            _before(place.others or place.at, visit, lambda *_: _wait_less(meeting, rank))
     sys.exit(main(arguments))
 
 
