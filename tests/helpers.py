@@ -1,6 +1,8 @@
 """What several test modules share."""
 
 import multiprocessing
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +34,21 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["eco_fast.cli.main", "eco_fast.training.pipeline", "torch._dynamo"])
 READS_THE_DEVICE = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 """Operators that need a value of the device on the host."""
+
+
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return int(free.getsockname()[1])
+
+
+def become_rank(rank: int, world: int, port: int, said: Sequence[Path] = ()) -> None:
+    """Set what torchrun tells a rank; what it says from here on goes to these files, output and errors."""
+    os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    for stream, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
 
 
 def assert_equal_fields(first: object, second: object, where: str = "") -> None:

@@ -4,6 +4,7 @@ from eco_fast.models.architectures import build
 from eco_fast.models.checkpoint_files import (
     METADATA,
     description,
+    first_not_finite,
     load_network,
     load_network_of_scale,
     read_state,
@@ -20,6 +21,7 @@ __all__ = [
     "compile_blocks",
     "compile_for_images",
     "description",
+    "first_not_finite",
     "load_network",
     "load_network_of_scale",
     "read_state",

@@ -156,13 +156,20 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     content, metadata = _content(path)
     # A file of ours has the network's own names, which may look like a wrapper's: all below `self.net`, say.
     state = content if METADATA in metadata else canonical_keys(plain_state(path, content))
+    if key := first_not_finite(state):
+        raise ValueError(
+            f"{path}: {key} holds values that are not finite (NaN or infinity): the training that wrote it had "
+            "failed; take an earlier checkpoint"
+        )
+    return state, metadata
+
+
+def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The first weight that holds NaN or infinity; masks of attention may."""
     for key, value in state.items():
         if value.is_floating_point() and not key.endswith("mask") and not torch.isfinite(value).all():
-            raise ValueError(
-                f"{path}: {key} holds values that are not finite (NaN or infinity): the training that wrote it had "
-                "failed; take an earlier checkpoint"
-            )
-    return state, metadata
+            return key
+    return None
 
 
 def _content(path: Path) -> tuple[Any, dict[str, str]]:

@@ -27,7 +27,15 @@ from torch import Tensor
 
 from eco_fast import config
 from eco_fast.config import Config
-from eco_fast.models import METADATA, Network, description, read_state, save_network, save_weights
+from eco_fast.models import (
+    METADATA,
+    Network,
+    description,
+    first_not_finite,
+    read_state,
+    save_network,
+    save_weights,
+)
 from eco_fast.utils import distributed
 from eco_fast.utils.content_hash import content_hash
 from eco_fast.utils.files import sync_folder, unused, write_atomically
@@ -107,12 +115,11 @@ class Checkpoints:
             self.wait()
 
     def _write(self, names: list[str], weights: dict[str, Tensor], metadata: dict[str, str], state: Any) -> None:
-        for key, value in weights.items():
-            if value.is_floating_point() and not key.endswith("mask") and not value.isfinite().all():
-                raise ValueError(
-                    f"{self.folder}: {key} is not finite (NaN or infinity) after step {state['step']}, so the "
-                    "checkpoint before it is kept; go on from that one, with a lower optimizer.learning_rate"
-                )
+        if key := first_not_finite(weights):
+            raise ValueError(
+                f"{self.folder}: {key} is not finite (NaN or infinity) after step {state['step']}, so the "
+                "checkpoint before it is kept; go on from that one, with a lower optimizer.learning_rate"
+            )
         whole = {**state, HASH: content_hash(state)}
         for name in names:
             patiently(self.folder, partial(self._write_one, name, whole, weights, metadata))

@@ -117,7 +117,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def wait_for(exchange: dist.Work) -> None:
-    """Wait until an exchange that runs beside the training has ended."""
+    """Wait for an exchange that runs beside the training; in this file, by which `_of_exchange` knows its errors."""
     exchange.wait()
 
 

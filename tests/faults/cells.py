@@ -123,7 +123,7 @@ def prepare(folder: Path) -> Path:
     torch.manual_seed(7)
     save_network(folder / "teacher.safetensors", EDSR(2, 8, 1))
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
-    finish(launch(folder, 1, [*TRAIN[:-1], "unbroken"]))
+    finish(folder, 1, [*TRAIN[:-1], "unbroken"], "the unbroken run")
     return folder
 
 
@@ -153,10 +153,11 @@ def launch(folder: Path, world: int, arguments: Sequence[str], meeting: Meeting 
     return [int(rank.exitcode or 0) for rank in ranks]
 
 
-def finish(codes: list[int]) -> None:
-    """Nobody failed."""
+def finish(folder: Path, world: int, arguments: Sequence[str], what: str) -> None:
+    """Run a command whose ranks all have to end well; `what` it is, for when they do not."""
+    codes = launch(folder, world, arguments)
     if any(codes):
-        raise LostError(f"exit codes {codes}")
+        raise LostError(f"{what}: exit codes {codes}:\n{words(folder, world)}")
 
 
 def words(folder: Path, world: int) -> str:
@@ -186,7 +187,7 @@ def meet(cell: Cell, prepared: Path, folder: Path) -> str:
     if cell.ends:
         if whole:
             whole()
-        finish_with(folder, WORLDS[cell.world], cell)
+        finish(folder, WORLDS[cell.world], [*TRAIN, "--resume"], f"{cell}: does not go on")
     compare(cell, folder / "run", prepared / "unbroken")
     return sentence
 
@@ -199,13 +200,6 @@ def spoil(cell: Cell, folder: Path) -> Any:
     content = image.read_bytes()
     image.write_bytes(content[:-200])
     return lambda: image.write_bytes(content)
-
-
-def finish_with(folder: Path, world: int, cell: Cell) -> None:
-    """Go on with another number of ranks."""
-    codes = launch(folder, world, [*TRAIN, "--resume"])
-    if any(codes):
-        raise LostError(f"{cell}: does not go on, exit codes {codes}:\n{words(folder, world)}")
 
 
 def compare(cell: Cell, run: Path, unbroken: Path) -> None:

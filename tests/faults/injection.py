@@ -23,7 +23,7 @@ from torch.distributed import distributed_c10d
 
 from eco_fast.cli.main import main
 from eco_fast.data.store import Store
-from tests.helpers import wait_until
+from tests.helpers import become_rank, wait_until
 
 STEP = 7
 """In which the fault is, counted from 0."""
@@ -84,12 +84,10 @@ class Meeting(NamedTuple):
 def run_rank(folder: Path, rank: int, world: int, port: int, arguments: list[str], meeting: Meeting | None) -> None:
     """`eco-fast ARGUMENTS` as one rank; what it says goes to the files FOLDER/RANK.out and .err."""
     os.chdir(folder)
-    for stream, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    os.environ |= {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_ERROR_FILE": f"{rank}.json"}
+    become_rank(rank, world, port, [Path(f"{rank}.out"), Path(f"{rank}.err")])
     # the store that the ranks share is none's, as under torchrun
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    os.environ["TORCHELASTIC_ERROR_FILE"] = f"{rank}.json"
     torch.set_num_threads(1)
     for drawn in ("draw_curves", "draw_samples", "report_if_possible"):  # they take longer than all the rest
         setattr(import_module(f"{TRAINING}.pipeline"), drawn, lambda *_: None)

@@ -10,8 +10,6 @@ where it was made. The networks differ in scale, rounding, optimizer and schedul
 
 import hashlib
 import json
-import os
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -32,7 +30,7 @@ from eco_fast.training.state import TrainingState
 from eco_fast.training.step import TrainStep
 from eco_fast.utils import distributed
 from eco_fast.utils.device import cpp_compiler
-from tests.helpers import PROCESSES, leaves, source, upsample_image
+from tests.helpers import PROCESSES, become_rank, free_port, leaves, source, upsample_image
 
 FOLDER = Path(__file__).parent
 STEPS = 60
@@ -168,9 +166,7 @@ def name_of(network: str, objective: str, world: int) -> str:
 
 def train_all() -> dict[str, Curve]:
     """Every curve by its name, by two processes: each trains half of those of one rank, then both train the others."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{rank}.json") for rank in (0, 1)]
         ranks = [PROCESSES.Process(target=_rank, args=(file, rank, port)) for rank, file in enumerate(files)]
@@ -187,9 +183,9 @@ def train_all() -> dict[str, Curve]:
     return {name: made[name] for name in sorted(made)}
 
 
-def _rank(file: Path, rank: int, port: str) -> None:
+def _rank(file: Path, rank: int, port: int) -> None:
     curves = {name_of(*curve, 1): train(recipe(*curve)) for curve in CURVES[rank::2]}
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    become_rank(rank, 2, port)
     with distributed.process_group(timeout=1800):
         curves |= {name_of(*curve, 2): train(recipe(*curve)) for curve in CURVES}
     file.write_text(json.dumps(curves), encoding="utf-8")

@@ -20,7 +20,7 @@ from eco_fast import config
 from eco_fast.cli.main import main
 from eco_fast.data.images import Pixels
 from eco_fast.training.run_folder import RunFolder
-from tests.helpers import PROCESSES, write_crops_of
+from tests.helpers import PROCESSES, become_rank, free_port, write_crops_of
 
 pytestmark = pytest.mark.slow
 
@@ -142,12 +142,9 @@ def launch(
     command: Sequence[str] = ("train", "recipe.toml"),
 ) -> Answers:
     """Run a command of eco-fast as so many ranks; exit code, output and errors of each."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    settings = {"WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": port, "FAULT": fault}
+    port = free_port()
     processes = [
-        PROCESSES.Process(target=run_rank, args=(folder, rank, settings, [*command, *arguments]))
+        PROCESSES.Process(target=run_rank, args=(folder, rank, world, port, fault, [*command, *arguments]))
         for rank in range(world)
     ]
     for process in processes:
@@ -165,12 +162,11 @@ def launch(
     return answers
 
 
-def run_rank(folder: Path, rank: int, settings: dict[str, str], arguments: list[str]) -> None:
+def run_rank(folder: Path, rank: int, world: int, port: int, fault: str, arguments: list[str]) -> None:
     """What `python script.py ARGUMENTS` does, in a process that has imported everything."""
     os.chdir(folder)
-    for stream in (1, 2):
-        os.dup2(os.open(said_by(folder, rank, stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    os.environ |= {**settings, "RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_ERROR_FILE": f"{rank}.json"}
+    become_rank(rank, world, port, [said_by(folder, rank, stream) for stream in (1, 2)])
+    os.environ |= {"FAULT": fault, "TORCHELASTIC_ERROR_FILE": f"{rank}.json"}
     sys.argv = ["script.py", *arguments]
     runpy.run_path("script.py", run_name="__main__")
 

@@ -2,7 +2,8 @@
 
 import random
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -100,8 +101,15 @@ def read_kept(path: Path, stretch: Stretch) -> dict[str, Any]:
         RefutedError: it is not as it was written.
         ValueError: it is missing.
     """
-    try:
+    with refuting_damage(path, stretch):
         return read_whole_state(path)
+
+
+@contextmanager
+def refuting_damage(path: Path, stretch: Stretch) -> Iterator[None]:
+    """Of a file that is there and cannot be read: raises RefutedError instead of ValueError."""
+    try:
+        yield
     except ValueError as error:
         if path.is_file():
             raise RefutedError(stretch, str(error)) from error

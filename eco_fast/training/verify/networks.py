@@ -11,7 +11,7 @@ from torch import Tensor
 from eco_fast.models import METADATA, build, description, load_network, read_state
 from eco_fast.models.edsr import as_others_read_it
 from eco_fast.training.checkpoints import state_path, weights_path
-from eco_fast.training.verify.audited import KeptTraining, RefutedError, Stretch, read_kept, recipe_of
+from eco_fast.training.verify.audited import KeptTraining, RefutedError, Stretch, read_kept, recipe_of, refuting_damage
 from eco_fast.utils.content_hash import content_hash
 from eco_fast.utils.files import sha256_of
 
@@ -80,12 +80,8 @@ def read_weights(path: Path, stretch: Stretch) -> tuple[dict[str, Tensor], dict[
         RefutedError: it is damaged.
         ValueError: it is missing.
     """
-    try:
+    with refuting_damage(path, stretch):
         return read_state(path)
-    except ValueError as error:
-        if path.is_file():
-            raise RefutedError(stretch, str(error)) from error
-        raise
 
 
 def differing_weight(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str:

@@ -99,35 +99,23 @@ def audit(
         ValueError: as `verify`.
     """
     trainings = trainings_of(run, overrides)
-    with threads_of(trainings[-1]):
-        check_all(trainings, wanted, seed, list(overrides), released, facts)
-
-
-def check_all(
-    trainings: Sequence[KeptTraining],
-    wanted: int | None,
-    seed: int,
-    given: Sequence[str],
-    released: Sequence[Path],
-    facts: dict[str, Any],
-) -> None:
-    """What `audit` does of the run's trainings."""
     student, drawn = trainings[-1], draw(trainings, wanted, seed)
-    total = sum(training.last for training in trainings)
-    steps = sum(one.steps for one in drawn)
-    every = sum(len(training.stretches()) for training in trainings)
-    choice = f"{len(drawn)} of {every} stretches, of --choice {seed}"
-    print(f"{student.folder}: repeats {steps} of {total} steps, {choice}", flush=True)
-    facts |= {"recipe": recipe_digest(student.recipe), "conditions": conditions(student)}
-    networks = [check_networks(training) for training in trainings]
-    facts["networks"] = networks[-1] | check_released(released, student)
-    evidence = open_evidence(student)
-    facts["data"] = evidence.digests()
-    facts |= repeat_centroids(student, evidence, wanted, seed)
-    facts |= {"steps": {"repeated": 0, "of": total}, "stretches": {"repeated": [], "of": every}}
-    with tempfile.TemporaryDirectory() as name:
-        for stretch in drawn:
-            note(repeat(stretch, evidence, given, Path(name, "run")), facts)
+    with threads_of(student):
+        total = sum(training.last for training in trainings)
+        steps = sum(one.steps for one in drawn)
+        every = sum(len(training.stretches()) for training in trainings)
+        choice = f"{len(drawn)} of {every} stretches, of --choice {seed}"
+        print(f"{student.folder}: repeats {steps} of {total} steps, {choice}", flush=True)
+        facts |= {"recipe": recipe_digest(student.recipe), "conditions": conditions(student)}
+        networks = [check_networks(training) for training in trainings]
+        facts["networks"] = networks[-1] | check_released(released, student)
+        evidence = open_evidence(student)
+        facts["data"] = evidence.digests()
+        facts |= repeat_centroids(student, evidence, wanted, seed)
+        facts |= {"steps": {"repeated": 0, "of": total}, "stretches": {"repeated": [], "of": every}}
+        with tempfile.TemporaryDirectory() as name:
+            for stretch in drawn:
+                note(repeat(stretch, evidence, list(overrides), Path(name, "run")), facts)
 
 
 def repeat_centroids(
